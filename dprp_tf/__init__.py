@@ -1,0 +1,19 @@
+"""Low-rank CNNs for Keras: ranks that fall during training, folded into plain fast layers."""
+
+from dprp_tf.callbacks import RankHistory, RankPruning
+from dprp_tf.factorizing import factorize
+from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense
+from dprp_tf.training import DPRPModel, DPRPSettings
+
+__all__ = [
+    "DPRPModel",
+    "DPRPSettings",
+    "RankHistory",
+    "RankPruning",
+    "SVDConv1D",
+    "SVDConv2D",
+    "SVDConv3D",
+    "SVDDense",
+    "factorize",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,246 @@
+"""Callbacks that shrink the ranks inside `fit` and record them."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from dprp_tf import factorization, resizing
+from dprp_tf.atomic import write_json
+from dprp_tf.costs import model_cost
+from dprp_tf.layers import SVDLayer, low_rank_layers
+
+__all__ = ["RankHistory", "RankPruning"]
+
+
+class RankPruning(keras.callbacks.Callback):
+    """Cut the ranks of a `DPRPModel` to what the threshold leaves, at the end of epochs.
+
+    At the end of an epoch, before its validation, each layer's values are put in order and cut
+    at the first relative drop below the threshold. The variables, the optimizer's slots and the
+    compiled functions really become smaller; when nothing is to be cut, nothing is touched and
+    nothing is traced anew. A shrink costs a retrace, so small ones can be made to wait.
+
+    Args:
+        threshold: Pruning threshold epsilon, in (0, 1). Default: the model's own.
+        start_epoch: First epoch, counted from 0, at whose end ranks may fall. Default 0.
+        frequency: Epochs between prunings, 1 or more. Default 1.
+        layers: Names of the layers to prune. Default: every SVD layer that trains.
+        minimum_rank: Rank no layer falls below, 1 or more. Default 1.
+        minimum_removed: Singular values, over all layers, that must be pending before a
+            shrink is made; the last epoch of a run cuts whatever is pending. Default 1.
+        verbose: 1 to print a line per shrink. Default 0.
+
+    Raises:
+        ValueError: At construction if an argument is out of range; in training if the model is
+            not a `DPRPModel`, a layer name is unknown, or a factor is not finite.
+
+    Source: DPRP (arXiv 2401.08014) III-D.
+
+    Example:
+
+    >>> RankPruning(start_epoch=2, frequency=5).frequency
+    5
+    """
+
+    def __init__(
+        self,
+        threshold: float | None = None,
+        *,
+        start_epoch: int = 0,
+        frequency: int = 1,
+        layers: Iterable[str] | None = None,
+        minimum_rank: int = 1,
+        minimum_removed: int = 1,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__()
+        if threshold is not None and not 0.0 < threshold < 1.0:
+            raise ValueError(f"`threshold` must lie in (0, 1). Received: threshold={threshold}")
+        for name, value, least in (
+            ("start_epoch", start_epoch, 0),
+            ("frequency", frequency, 1),
+            ("minimum_rank", minimum_rank, 1),
+            ("minimum_removed", minimum_removed, 1),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"`{name}` must be an integer of {least} or more. Received: {name}={value!r}"
+                )
+        self.threshold = threshold
+        self.start_epoch = start_epoch
+        self.frequency = frequency
+        self.layer_names = None if layers is None else tuple(layers)
+        self.minimum_rank = minimum_rank
+        self.minimum_removed = minimum_removed
+        self.verbose = verbose
+        self.shrinks: list[dict[str, Any]] = []
+        self._epoch: int | None = None
+        self._done = False
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.shrinks = []
+        self._epoch, self._done = None, False
+        if not hasattr(self.model, "settings"):
+            raise ValueError(
+                "`RankPruning` works on a DPRPModel. Received: "
+                f"{type(self.model).__name__}; make one with dprp_tf.factorize(model)."
+            )
+        if self.layer_names is not None:
+            known = [layer.name for layer in low_rank_layers(self.model)]
+            unknown = [name for name in self.layer_names if name not in known]
+            if unknown:
+                raise ValueError(
+                    f"`layers` must name SVD layers of the model: {known}. Received: {unknown}"
+                )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch, self._done = epoch, False
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        # fit() validates after an epoch's last step: cutting first lets the validation figures
+        # be those of the model that goes on.
+        if self._epoch is not None:
+            self._prune_once()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._prune_once()
+        self._epoch = None
+        if logs is not None:
+            logs.update(self.model.rank_logs())
+
+    def pending_ranks(self) -> dict[SVDLayer, int]:
+        """Return the layers that would be cut now and the rank each would get.
+
+        Returns:
+            New ranks by layer, for the layers that would change.
+
+        Raises:
+            ValueError: If a layer's values are not finite.
+        """
+        resizing.sync(self.model)
+        threshold = self.threshold or self.model.settings.threshold
+        pending = {}
+        for layer in low_rank_layers(self.model):
+            if not layer.trainable or (
+                self.layer_names is not None and layer.name not in self.layer_names
+            ):
+                continue
+            factors = layer.factors
+            for name, values in factors._asdict().items():
+                if not np.all(np.isfinite(values)):
+                    raise ValueError(
+                        f"Training diverged: `{name}` of layer {layer.name!r} holds NaN or "
+                        f"infinite values at the end of epoch {self._epoch}; nothing was pruned. "
+                        "Lower the learning rate or the loss weights, or use "
+                        "structure='retraction'."
+                    )
+            ordered = np.sort(np.abs(factors.s))[::-1]
+            rank = factorization.retained_rank(ordered, threshold, self.minimum_rank)
+            if rank < factors.rank:
+                pending[layer] = rank
+        return pending
+
+    def _prune_once(self) -> None:
+        if self._done or self._epoch is None:
+            return
+        self._done = True
+        epoch = self._epoch
+        last = epoch + 1 == self.params.get("epochs")
+        due = (epoch - self.start_epoch) % self.frequency == 0
+        pending = self.pending_ranks()
+        if epoch < self.start_epoch or not pending or not (due or last):
+            return
+        before = {layer.name: int(layer.rank or 0) for layer in pending}
+        after = {layer.name: rank for layer, rank in pending.items()}
+        removed = sum(before.values()) - sum(after.values())
+        if removed < self.minimum_removed and not last:
+            return
+        resizing.resize(self.model, pending)
+        self.shrinks.append({"epoch": epoch, "before": before, "after": after})
+        if self.verbose:
+            changes = ", ".join(f"{name} {before[name]}->{after[name]}" for name in after)
+            print(f"\nepoch {epoch + 1}: removed {removed} singular values ({changes})")
+
+
+class RankHistory(keras.callbacks.Callback):
+    """Record ranks, parameters, MACs and singular values before training and after each epoch.
+
+    Place it after `RankPruning`, so that it sees the ranks an epoch ended with.
+
+    Args:
+        path: JSON file written after every epoch, whole or not at all. If it exists when
+            training starts at a later epoch, its earlier entries are kept. Default: none.
+
+    Attributes:
+        record: `{"layers", "full_ranks", "baseline_parameters", "baseline_macs", "epochs"}`; each
+            entry of `epochs` has `epoch` (0 before training), `parameters`, `macs`,
+            `total_rank`, `ranks` and `singular_values`.
+
+    Example:
+
+    >>> RankHistory().record["epochs"]
+    []
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        super().__init__()
+        self.path = None if path is None else Path(path)
+        self.record: dict[str, Any] = {"epochs": []}
+        self._begun = False
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._begun = False
+        cost = model_cost(self.model)
+        layers = low_rank_layers(self.model)
+        self.record = {
+            "layers": [layer.name for layer in layers],
+            "full_ranks": {layer.name: layer.full_rank for layer in layers},
+            "baseline_parameters": cost.dense_parameters,
+            "baseline_macs": cost.dense_macs,
+            "epochs": [],
+        }
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        if epoch > 0 and self.path is not None and self.path.exists():
+            try:
+                earlier = json.loads(self.path.read_text(encoding="utf-8"))["epochs"]
+            except (ValueError, KeyError, TypeError) as error:
+                warnings.warn(f"{self.path} could not be read and is begun anew: {error}", stacklevel=2)
+                earlier = []
+            self.record["epochs"] = [entry for entry in earlier if entry["epoch"] <= epoch]
+        if not self.record["epochs"]:
+            self._append(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._append(epoch + 1)
+
+    def _append(self, epoch: int) -> None:
+        resizing.sync(self.model)
+        cost = model_cost(self.model)
+        layers = low_rank_layers(self.model)
+        self.record["epochs"].append(
+            {
+                "epoch": epoch,
+                "parameters": cost.parameters,
+                "macs": cost.macs,
+                "total_rank": sum(int(layer.rank or 0) for layer in layers),
+                "ranks": {layer.name: layer.rank for layer in layers},
+                "singular_values": {
+                    layer.name: [round(float(value), 6) for value in layer.factors.s]
+                    for layer in layers
+                },
+            }
+        )
+        if self.path is not None:
+            write_json(self.path, self.record)

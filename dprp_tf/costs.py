@@ -1,0 +1,277 @@
+"""What a layer and a model cost: parameters, MACs, and the rank at which factors pay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dprp_tf import factorization
+
+__all__ = [
+    "LayerCost",
+    "ModelCost",
+    "break_even_rank",
+    "factor_parameters",
+    "model_cost",
+    "two_stage_kernels",
+    "two_stage_parameters",
+]
+
+
+def factor_parameters(kernel_shape: Sequence[int], matricization: str, rank: int) -> int:
+    """Return r (h + w + 1), the weights of the factors U (h, r), s (r,), V (w, r) in training.
+
+    Args:
+        kernel_shape: Keras kernel shape.
+        matricization: `"spatial"`, `"channel"` or `"separable"`.
+        rank: Number of singular values r.
+
+    Returns:
+        The number of weights, without bias.
+
+    Source: DPRP (arXiv 2401.08014) Eq. 4 and 7.
+
+    Example:
+
+    >>> factor_parameters((3, 3, 16, 16), "spatial", 9)
+    2394
+    """
+    height, width = factorization.matrix_shape(kernel_shape, matricization)
+    return rank * (height + width + 1)
+
+
+def break_even_rank(kernel_shape: Sequence[int], matricization: str) -> int:
+    """Return the largest rank whose factors weigh no more than the kernel; 0 if none does.
+
+    r <= h w / (h + w + 1).
+
+    Args:
+        kernel_shape: Keras kernel shape.
+        matricization: `"spatial"`, `"channel"` or `"separable"`.
+
+    Returns:
+        The rank.
+
+    Source: DPRP (arXiv 2401.08014) Eq. 3 and 6.
+
+    Example:
+
+    >>> break_even_rank((3, 3, 16, 16), "spatial")
+    8
+    """
+    height, width = factorization.matrix_shape(kernel_shape, matricization)
+    return (height * width) // (height + width + 1)
+
+
+def two_stage_kernels(
+    kernel_shape: Sequence[int], matricization: str, rank: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the kernel shapes of the two plain convolutions a layer of this rank folds into.
+
+    With C channels and S filters: `spatial` gives r depthwise filters shared by all channels,
+    stored once per channel, (*kernel_size, C, r), then a pointwise (C*r, S); `channel` gives
+    (*kernel_size, C, r) then (r, S); `separable` gives (*leading axes, 1, C, r) then
+    (1, ..., last axis, r, S). Dense and pointwise kernels give (D_in, r) then (r, D_out).
+
+    Args:
+        kernel_shape: Keras kernel shape.
+        matricization: `"spatial"`, `"channel"` or `"separable"`.
+        rank: Number of singular values r.
+
+    Returns:
+        The two shapes.
+
+    Example:
+
+    >>> two_stage_kernels((3, 3, 16, 32), "separable", 8)
+    ((3, 1, 16, 8), (1, 3, 8, 32))
+    """
+    kind = factorization.resolve(kernel_shape, matricization)
+    *spatial, channels, filters = (int(size) for size in kernel_shape)
+    ones = (1,) * len(spatial)
+    if kind == "spatial":
+        return (*spatial, channels, rank), (*ones, channels * rank, filters)
+    if kind == "channel":
+        return (*spatial, channels, rank), (*ones, rank, filters)
+    first = (*spatial[:-1], 1, channels, rank)
+    return first, (*ones[:-1], spatial[-1], rank, filters)
+
+
+def two_stage_parameters(kernel_shape: Sequence[int], matricization: str, rank: int) -> int:
+    """Return the weights of the two-stage fold, as stored, without bias.
+
+    Args:
+        kernel_shape: Keras kernel shape.
+        matricization: `"spatial"`, `"channel"` or `"separable"`.
+        rank: Number of singular values r.
+
+    Returns:
+        The number of weights of both kernels of `two_stage_kernels`.
+
+    Example:
+
+    >>> two_stage_parameters((3, 3, 16, 32), "separable", 8)
+    1152
+    """
+    return sum(math.prod(shape) for shape in two_stage_kernels(kernel_shape, matricization, rank))
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs.
+
+    Attributes:
+        name: The layer's name.
+        parameters: Trainable and other weights, as they are.
+        trainable_parameters: Those that train.
+        macs: Multiply-accumulates for one sample; None where a size is undefined. For an SVD
+            layer the convolution plus the h*w*r of rebuilding its kernel.
+        dense_parameters: Weights of the dense layer this one stands for.
+        dense_macs: MACs of the dense layer this one stands for.
+    """
+
+    name: str
+    parameters: int
+    trainable_parameters: int
+    macs: int | None
+    dense_parameters: int
+    dense_macs: int | None
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What a model costs: sums over its layers.
+
+    Attributes:
+        parameters: Trainable weights, as the papers count.
+        non_trainable_parameters: The others, such as moving statistics.
+        macs: Multiply-accumulates for one sample; None where a size is undefined.
+        dense_parameters: Trainable weights with every SVD layer counted as its dense one.
+        dense_macs: MACs with every SVD layer counted as its dense one.
+        layers: The layers' own costs.
+    """
+
+    parameters: int
+    non_trainable_parameters: int
+    macs: int | None
+    dense_parameters: int
+    dense_macs: int | None
+    layers: tuple[LayerCost, ...]
+
+    @property
+    def compression(self) -> float:
+        """1 - parameters / dense parameters; negative when the factors are the larger."""
+        return 1.0 - self.parameters / self.dense_parameters if self.dense_parameters else 0.0
+
+
+def model_cost(model: Any) -> ModelCost:
+    """Count the parameters and MACs of a Functional or Sequential model, nested ones included.
+
+    A convolution costs (output positions) x (kernel entries per group); a dense layer one MAC
+    per kernel entry and position. Shared layers count their MACs at each call, their weights
+    once. Normalization, activations, pooling and additions count no MACs, as in the papers.
+
+    Args:
+        model: A built Keras model, factorized or not.
+
+    Returns:
+        The `ModelCost`.
+
+    Example:
+
+    >>> import keras
+    >>> inputs = keras.Input((8, 8, 3))
+    >>> outputs = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(inputs)
+    >>> cost = model_cost(keras.Model(inputs, outputs))
+    >>> cost.parameters, cost.macs
+    (108, 6912)
+    """
+    calls: dict[int, tuple[Any, list[tuple[int | None, int | None]]]] = {}
+    for layer, output_shape in _calls(model):
+        calls.setdefault(id(layer), (layer, []))[1].append(_macs(layer, output_shape))
+    rows = []
+    for layer, macs in calls.values():
+        parameters = sum(math.prod(w.shape) for w in layer.weights)
+        trainable = sum(math.prod(w.shape) for w in layer.trainable_weights)
+        saved = 0
+        if _is_low_rank(layer):
+            saved = math.prod(layer.kernel_shape) - factor_parameters(
+                layer.kernel_shape, layer.matricization, layer.rank
+            )
+        rows.append(
+            LayerCost(
+                layer.name,
+                parameters,
+                trainable,
+                _sum(pair[0] for pair in macs),
+                parameters + saved,
+                _sum(pair[1] for pair in macs),
+            )
+        )
+    trainable = sum(math.prod(w.shape) for w in model.trainable_weights)
+    total = sum(row.parameters for row in rows)
+    return ModelCost(
+        parameters=trainable,
+        non_trainable_parameters=total - trainable,
+        macs=_sum(row.macs for row in rows),
+        dense_parameters=trainable
+        + sum(row.dense_parameters - row.parameters for row in rows if row.trainable_parameters),
+        dense_macs=_sum(row.dense_macs for row in rows),
+        layers=tuple(rows),
+    )
+
+
+def _is_low_rank(layer: Any) -> bool:
+    return hasattr(layer, "matricization") and hasattr(layer, "kernel_shape")
+
+
+def _calls(model: Any) -> Iterator[tuple[Any, tuple[int | None, ...]]]:
+    """Yield (layer, shape whose positions it visits) for each call in the model's graph."""
+    graph = getattr(model, "_functional", None) or model
+    if not hasattr(graph, "_nodes_by_depth"):
+        raise ValueError(
+            "`model` must be a built Functional or Sequential model, whose graph is known. "
+            f"Received: {type(model).__name__} {getattr(model, 'name', '')!r}. Rebuild it with "
+            "keras.Model(inputs, outputs)."
+        )
+    by_depth = graph._nodes_by_depth
+    for node in (node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]):
+        layer = node.operation
+        if hasattr(layer, "layers"):
+            yield from _calls(layer)
+        elif hasattr(layer, "weights"):
+            # A transposed convolution spends its kernel once per input position.
+            transposed = "Transpose" in type(layer).__name__
+            tensors = node.input_tensors if transposed else node.output_tensors
+            yield layer, tuple(tensors[0].shape)
+
+
+_KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
+
+
+def _macs(layer: Any, shape: Sequence[int | None]) -> tuple[int | None, int | None]:
+    """Return (MACs as it is, MACs of the dense layer it stands for) of one call."""
+    first = getattr(layer, "data_format", "channels_last") == "channels_first"
+    sizes = shape[2:] if first else shape[1:-1]
+    if _is_low_rank(layer):
+        entries, rebuild = math.prod(layer.kernel_shape), layer.rank
+    else:
+        kernels = [w for w in layer.weights if w.name in _KERNELS]
+        entries, rebuild = sum(math.prod(w.shape) for w in kernels), 0
+    if not entries:
+        return 0, 0
+    if any(size is None for size in sizes):
+        return None, None
+    dense = math.prod(int(size) for size in sizes if size is not None) * entries
+    return dense + entries * rebuild, dense
+
+
+def _sum(values: Any) -> int | None:
+    total = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total

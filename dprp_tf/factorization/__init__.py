@@ -1,0 +1,31 @@
+"""Factorization of kernels: arrays in, arrays out, no framework."""
+
+from dprp_tf.factorization.matricization import (
+    MATRICIZATIONS,
+    dematricize,
+    full_rank,
+    matricize,
+    matrix_shape,
+    resolve,
+)
+from dprp_tf.factorization.svd import (
+    Factors,
+    canonical_order,
+    decompose,
+    retained_rank,
+    truncation_error,
+)
+
+__all__ = [
+    "MATRICIZATIONS",
+    "Factors",
+    "canonical_order",
+    "decompose",
+    "dematricize",
+    "full_rank",
+    "matricize",
+    "matrix_shape",
+    "resolve",
+    "retained_rank",
+    "truncation_error",
+]

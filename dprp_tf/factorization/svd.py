@@ -1,0 +1,168 @@
+"""Singular value decomposition of matrices, and the rank a threshold leaves."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Factors", "canonical_order", "decompose", "retained_rank", "truncation_error"]
+
+
+class Factors(NamedTuple):
+    """The factors U (h, r), s (r,), V (w, r) of M = U diag(s) V^T.
+
+    Example:
+
+    >>> factors = decompose(np.eye(3), rank=2)
+    >>> factors.matrix().shape, factors.rank
+    ((3, 3), 2)
+    """
+
+    u: NDArray[np.floating]
+    s: NDArray[np.floating]
+    v: NDArray[np.floating]
+
+    @property
+    def rank(self) -> int:
+        """The number of singular values kept."""
+        return len(self.s)
+
+    def matrix(self) -> NDArray[np.floating]:
+        """Return U diag(s) V^T, of shape (h, w)."""
+        return (self.u * self.s) @ self.v.T
+
+    def truncated(self, rank: int) -> Factors:
+        """Return the first `rank` columns of U and V and entries of s."""
+        return Factors(self.u[:, :rank], self.s[:rank], self.v[:, :rank])
+
+
+def decompose(matrix: NDArray[np.floating], rank: int | None = None) -> Factors:
+    """Return the SVD of M, shape (h, w): M = U diag(s) V^T, cut to `rank` values.
+
+    Computed in float64 and returned in the dtype of `matrix`, so a float32 kernel comes back
+    within float32 rounding at full rank.
+
+    Args:
+        matrix: Array of shape (h, w), finite.
+        rank: Number of singular values kept, 1 to min(h, w). Default: all.
+
+    Returns:
+        `Factors` with U (h, r), s (r,) descending, V (w, r).
+
+    Raises:
+        ValueError: If the matrix is not two-dimensional or not finite, or `rank` is out of range.
+
+    Example:
+
+    >>> decompose(np.diag([1.0, 3.0])).s
+    array([3., 1.])
+    """
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2:
+        raise ValueError(f"`matrix` must have 2 axes. Received: matrix.shape={matrix.shape}")
+    if not np.all(np.isfinite(matrix)):
+        raise ValueError(
+            "`matrix` must be finite. Received NaN or infinite entries; repair the weights first."
+        )
+    limit = min(matrix.shape)
+    rank = limit if rank is None else rank
+    if not 1 <= rank <= limit:
+        raise ValueError(f"`rank` must lie in 1..{limit}. Received: rank={rank}")
+    dtype = matrix.dtype if np.issubdtype(matrix.dtype, np.floating) else np.dtype(np.float64)
+    u, s, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    return Factors(
+        np.ascontiguousarray(u[:, :rank]).astype(dtype),
+        s[:rank].astype(dtype),
+        np.ascontiguousarray(vt[:rank].T).astype(dtype),
+    )
+
+
+def canonical_order(
+    s: NDArray[np.floating],
+) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
+    """Return the permutation and signs that make trained values s look like singular values.
+
+    Column j of the reordered factors is old column `order[j]`, with the sign of its value moved
+    into U: s' = |s[order]| descending, U' = U[:, order] * signs, V' = V[:, order]. The product
+    U diag(s) V^T is unchanged, and a late large value can't be lost behind an early small one.
+
+    Args:
+        s: Trained values, shape (r,), finite.
+
+    Returns:
+        `(order, signs)`, both of shape (r,); ties keep their order.
+
+    Raises:
+        ValueError: If `s` is not finite.
+
+    Source: DPRP (arXiv 2401.08014) III-D, with the reading that order comes before truncation.
+
+    Example:
+
+    >>> order, signs = canonical_order(np.array([0.5, -2.0, 1.0]))
+    >>> order.tolist(), signs.tolist()
+    ([1, 2, 0], [-1.0, 1.0, 1.0])
+    """
+    s = np.asarray(s)
+    if not np.all(np.isfinite(s)):
+        raise ValueError(f"`s` must be finite. Received: s={s}")
+    order = np.argsort(-np.abs(s), kind="stable")
+    return order, np.where(s[order] < 0, -1.0, 1.0).astype(s.dtype)
+
+
+def retained_rank(s: NDArray[np.floating], threshold: float, minimum: int = 1) -> int:
+    """Return tau, the rank left by cutting at the first relative drop below `threshold`.
+
+    tau is the largest i such that |s_(j+1)| > threshold * |s_j| for every j < i, at least
+    `minimum` and at most the number of values.
+
+    Args:
+        s: Values in descending order of magnitude, shape (r,).
+        threshold: The pruning threshold epsilon, in (0, 1).
+        minimum: Smallest rank returned, 1 or more. Default 1.
+
+    Returns:
+        The rank, between 1 and r.
+
+    Raises:
+        ValueError: If `threshold` lies outside (0, 1) or `s` is not finite.
+
+    Source: DPRP (arXiv 2401.08014), before Eq. 12.
+
+    Example:
+
+    >>> retained_rank(np.array([5.0, 4.0, 0.3, 0.2]), threshold=0.1)
+    2
+    """
+    if not 0.0 < threshold < 1.0:
+        raise ValueError(f"`threshold` must lie in (0, 1). Received: threshold={threshold}")
+    magnitudes = np.abs(np.asarray(s, dtype=np.float64))
+    if not np.all(np.isfinite(magnitudes)):
+        raise ValueError(f"`s` must be finite. Received: s={s}")
+    dropped = np.flatnonzero(~(magnitudes[1:] > threshold * magnitudes[:-1]))
+    rank = int(dropped[0]) + 1 if len(dropped) else len(magnitudes)
+    return min(max(rank, minimum), len(magnitudes))
+
+
+def truncation_error(s: NDArray[np.floating], rank: int) -> float:
+    """Return the relative Frobenius error ||M - M_rank|| / ||M|| of keeping `rank` values.
+
+    By Eckart-Young it is sqrt(sum_(i>rank) s_i^2 / sum_i s_i^2).
+
+    Args:
+        s: Singular values, shape (r,), descending.
+        rank: Number kept, 0 or more.
+
+    Returns:
+        The relative error, 0 to 1; 0 for a zero matrix.
+
+    Example:
+
+    >>> truncation_error(np.array([4.0, 3.0]), rank=1)
+    0.6
+    """
+    squares = np.square(np.asarray(s, dtype=np.float64))
+    total = squares.sum()
+    return float(np.sqrt(squares[rank:].sum() / total)) if total > 0 else 0.0

@@ -1,0 +1,254 @@
+"""Turn a dense Keras model into one that trains the factors of its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from dprp_tf import factorization, regularizers
+from dprp_tf.layers import (
+    SVDConv1D,
+    SVDConv2D,
+    SVDConv3D,
+    SVDDense,
+    SVDLayer,
+    low_rank_layers,
+    walk_layers,
+)
+from dprp_tf.surgery import require_graph, rewrite
+from dprp_tf.training import DPRPModel, DPRPSettings
+
+__all__ = ["Skipped", "factorize", "skip_reason"]
+
+_REPLACEMENTS: dict[type, type[SVDLayer]] = {
+    keras.layers.Conv1D: SVDConv1D,
+    keras.layers.Conv2D: SVDConv2D,
+    keras.layers.Conv3D: SVDConv3D,
+    keras.layers.Dense: SVDDense,
+}
+
+_LEFT_OUT = ("groups", "lora_rank", "lora_alpha", "quantization_config")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A layer with a kernel that was not factorized, and why."""
+
+    name: str
+    type: str
+    reason: str
+
+
+def skip_reason(layer: keras.layers.Layer) -> str | None:
+    """Say why a layer with a kernel is left as it is; None if it can be factorized.
+
+    Args:
+        layer: Any Keras layer.
+
+    Returns:
+        A short reason, or None for a layer that can be factorized.
+
+    Example:
+
+    >>> skip_reason(keras.layers.DepthwiseConv2D(3))
+    'depthwise: each channel has its own small kernel, there is no rank to share'
+    """
+    if "Depthwise" in type(layer).__name__:
+        return "depthwise: each channel has its own small kernel, there is no rank to share"
+    if "Separable" in type(layer).__name__:
+        return "separable convolution: its kernel is factorized already"
+    if type(layer) not in _REPLACEMENTS:
+        return f"no SVD layer stands for {type(layer).__name__}"
+    if getattr(layer, "groups", 1) != 1:
+        return f"grouped convolution (groups={layer.groups})"
+    if getattr(layer, "lora_enabled", False):
+        return "LoRA is enabled on it"
+    if getattr(layer, "quantization_mode", None) is not None:
+        return f"quantized ({layer.quantization_mode})"
+    return None
+
+
+def factorize(
+    model: keras.Model,
+    matricization: str = "spatial",
+    *,
+    ranks: int | Mapping[str, int] | None = None,
+    layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
+    structure: str = "retraction",
+    compression: Any = "tail",
+    compression_weight: float = 0.1,
+    threshold: float = 0.1,
+    structure_weight: float = 1.0,
+    orthogonality_weight: float = 1000.0,
+    sorting_weight: float = 1.0,
+    retraction_period: int | None = None,
+) -> DPRPModel:
+    """Return a model that computes what `model` computes and trains the factors of its kernels.
+
+    Every convolution and dense layer is replaced by its SVD layer, started from the SVD of its
+    weights, so a trained model keeps its function and a fresh one its initialization. Layers
+    keep their names and every argument; `model` itself is untouched.
+
+    Args:
+        model: A built Functional or Sequential model; nested models and shared layers are fine.
+        matricization: `"spatial"` (filters x channels against positions, the paper's),
+            `"channel"` or `"separable"`. Default `"spatial"`.
+        ranks: Rank to start from: one for all (cut to each layer's full rank), or by layer name.
+            Default: full rank, where the function is unchanged.
+        layers: Names of the layers to factorize, or a function that says so for a layer.
+            Default: every one that can be.
+        structure: `"retraction"`, `"smoothed"` or `"paper"`; see `DPRPSettings`.
+        compression: `"tail"` (Eq. 12), `"l1"`, `"l2"`, `"funnel"`, None, or a `RankRegularizer`.
+        compression_weight: lambda_comp, 0 or more. Default 0.1.
+        threshold: Pruning threshold epsilon, in (0, 1). Default 0.1.
+        structure_weight: lambda_str, 0 or more. Default 1.
+        orthogonality_weight: mu_orth, 0 or more. Default 1000.
+        sorting_weight: mu_sort, 0 or more. Default 1.
+        retraction_period: Steps between retractions. Default: 1 for `"spatial"`, whose matrices
+            have few columns, and 10 for the wide ones.
+
+    Returns:
+        The factorized model, not compiled. `model.skipped` lists what was left and why.
+
+    Raises:
+        ValueError: If the model has no graph, nothing to factorize, weights that are not finite,
+            or an argument is unusable or names a layer that is not there.
+
+    Source: DPRP (arXiv 2401.08014) III-B.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 8, 3))
+    >>> x = keras.layers.Conv2D(4, 3, name="first")(inputs)
+    >>> lowrank = factorize(keras.Model(inputs, x), threshold=0.05)
+    >>> lowrank.ranks
+    {'first': 9}
+    """
+    require_graph(model)
+    if matricization not in factorization.MATRICIZATIONS:
+        raise ValueError(
+            f"`matricization` must be one of {factorization.MATRICIZATIONS}. "
+            f"Received: matricization={matricization!r}"
+        )
+    if retraction_period is None:
+        retraction_period = 1 if matricization == "spatial" else 10
+    settings = DPRPSettings(
+        structure=structure,
+        compression=regularizers.get(compression, threshold),
+        compression_weight=compression_weight,
+        threshold=threshold,
+        structure_weight=structure_weight,
+        orthogonality_weight=orthogonality_weight,
+        sorting_weight=sorting_weight,
+        retraction_period=retraction_period,
+    )
+    wanted = _selection(model, layers)
+    candidates = [layer for layer in walk_layers(model) if _has_kernel(layer)]
+    skipped = []
+    chosen: set[int] = set()
+    for layer in candidates:
+        reason = "not among `layers`" if not wanted(layer) else skip_reason(layer)
+        if reason is None:
+            chosen.add(id(layer))
+        else:
+            skipped.append(Skipped(layer.name, type(layer).__name__, reason))
+    if not chosen:
+        listed = "; ".join(f"{row.name}: {row.reason}" for row in skipped) or "no layer has a kernel"
+        raise ValueError(
+            "`model` must have at least one Conv1D, Conv2D, Conv3D or Dense layer to factorize. "
+            f"Received: {model.name!r} with nothing to factorize ({listed})"
+        )
+    chosen_ranks = _ranks(ranks, {layer.name for layer in candidates if id(layer) in chosen})
+
+    def replace(layer: keras.layers.Layer) -> SVDLayer | None:
+        if id(layer) not in chosen:
+            return None
+        return _svd_layer(layer, matricization, chosen_ranks(layer))
+
+    result = rewrite(model, replace, DPRPModel, settings=settings)
+    originals = {layer.name: layer for layer in candidates}
+    for layer in low_rank_layers(result):
+        if layer.bias is not None and layer.name in originals:
+            layer.bias.assign(originals[layer.name].bias)
+    result.skipped = tuple(skipped)
+    return result
+
+
+def _has_kernel(layer: keras.layers.Layer) -> bool:
+    return any(weight.name.endswith("kernel") for weight in layer.weights)
+
+
+def _selection(
+    model: keras.Model, layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None
+) -> Callable[[keras.layers.Layer], bool]:
+    if layers is None:
+        return lambda layer: True
+    if callable(layers):
+        return layers
+    names = [layers] if isinstance(layers, str) else list(layers)
+    known = {layer.name: layer for layer in walk_layers(model)}
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"`layers` must name layers of the model. Received: {name!r}; "
+                f"the layers with kernels are {[n for n, at in known.items() if _has_kernel(at)]}"
+            )
+        reason = skip_reason(known[name]) if _has_kernel(known[name]) else "it has no kernel"
+        if reason is not None:
+            raise ValueError(
+                f"`layers` must name layers that can be factorized. Received: {name!r}, which "
+                f"can't be: {reason}"
+            )
+    return lambda layer: layer.name in names
+
+
+def _ranks(
+    ranks: int | Mapping[str, int] | None, names: set[str]
+) -> Callable[[keras.layers.Layer], int | None]:
+    if ranks is None:
+        return lambda layer: None
+    if isinstance(ranks, Mapping):
+        unknown = sorted(set(ranks) - names)
+        if unknown:
+            raise ValueError(
+                f"`ranks` must name layers that are factorized: {sorted(names)}. "
+                f"Received: {unknown}"
+            )
+        return lambda layer: ranks.get(layer.name)
+    if isinstance(ranks, bool) or not isinstance(ranks, (int, np.integer)) or ranks < 1:
+        raise ValueError(f"`ranks` must be an integer of 1 or more, or a dict. Received: {ranks!r}")
+    uniform = int(ranks)
+    return lambda layer: -uniform
+
+
+def _svd_layer(layer: keras.layers.Layer, matricization: str, rank: int | None) -> SVDLayer:
+    kernel = ops.convert_to_numpy(layer.kernel).astype(np.float64)
+    if not np.all(np.isfinite(kernel)):
+        raise ValueError(
+            f"`model` must have finite weights. Received: NaN or infinite entries in the kernel of "
+            f"layer {layer.name!r}; load a sound checkpoint."
+        )
+    limit = factorization.full_rank(kernel.shape, matricization)
+    # A uniform rank comes negated: it is cut to the full rank, one given by name is not.
+    rank = min(-rank, limit) if rank is not None and rank < 0 else rank
+    if rank is not None and not 1 <= rank <= limit:
+        raise ValueError(
+            f"`ranks` of layer {layer.name!r} must lie in 1..{limit}. Received: {rank}"
+        )
+    config = {key: value for key, value in layer.get_config().items() if key not in _LEFT_OUT}
+    replacement = _REPLACEMENTS[type(layer)].from_config(
+        {**config, "matricization": matricization, "rank": rank}
+    )
+    matrix = factorization.matricize(kernel, matricization)
+    factors = factorization.decompose(matrix, rank)
+    replacement.start_from(
+        factorization.Factors(*(np.asarray(part, dtype=np.float32) for part in factors))
+    )
+    return replacement
+
+

@@ -1,0 +1,283 @@
+"""What every SVD layer shares: factors as weights, the kernel they stand for, its regularization."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from dprp_tf import factorization
+from dprp_tf.factorization import Factors
+
+__all__ = ["SVDLayer", "low_rank_layers", "walk_layers"]
+
+# Share of the largest singular value below which `balanced_gradients` stops speeding a
+# direction up: without it the update of U grows like 1/s as a value dies.
+_DAMPING = 0.1
+
+
+class SVDLayer(keras.layers.Layer):
+    """Base of the layers whose weights are the factors of a kernel.
+
+    The kernel is matricized to M of shape (h, w) and held as M = U diag(s) V^T with weights
+    `u` (h, r), `s` (r,) and `v` (w, r). Every call rebuilds the kernel, which costs h*w*r
+    multiplications, and then computes what the dense layer would.
+
+    With `balanced_gradients` the gradients of U and V are divided, column by column, by
+    s_j^2 + (0.1 max|s|)^2. A gradient step on a product U diag(s) V^T otherwise moves the kernel
+    s_j^2 times as fast through U as the same step on a dense kernel would; balanced, the kernel
+    moves as in dense training, so learning rates carry over. The forward pass is unchanged.
+
+    Args:
+        rank: Number of singular values, 1 to the full rank. Default: full rank.
+        matricization: `"spatial"`, `"channel"` or `"separable"`; see `dprp_tf.factorization`.
+        balanced_gradients: Whether to balance the gradients of U and V. Default False.
+        use_bias: Whether to add a bias. Default True.
+        activation: Keras activation or None.
+        kernel_initializer: Initializer of the dense kernel, whose SVD gives the factors.
+        bias_initializer: Initializer of the bias.
+        kernel_regularizer: Regularizer of the rebuilt kernel.
+        bias_regularizer: Regularizer of the bias.
+        activity_regularizer: Regularizer of the output.
+        kernel_constraint: Constraint applied to the rebuilt kernel at every call.
+        bias_constraint: Constraint of the bias.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Raises:
+        ValueError: If `rank` or `matricization` is unusable.
+
+    Source: DPRP (arXiv 2401.08014) III-B.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int | None = None,
+        matricization: str = "spatial",
+        balanced_gradients: bool = False,
+        use_bias: bool = True,
+        activation: Any = None,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
+        if matricization not in factorization.MATRICIZATIONS:
+            raise ValueError(
+                f"`matricization` must be one of {factorization.MATRICIZATIONS}. "
+                f"Received: matricization={matricization!r}"
+            )
+        if rank is not None and (not isinstance(rank, (int, np.integer)) or rank < 1):
+            raise ValueError(f"`rank` must be None or an integer of 1 or more. Received: {rank!r}")
+        self._initial_rank = None if rank is None else int(rank)
+        self._initial_factors: Factors | None = None
+        self.matricization = matricization
+        self.balanced_gradients = bool(balanced_gradients)
+        self.use_bias = bool(use_bias)
+        self.activation = keras.activations.get(activation)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+
+    def start_from(self, factors: Factors) -> None:
+        """Use these factors, instead of the initializer's, when the layer is built.
+
+        Args:
+            factors: U (h, r), s (r,), V (w, r) of the matricized kernel.
+
+        Raises:
+            ValueError: If the layer is built already.
+        """
+        if self.built:
+            raise ValueError(
+                f"`start_from` must come before the layer is built. Received it on the built "
+                f"layer {self.name!r}; assign to its weights `u`, `s` and `v` instead."
+            )
+        self._initial_rank = factors.rank
+        self._initial_factors = factors
+
+    def _build_factors(self, kernel_shape: Sequence[int], bias_size: int) -> None:
+        self.kernel_shape = tuple(int(size) for size in kernel_shape)
+        limit = self.full_rank
+        rank = limit if self._initial_rank is None else self._initial_rank
+        if rank > limit:
+            raise ValueError(
+                f"`rank` of layer {self.name!r} must lie in 1..{limit}, the full rank of a kernel "
+                f"of shape {self.kernel_shape} in {self.matricization!r} form. "
+                f"Received: rank={rank}"
+            )
+        factors = self._initial_factors
+        if factors is None:
+            with _outside_graph():
+                kernel = ops.convert_to_numpy(
+                    self.kernel_initializer(self.kernel_shape, dtype=self.variable_dtype)
+                ).astype(np.float64)
+            matrix = factorization.matricize(kernel, self.matricization)
+            factors = factorization.decompose(matrix, rank)
+        height, width = factorization.matrix_shape(self.kernel_shape, self.matricization)
+        if factors.u.shape != (height, rank) or factors.v.shape != (width, rank):
+            raise ValueError(
+                f"The factors of layer {self.name!r} must have shapes u ({height}, {rank}), s "
+                f"({rank},), v ({width}, {rank}). Received: u {factors.u.shape}, "
+                f"s {factors.s.shape}, v {factors.v.shape}"
+            )
+        self.u = self.add_weight(
+            name="u", shape=(height, rank), initializer=_constant(factors.u), trainable=True
+        )
+        self.s = self.add_weight(
+            name="s", shape=(rank,), initializer=_constant(factors.s), trainable=True
+        )
+        self.v = self.add_weight(
+            name="v", shape=(width, rank), initializer=_constant(factors.v), trainable=True
+        )
+        self.bias = (
+            self.add_weight(
+                name="bias",
+                shape=(bias_size,),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+                trainable=True,
+            )
+            if self.use_bias
+            else None
+        )
+        self._initial_factors = None
+
+    @property
+    def rank(self) -> int | None:
+        """The number of singular values now; None before the layer is built at full rank."""
+        return int(self.s.shape[0]) if self.built else self._initial_rank
+
+    @property
+    def full_rank(self) -> int:
+        """min(h, w), the largest rank this kernel can have."""
+        return factorization.full_rank(self.kernel_shape, self.matricization)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """The shape (h, w) of the matricized kernel."""
+        return factorization.matrix_shape(self.kernel_shape, self.matricization)
+
+    @property
+    def factors(self) -> Factors:
+        """The factors as NumPy arrays in float32 or wider: U (h, r), s (r,), V (w, r)."""
+        return Factors(*(ops.convert_to_numpy(value) for value in (self.u, self.s, self.v)))
+
+    @property
+    def kernel(self) -> Any:
+        """The kernel the factors stand for, in the dense layer's shape."""
+        u, s, v = self.u, self.s, self.v
+        if self.balanced_gradients:
+            scale = _balance(s)
+            u, v = _scale_gradient(u, scale), _scale_gradient(v, scale)
+        # (h, r) * (r,) @ (r, w) -> (h, w) -> kernel shape
+        matrix = ops.matmul(u * s, ops.transpose(v))
+        kernel = factorization.dematricize(matrix, self.kernel_shape, self.matricization, ops=ops)
+        return kernel if self.kernel_constraint is None else self.kernel_constraint(kernel)
+
+    def _get_own_losses(self) -> list[Any]:
+        # Keras asks each layer for its losses here; a dense layer's kernel regularizer counts
+        # once per step however often the layer is called, so add_loss in call() would not do.
+        losses = super()._get_own_losses()
+        if self.kernel_regularizer is not None and self.built and self.trainable:
+            losses.append(self.kernel_regularizer(self.kernel))
+        return losses
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor arguments, with the rank of now."""
+        return {
+            **super().get_config(),
+            "rank": self.rank,
+            "matricization": self.matricization,
+            "balanced_gradients": self.balanced_gradients,
+            "use_bias": self.use_bias,
+            "activation": keras.activations.serialize(self.activation),
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
+            "activity_regularizer": keras.regularizers.serialize(self.activity_regularizer),
+            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
+            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
+        }
+
+
+def walk_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yield every layer of a model once, entering nested models, in model order.
+
+    Args:
+        model: A Keras model.
+
+    Yields:
+        The layers; a nested model's layers come in its place.
+    """
+    seen: set[int] = set()
+
+    def walk(container: Any) -> Iterator[keras.layers.Layer]:
+        for layer in container.layers:
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            if isinstance(layer, keras.Model):
+                yield from walk(layer)
+            else:
+                yield layer
+
+    yield from walk(model)
+
+
+def low_rank_layers(model: keras.Model) -> list[SVDLayer]:
+    """Return the SVD layers of a model, nested models included, in model order.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        The layers; empty for a model without any.
+    """
+    return [layer for layer in walk_layers(model) if isinstance(layer, SVDLayer)]
+
+
+def _balance(s: Any) -> Any:
+    """Return 1 / (s_j^2 + (0.1 max|s|)^2), shape (r,), without gradient."""
+    s = ops.stop_gradient(s)
+    floor = _DAMPING * ops.max(ops.abs(s))
+    return 1.0 / (ops.square(s) + ops.square(floor) + 1e-6)
+
+
+def _scale_gradient(value: Any, scale: Any) -> Any:
+    # The forward value is value + scale * 0: exactly `value`.
+    constant = ops.stop_gradient(value)
+    return constant + scale * (value - constant)
+
+
+def _constant(array: np.ndarray) -> Any:
+    def initializer(shape: Any, dtype: Any = None) -> Any:
+        return ops.convert_to_tensor(array, dtype=dtype)
+
+    return initializer
+
+
+@contextlib.contextmanager
+def _outside_graph() -> Iterator[None]:
+    """Compute eagerly even while TensorFlow traces: the SVD of an initial kernel needs values."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.init_scope():
+            yield
+    else:
+        yield

@@ -1,0 +1,323 @@
+"""The tables of a run as plain cells, so that the terminal, Markdown and HTML say the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dprp_tf.report.formatting import (
+    DASH,
+    MINUS,
+    TIMES,
+    change_text,
+    clean_name,
+    count_text,
+    error_text,
+    interval_ends,
+    milliseconds_text,
+    number,
+    percent_text,
+    points_text,
+    ratio_text,
+    size_text,
+)
+from dprp_tf.report.loading import mapping, records
+
+__all__ = ["Cell", "Column", "ComparisonTable", "Verdict", "files_table", "models_table", "verdict"]
+
+_BASELINE = "dense"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure and, where there is a baseline, its change.
+
+    Args:
+        text: The figure.
+        note: The change from the baseline, such as `"−41 %"`. Defaults to none.
+        tone: `"better"`, `"worse"` or `""` for neither. Defaults to `""`.
+
+    Example:
+
+    >>> Cell("412 kB", note="−41 %", tone="better").note
+    '−41 %'
+    """
+
+    text: str
+    note: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading; `numeric` columns are aligned to the right.
+
+    Example:
+
+    >>> Column("Size", numeric=True).numeric
+    True
+    """
+
+    title: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """Columns and rows of cells; `starts` are the rows where a new group begins.
+
+    Example:
+
+    >>> ComparisonTable("Models", (Column("Model"),), ((Cell("Dense"),),)).rows[0][0].text
+    'Dense'
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    starts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the run was meant to show, and whether it did.
+
+    Args:
+        achieved: True or False; `None` where the run recorded no verdict.
+        text: One or two sentences that say so.
+        checks: Name, passed and detail of each check.
+
+    Example:
+
+    >>> Verdict(None, "No verdict.", ()).achieved is None
+    True
+    """
+
+    achieved: bool | None
+    text: str
+    checks: tuple[tuple[str, bool, str], ...]
+
+
+def verdict(results: Mapping[str, Any]) -> Verdict:
+    """Read the headline of a run; one failed check is enough to withhold it.
+
+    Args:
+        results: Content of `results.json`.
+
+    Returns:
+        The verdict; `achieved` is `None` where the run recorded none.
+
+    Raises:
+        ValueError: If the headline isn't an object.
+
+    Example:
+
+    >>> verdict({"headline": {"achieved": False, "text": "Slower than dense."}}).text
+    'Slower than dense.'
+    """
+    headline = mapping(results, "headline")
+    checks = tuple(
+        (
+            clean_name(c.get("name", "check")),
+            c.get("passed") is True,
+            clean_name(c.get("detail", "")),
+        )
+        for c in records(headline, "checks")
+    )
+    if "achieved" not in headline:
+        return Verdict(None, "This run recorded no verdict.", checks)
+    failed = sum(not passed for _, passed, _ in checks)
+    claimed = headline["achieved"] is True
+    text = clean_name(headline.get("text") or "")
+    if claimed and failed:
+        text = f"{failed} of {len(checks)} checks failed, so the goal counts as missed. {text}"
+    elif not text:
+        text = "Every check passed." if claimed else "At least one goal of this run was missed."
+    return Verdict(claimed and not failed, text.strip(), checks)
+
+
+def models_table(results: Mapping[str, Any]) -> ComparisonTable:
+    """Lay out accuracy, parameters and MACs of every model beside the dense baseline.
+
+    Args:
+        results: Content of `results.json`.
+
+    Returns:
+        The table, the baseline first; columns that no model fills are left out.
+
+    Raises:
+        ValueError: If `models` isn't a list of objects.
+
+    Example:
+
+    >>> table = models_table({"models": [{"name": "dense", "parameters": 100},
+    ...                                  {"name": "dprp", "parameters": 59}]})
+    >>> table.rows[1][1]
+    Cell(text='59', note='−41 %', tone='better')
+    """
+    models = baseline_first(records(results, "models"), "name")
+    baseline = models[0] if models else {}
+    columns = [
+        Column("Model"),
+        Column("Accuracy", numeric=True),
+        Column("Parameters", numeric=True),
+        Column("MACs", numeric=True),
+        Column("Parameters while training", numeric=True),
+    ]
+    rows = []
+    for model in models:
+        reference = {} if model is baseline else baseline
+        rows.append(
+            [
+                Cell(model_label(model)),
+                _accuracy_cell(model, reference),
+                _less_is_better(model, reference, "parameters", count_text),
+                _less_is_better(model, reference, "macs", count_text),
+                Cell(count_text(model.get("trained_parameters"))),
+            ]
+        )
+    return _without_empty_columns("Models", columns, rows)
+
+
+def files_table(results: Mapping[str, Any]) -> ComparisonTable:
+    """Lay out size, accuracy, latency and parity of every file, grouped by format.
+
+    Args:
+        results: Content of `results.json`.
+
+    Returns:
+        The table; in each format the dense file first; columns that no file fills are left out.
+
+    Raises:
+        ValueError: If `files` isn't a list of objects.
+
+    Example:
+
+    >>> table = files_table({"files": [
+    ...     {"model": "dense", "format": "TFLite int8", "size_bytes": 1000},
+    ...     {"model": "dprp", "format": "TFLite int8", "size_bytes": 600}]})
+    >>> [column.title for column in table.columns], table.rows[1][2].note
+    (['Format', 'Model', 'Size'], '−40 %')
+    """
+    columns = [
+        Column("Format"),
+        Column("Model"),
+        Column("Size", numeric=True),
+        Column("Accuracy", numeric=True),
+        Column("Latency", numeric=True),
+        Column("Latency ratio", numeric=True),
+        Column("Peak memory", numeric=True),
+        Column("Max. error", numeric=True),
+        Column("Same top-1", numeric=True),
+        Column("Verified"),
+        Column("File"),
+    ]
+    labels = {str(m.get("name")): model_label(m) for m in records(results, "models")}
+    rows: list[list[Cell]] = []
+    starts = []
+    for format_name, files in files_by_format(results).items():
+        starts.append(len(rows))
+        baseline = files[0] if files[0].get("model") == _BASELINE else {}
+        for file in files:
+            reference = {} if file is baseline else baseline
+            model = str(file.get("model", DASH))
+            rows.append(
+                [
+                    Cell(format_name),
+                    Cell(labels.get(model) or model_label({"name": model})),
+                    _less_is_better(file, reference, "size_bytes", size_text),
+                    _accuracy_cell(file, reference),
+                    _latency_cell(file),
+                    _ratio_cell(file),
+                    _less_is_better(file, reference, "peak_memory_bytes", size_text),
+                    Cell(error_text(file.get("max_error"))),
+                    Cell(percent_text(file.get("top1_agreement"))),
+                    _verified_cell(file),
+                    Cell(clean_name(file.get("file", DASH))),
+                ]
+            )
+    return _without_empty_columns("Files", columns, rows, tuple(starts))
+
+
+def baseline_first(items: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Return `items` with the dense ones in front, else in their order."""
+    return sorted(items, key=lambda item: item.get(key) != _BASELINE)
+
+
+def files_by_format(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the files of each format in order of appearance, the dense file first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for file in records(results, "files"):
+        groups.setdefault(clean_name(file.get("format", "unnamed format")), []).append(file)
+    return {name: baseline_first(files, "model") for name, files in groups.items()}
+
+
+def model_label(model: Mapping[str, Any]) -> str:
+    """Return what to call a model: its label, else its name with the usual capitals."""
+    name = clean_name(model.get("name", DASH))
+    return clean_name(model.get("label") or {"dense": "Dense", "dprp": "DPRP"}.get(name, name))
+
+
+def _accuracy_cell(item: Mapping[str, Any], reference: Mapping[str, Any]) -> Cell:
+    accuracy, baseline = item.get("accuracy"), reference.get("accuracy")
+    note = points_text(accuracy, baseline)
+    # Judged as printed: a difference that shows as ±0.00 pt is neither better nor worse.
+    tone = "better" if note.startswith("+") else "worse" if note.startswith(MINUS) else ""
+    return Cell(percent_text(accuracy), note, tone)
+
+
+def _less_is_better(
+    item: Mapping[str, Any], reference: Mapping[str, Any], key: str, text: Any
+) -> Cell:
+    note = change_text(item.get(key), reference.get(key))
+    tone = "better" if note.startswith(MINUS) else "worse" if note.startswith("+") else ""
+    return Cell(text(item.get(key)), note, tone)
+
+
+def _latency_cell(file: Mapping[str, Any]) -> Cell:
+    latency = mapping(file, "latency_ms")
+    low, high = number(latency.get("p10")), number(latency.get("p90"))
+    known = not (math.isnan(low) or math.isnan(high))
+    spread = f"{milliseconds_text(low)} to {milliseconds_text(high)}" if known else ""
+    return Cell(milliseconds_text(latency.get("median")), spread)
+
+
+def _ratio_cell(file: Mapping[str, Any]) -> Cell:
+    ratio = number(file.get("latency_ratio"))
+    low, high = interval_ends(file.get("latency_ratio_interval"))
+    if math.isnan(ratio):
+        is_reference = file.get("model") == _BASELINE and mapping(file, "latency_ms")
+        return Cell(f"1{TIMES}" if is_reference else DASH)
+    whole = ratio_text(ratio, [low, high])
+    text, _, interval = whole.partition(" ")
+    least, most = (ratio, ratio) if math.isnan(low) or math.isnan(high) else (low, high)
+    tone = "better" if most < 1 else "worse" if least > 1 else ""
+    return Cell(text, interval, tone)
+
+
+def _verified_cell(file: Mapping[str, Any]) -> Cell:
+    verified = file.get("verified")
+    if verified is None:
+        return Cell(DASH)
+    return Cell("yes") if verified is True else Cell("NO", tone="worse")
+
+
+def _without_empty_columns(
+    title: str,
+    columns: list[Column],
+    rows: list[list[Cell]],
+    starts: tuple[int, ...] = (),
+) -> ComparisonTable:
+    kept = [
+        index
+        for index in range(len(columns))
+        if index == 0 or any(row[index].text != DASH for row in rows)
+    ]
+    return ComparisonTable(
+        title,
+        tuple(columns[index] for index in kept),
+        tuple(tuple(row[index] for index in kept) for row in rows),
+        starts,
+    )

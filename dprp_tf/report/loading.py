@@ -1,0 +1,122 @@
+"""Read what a run left in its folder, with one clear error for anything missing or broken."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RunData", "load_run", "mapping", "records"]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What one run folder holds; a part that the run did not write is `None`.
+
+    Args:
+        folder: The run folder.
+        ranks: Content of `ranks.json`, or `None`.
+        history: Content of `history.json`, or `None`.
+        results: Content of `results.json`, or `None`.
+
+    Example:
+
+    >>> RunData(Path("run"), ranks=None, history=None, results={"title": "A"}).results["title"]
+    'A'
+    """
+
+    folder: Path
+    ranks: dict[str, Any] | None = None
+    history: dict[str, Any] | None = None
+    results: dict[str, Any] | None = None
+
+
+def load_run(run_folder: str | os.PathLike[str]) -> RunData:
+    """Read `ranks.json`, `history.json` and `results.json` of a run folder.
+
+    Args:
+        run_folder: Folder that a training run or the demo wrote.
+
+    Returns:
+        The three contents; `None` for each file that is not there.
+
+    Raises:
+        FileNotFoundError: If the folder doesn't exist, or holds none of the three files.
+        ValueError: If a file isn't valid JSON, or isn't a JSON object.
+
+    Example:
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "results.json").write_text('{"title": "Digits"}')
+    >>> load_run(folder).results
+    {'title': 'Digits'}
+    """
+    folder = Path(run_folder)
+    if not folder.is_dir():
+        what = "which is a file" if folder.exists() else "which does not exist"
+        raise FileNotFoundError(
+            f"`run_folder` must be a folder that a run wrote. Received: run_folder={folder}, "
+            f"{what}. Run `dprp demo` or `dprp train` first, or give the folder it named."
+        )
+    names = ("ranks", "history", "results")
+    parts = {name: _read_object(folder / f"{name}.json") for name in names}
+    if all(part is None for part in parts.values()):
+        raise FileNotFoundError(
+            f"`run_folder` must hold ranks.json, history.json or results.json. Received: "
+            f"run_folder={folder}, which holds none of them. Give the folder that `dprp demo` or "
+            "`dprp train` named at its end."
+        )
+    return RunData(folder, **parts)
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} must hold valid JSON. Received: a file that can't be read as JSON ({error}). "
+            "Repeat the run, or delete the file to report without it."
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{path} must hold a JSON object. Received: {type(value).__name__}. "
+            "Repeat the run, or delete the file to report without it."
+        )
+    return value
+
+
+def records(source: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return `source[key]` as a list of objects, empty where the key is absent."""
+    value = source.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(
+            f"`{key}` must be a list of objects. Received: {key}={_short(value)}. "
+            "Repeat the run that wrote it."
+        )
+    return value
+
+
+def mapping(source: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return `source[key]` as an object, empty where the key is absent."""
+    value = source.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"`{key}` must be an object. Received: {key}={_short(value)}. "
+            "Repeat the run that wrote it."
+        )
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

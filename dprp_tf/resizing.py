@@ -1,0 +1,238 @@
+"""The one module that knows Keras' internals: make variables and optimizer slots smaller in fit.
+
+A `keras.Variable` is kept and given a new payload and shape, so that order, names and tracking
+stay as they are; the compiled functions are then made anew. Everything here relies on attributes
+Keras does not promise, hence one module and a test per backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from dprp_tf import factorization
+from dprp_tf.layers import SVDLayer
+
+__all__ = [
+    "exclude_from_weight_decay",
+    "inner_optimizer",
+    "momentum_slots",
+    "optimizer_slots",
+    "resize",
+    "sync",
+]
+
+# Slots that follow a variable linearly change sign with it; the others hold squares or sizes.
+_SIGNED = (
+    "momentums",
+    "_momentums",
+    "_m",
+    "_average_gradients",
+    "_linears",
+    "_accumulated_gradients",
+    "_model_variables_moving_average",
+)
+
+
+def sync(model: keras.Model) -> None:
+    """Bring a model's variables up to date with the train step's state, on any backend.
+
+    Args:
+        model: A model, inside or outside `fit`.
+    """
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer that holds the slots, inside a loss-scaling wrapper or not.
+
+    Args:
+        optimizer: A Keras optimizer.
+
+    Returns:
+        The inner optimizer, or `optimizer` itself.
+    """
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def optimizer_slots(optimizer: Any, variable: keras.Variable) -> dict[str, keras.Variable]:
+    """Return the optimizer's slots of one variable, by the attribute that holds them.
+
+    Args:
+        optimizer: A built Keras optimizer, or one not built yet (no slots).
+        variable: A trainable variable of the model.
+
+    Returns:
+        Slots by attribute name, such as `{"momentums": ...}`; empty for plain SGD.
+    """
+    inner = inner_optimizer(optimizer)
+    if inner is None or not inner.built:
+        return {}
+    index = next(
+        (i for i, known in enumerate(inner._trainable_variables) if known is variable), None
+    )
+    if index is None:
+        return {}
+    count = len(inner._trainable_variables)
+    return {
+        name: slots[index]
+        for name, slots in vars(inner).items()
+        if name != "_trainable_variables"
+        and isinstance(slots, (list, tuple))
+        and len(slots) == count
+        and isinstance(slots[index], keras.Variable)
+    }
+
+
+def momentum_slots(optimizer: Any, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+    """Return the first-moment slots of these variables, in their order.
+
+    Args:
+        optimizer: A Keras optimizer.
+        variables: Trainable variables.
+
+    Returns:
+        One slot per variable, or an empty list if the optimizer keeps no momentum.
+    """
+    found = []
+    for variable in variables:
+        slots = optimizer_slots(optimizer, variable)
+        slot = next((slots[n] for n in ("momentums", "_momentums", "_m") if n in slots), None)
+        if slot is None:
+            return []
+        found.append(slot)
+    return found
+
+
+def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
+    """Leave variables out of the optimizer's decoupled weight decay, beside those left out before.
+
+    Args:
+        optimizer: A Keras optimizer.
+        variables: Variables to leave out.
+    """
+    inner = inner_optimizer(optimizer)
+    if not getattr(inner, "weight_decay", None):
+        return
+    known = getattr(inner, "_exclude_from_weight_decay", set())
+    inner._exclude_from_weight_decay = set(known) | {inner._var_key(v) for v in variables}
+    if not hasattr(inner, "_exclude_from_weight_decay_pattern"):
+        inner._exclude_from_weight_decay_pattern = None
+    inner._exclude_from_weight_decay_cache = {}
+
+
+def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
+    """Bring layers into canonical order and cut them to new ranks, optimizer slots included.
+
+    Column j of a layer's new factors is old column order[j], with the sign of its value moved
+    into U, for the j < rank largest |s|; the slots of u, s and v are permuted, signed and cut the
+    same way. The compiled train, test and predict functions are made anew, and other layers, the
+    iteration count, the learning rate and metrics stay as they are.
+
+    Args:
+        model: The model, compiled or not, inside `fit` or not.
+        ranks: The new rank of each layer to change, 1 to its present rank.
+
+    Raises:
+        ValueError: If a rank is out of range, if a factor is not finite, or if the optimizer
+            keeps slots whose shape does not follow the variable's.
+    """
+    sync(model)
+    optimizer = getattr(model, "optimizer", None)
+    plans = []
+    for layer, rank in ranks.items():
+        factors = layer.factors
+        for name, values in factors._asdict().items():
+            if not np.all(np.isfinite(values)):
+                raise ValueError(
+                    f"The ranks of a model can't be cut while its factors are not finite. "
+                    f"Received NaN or infinite entries in `{name}` of layer {layer.name!r}; "
+                    "lower the learning rate or restore an earlier checkpoint."
+                )
+        if not 1 <= rank <= factors.rank:
+            raise ValueError(
+                f"`ranks` must lie between 1 and the present rank. Received: {rank} for layer "
+                f"{layer.name!r} of rank {factors.rank}"
+            )
+        order, signs = factorization.canonical_order(factors.s)
+        plans.append((layer, order[:rank], signs[:rank]))
+        for slot, variable, name in _slots(optimizer, layer):
+            if tuple(slot.shape) != tuple(variable.shape):
+                raise ValueError(
+                    f"Rank pruning needs an optimizer whose slots have their variable's shape. "
+                    f"Received: {type(inner_optimizer(optimizer)).__name__}, whose {name!r} has "
+                    f"shape {tuple(slot.shape)} for a variable of shape {tuple(variable.shape)}. "
+                    "Use SGD, Adam, AdamW or RMSprop."
+                )
+    old_keys = _keys(optimizer)
+    with _strategy_scope(model):
+        for layer, order, signs in plans:
+            for slot, variable, name in _slots(optimizer, layer):
+                flips = signs if name in _SIGNED and variable is not layer.v else None
+                _swap(slot, _cut(ops.convert_to_numpy(slot), order, flips))
+            for variable in (layer.u, layer.s, layer.v):
+                flips = None if variable is layer.v else signs
+                _swap(variable, _cut(ops.convert_to_numpy(variable), order, flips))
+    _rekey(optimizer, old_keys)
+    _renew_functions(model)
+
+
+def _cut(
+    values: NDArray[Any], order: NDArray[np.intp], signs: NDArray[np.floating] | None
+) -> NDArray[Any]:
+    """Take the last axis' entries in this order, (..., r) -> (..., len(order)), and sign them."""
+    taken = values[..., order]
+    return taken if signs is None else (taken * signs).astype(values.dtype)
+
+
+def _slots(
+    optimizer: Any, layer: SVDLayer
+) -> Iterator[tuple[keras.Variable, keras.Variable, str]]:
+    for variable in (layer.u, layer.s, layer.v):
+        for name, slot in optimizer_slots(optimizer, variable).items():
+            yield slot, variable, name
+
+
+def _swap(variable: keras.Variable, values: NDArray[Any]) -> None:
+    variable._shape = tuple(values.shape)
+    variable._initialize(ops.convert_to_tensor(values, dtype=variable.dtype))
+
+
+def _keys(optimizer: Any) -> list[Any]:
+    inner = inner_optimizer(optimizer) if optimizer is not None else None
+    if inner is None or not inner.built:
+        return []
+    return [inner._var_key(variable) for variable in inner._trainable_variables]
+
+
+def _rekey(optimizer: Any, old_keys: list[Any]) -> None:
+    """Let the optimizer find its variables again: TensorFlow keys them by their payload."""
+    if not old_keys:
+        return
+    inner = inner_optimizer(optimizer)
+    new_keys = [inner._var_key(variable) for variable in inner._trainable_variables]
+    inner._trainable_variables_indices = {key: i for i, key in enumerate(new_keys)}
+    renamed = dict(zip(old_keys, new_keys, strict=True))
+    excluded = getattr(inner, "_exclude_from_weight_decay", None)
+    if excluded:
+        inner._exclude_from_weight_decay = {renamed.get(key, key) for key in excluded}
+    inner._exclude_from_weight_decay_cache = {}
+
+
+def _renew_functions(model: keras.Model) -> None:
+    # Kept compiled functions would go on training and evaluating the old payloads.
+    for kind in ("train", "test", "predict"):
+        if getattr(model, f"{kind}_function", None) is not None:
+            getattr(model, f"make_{kind}_function")(force=True)
+
+
+def _strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
+    strategy = getattr(model, "_distribute_strategy", None)
+    return strategy.scope() if strategy is not None else contextlib.nullcontext()

@@ -1,0 +1,94 @@
+"""Re-factorize trained factors exactly: the kernel unchanged, U and V orthonormal, s sorted."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from dprp_tf.regularizers import gram_matrix
+
+__all__ = ["TrainedFactors", "retract"]
+
+
+class TrainedFactors(NamedTuple):
+    """One layer's u (h, r), s (r,), v (w, r): the factors, or an optimizer's slots for them."""
+
+    u: Any
+    s: Any
+    v: Any
+
+
+def retract(
+    factors: list[TrainedFactors], momenta: list[TrainedFactors | None] | None = None
+) -> tuple[list[TrainedFactors], list[TrainedFactors | None]]:
+    """Return factors of the same matrices that are singular value decompositions again.
+
+    With U = Q_u R_u and V = Q_v R_v (Q orthonormal), core = R_u diag(s) R_v^T of shape (r, r) and
+    core = A diag(t) B^T its SVD, the new factors are Q_u A, t, Q_v B. The matrix U diag(s) V^T is
+    unchanged up to rounding. Q R is taken from the Gram matrix: U^T U = W L W^T gives
+    R_u = L^(1/2) W^T, so everything but two products with U and V has size r, and layers of equal
+    rank share one batched decomposition.
+
+    The momentum is carried along in its factor's new basis: m_u := m_u T_u and m_v := m_v T_v with
+    T the map that took the old factor to the new one, and m_s := diag(A^T diag(m_s) B). Column
+    signs are chosen to keep diag(A) positive, so that consecutive factors resemble each other.
+
+    Args:
+        factors: Trained factors, one per layer.
+        momenta: Optimizer velocities of the same shapes, None for a layer without. Default: none.
+
+    Returns:
+        The new factors and the carried momenta, in the order given.
+
+    Source: QR-based recipe for retracting onto matrices of fixed rank; the momentum's carriage is
+        ours.
+
+    Example:
+
+    >>> import numpy as np
+    >>> old = TrainedFactors(*(np.ones(n, "float32") for n in ((3, 1), (1,), (2, 1))))
+    >>> new, _ = retract([old])
+    >>> round(float(new[0].s[0]) ** 2, 3)
+    6.0
+    """
+    momenta = [None] * len(factors) if momenta is None else list(momenta)
+    results: list[TrainedFactors | None] = [None] * len(factors)
+    carried: list[TrainedFactors | None] = [None] * len(factors)
+    by_rank: dict[int, list[int]] = {}
+    for index, factor in enumerate(factors):
+        by_rank.setdefault(int(factor.s.shape[0]), []).append(index)
+    for indices in by_rank.values():
+        # n layers of equal rank: (n, r, r)
+        r_u, inverse_u = _root(ops.stack([gram_matrix(factors[i].u) for i in indices]))
+        r_v, inverse_v = _root(ops.stack([gram_matrix(factors[i].v) for i in indices]))
+        s = ops.cast(ops.stack([factors[i].s for i in indices]), "float32")
+        core = ops.matmul(r_u * s[:, None, :], ops.swapaxes(r_v, -2, -1))
+        a, t, b_transposed = ops.linalg.svd(core, full_matrices=False)
+        b = ops.swapaxes(b_transposed, -2, -1)
+        turn_u, turn_v = ops.matmul(inverse_u, a), ops.matmul(inverse_v, b)
+        sign = ops.where(ops.diagonal(turn_u, axis1=-2, axis2=-1) < 0, -1.0, 1.0)[:, None, :]
+        a, b, turn_u, turn_v = a * sign, b * sign, turn_u * sign, turn_v * sign
+        for place, index in enumerate(indices):
+            old, momentum = factors[index], momenta[index]
+            results[index] = TrainedFactors(
+                ops.cast(ops.matmul(old.u, turn_u[place]), old.u.dtype),
+                ops.cast(t[place], old.s.dtype),
+                ops.cast(ops.matmul(old.v, turn_v[place]), old.v.dtype),
+            )
+            if momentum is not None:
+                carried[index] = TrainedFactors(
+                    ops.matmul(momentum.u, turn_u[place]),
+                    # diag(A^T diag(m) B)_j = sum_i A_ij m_i B_ij
+                    ops.matmul(momentum.s, a[place] * b[place]),
+                    ops.matmul(momentum.v, turn_v[place]),
+                )
+    return [factor for factor in results if factor is not None], carried
+
+
+def _root(gram: Any) -> tuple[Any, Any]:
+    """Return R and R^-1 with gram = R^T R, from its eigenvectors, which can't fail to exist."""
+    values, vectors = ops.linalg.eigh(gram)
+    # A column that has vanished gets a tiny length instead of a division by zero.
+    root = ops.sqrt(ops.maximum(values, 1e-12))[:, None, :]
+    return ops.swapaxes(vectors * root, -2, -1), vectors / root

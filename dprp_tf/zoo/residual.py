@@ -1,0 +1,235 @@
+"""The residual network all of the zoo's ResNets are: stages of two-convolution blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import keras
+
+__all__ = ["Preprocess", "Shortcut", "residual_network"]
+
+Shortcut = Literal["A", "B"]
+Preprocess = tuple[float | Sequence[float], float | Sequence[float]]
+
+_CHANNELS_LAST = "channels_last"
+
+
+def residual_network(
+    input_shape: tuple[int, int, int],
+    classes: int,
+    widths: Sequence[int],
+    blocks: int,
+    shortcut: Shortcut = "A",
+    weight_decay: float = 0.0,
+    preprocess: Preprocess | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """Build a residual network of basic blocks that returns logits.
+
+    A 3x3 stem of `widths[0]` filters, then one stage per width; every stage after the first
+    halves height and width in its first block. A block computes
+    `relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))`. Only Keras' own layers are used, so a
+    saved model loads without this library and converts to TFLite and ONNX.
+
+    Args:
+        input_shape: Height, width and channels of one image, each at least 1.
+        classes: Number of logits, at least 2.
+        widths: Filters of each stage, never falling from one stage to the next for `"A"`.
+        blocks: Blocks per stage, at least 1.
+        shortcut: What bridges a change of shape. `"A"`: every second pixel, missing channels
+            filled with zeros, no parameters. `"B"`: a strided 1x1 convolution with batch
+            normalization. Defaults to `"A"`.
+        weight_decay: Coupled weight decay; every kernel gets an L2 penalty of
+            `weight_decay / 2 * sum(kernel ** 2)`, whose gradient is `weight_decay * kernel`.
+            Defaults to 0.
+        preprocess: `(mean, std)`, each a number or one per channel: the model then takes raw
+            values and computes `(x - mean) / std` itself. Defaults to None, input as it is.
+        name: Name of the model.
+
+    Returns:
+        A functional model, `(batch, height, width, channels) -> (batch, classes)`.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Source: He et al., "Deep Residual Learning for Image Recognition", section 4.2.
+
+    Example:
+
+    >>> residual_network((8, 8, 1), 2, widths=(4, 8), blocks=1).output_shape
+    (None, 2)
+    """
+    _check(input_shape, classes, widths, blocks, shortcut, weight_decay)
+    decay = weight_decay / 2
+    inputs = keras.Input(shape=tuple(input_shape), name="image")
+    x = inputs
+    if preprocess is not None:
+        x = _preprocess(preprocess, channels=input_shape[-1])(x)
+    x = _convolution(x, widths[0], "stem", decay)
+    for stage, width in enumerate(widths, start=1):
+        for block in range(blocks):
+            strides = 2 if stage > 1 and block == 0 else 1
+            x = _block(x, width, strides, shortcut, decay, f"stage{stage}_block{block}")
+    x = keras.layers.GlobalAveragePooling2D(data_format=_CHANNELS_LAST, name="pool")(x)
+    logits = keras.layers.Dense(
+        classes,
+        kernel_initializer="he_normal",
+        kernel_regularizer=_l2(decay),
+        name="logits",
+    )(x)
+    return keras.Model(inputs, logits, name=name)
+
+
+def _block(
+    x: keras.KerasTensor,
+    filters: int,
+    strides: int,
+    shortcut: Shortcut,
+    decay: float,
+    name: str,
+) -> keras.KerasTensor:
+    residual = _convolution(x, filters, name, decay, number="1", strides=strides)
+    residual = _convolution(residual, filters, name, decay, number="2", activation=False)
+    if strides != 1 or x.shape[-1] != filters:
+        bridge = _subsample_and_pad if shortcut == "A" else _project
+        x = bridge(x, filters, strides, decay, f"{name}_shortcut")
+    x = keras.layers.Add(name=f"{name}_add")([x, residual])
+    return keras.layers.ReLU(name=f"{name}_relu2")(x)
+
+
+def _convolution(
+    x: keras.KerasTensor,
+    filters: int,
+    name: str,
+    decay: float,
+    *,
+    number: str = "",
+    kernel_size: int = 3,
+    strides: int = 1,
+    activation: bool = True,
+) -> keras.KerasTensor:
+    x = keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        strides=strides,
+        padding="same",
+        data_format=_CHANNELS_LAST,
+        use_bias=False,
+        kernel_initializer="he_normal",
+        kernel_regularizer=_l2(decay),
+        name=f"{name}_conv{number}",
+    )(x)
+    x = keras.layers.BatchNormalization(
+        axis=-1, momentum=0.9, epsilon=1e-5, name=f"{name}_bn{number}"
+    )(x)
+    return keras.layers.ReLU(name=f"{name}_relu{number}")(x) if activation else x
+
+
+def _project(
+    x: keras.KerasTensor, filters: int, strides: int, decay: float, name: str
+) -> keras.KerasTensor:
+    return _convolution(x, filters, name, decay, kernel_size=1, strides=strides, activation=False)
+
+
+def _subsample_and_pad(
+    x: keras.KerasTensor, filters: int, strides: int, decay: float, name: str
+) -> keras.KerasTensor:
+    # A window of one pixel makes the pooling a strided slice that is an ordinary layer.
+    if strides != 1:
+        x = keras.layers.AveragePooling2D(
+            1, strides=strides, data_format=_CHANNELS_LAST, name=f"{name}_subsample"
+        )(x)
+    _, height, width, channels = x.shape
+    missing = filters - channels
+    if missing == 0:
+        return x
+    # Channels become an axis that ZeroPadding2D pads:
+    # (h, w, c) -> (h w, c, 1) -> (h w, filters, 1) -> (h, w, filters)
+    x = keras.layers.Reshape((height * width, channels, 1), name=f"{name}_flatten")(x)
+    x = keras.layers.ZeroPadding2D(
+        ((0, 0), (missing // 2, missing - missing // 2)),
+        data_format=_CHANNELS_LAST,
+        name=f"{name}_pad",
+    )(x)
+    return keras.layers.Reshape((height, width, filters), name=f"{name}_unflatten")(x)
+
+
+def _preprocess(preprocess: Preprocess, channels: int) -> keras.layers.Layer:
+    if not isinstance(preprocess, (tuple, list)) or len(preprocess) != 2:
+        raise ValueError(
+            "`preprocess` must be a pair (mean, std) or None. Received: "
+            f"preprocess={preprocess!r}. A dataset of `dprp_tf.data` has both: "
+            "preprocess=(dataset.mean, dataset.std)."
+        )
+    mean, std = (_per_channel(value, channels, preprocess) for value in preprocess)
+    if any(value <= 0 for value in std):
+        raise ValueError(
+            f"`preprocess` must hold a std above 0 for every channel. Received: std={std}. "
+            "Give 1 to a channel that never varies."
+        )
+    # One multiplication and one addition: both have int8 kernels, division has none.
+    return keras.layers.Rescaling(
+        scale=[1 / s for s in std],
+        offset=[-m / s for m, s in zip(mean, std, strict=True)],
+        name="preprocess",
+    )
+
+
+def _per_channel(
+    value: float | Sequence[float], channels: int, preprocess: Preprocess
+) -> list[float]:
+    try:
+        values = [float(v) for v in value]  # type: ignore[union-attr]
+    except TypeError:
+        values = [float(value)] * channels  # type: ignore[arg-type]
+    if len(values) != channels or not all(map(math.isfinite, values)):
+        raise ValueError(
+            f"`preprocess` must hold one finite number or {channels}, one per channel of "
+            f"`input_shape`, for mean and for std. Received: preprocess={preprocess!r}."
+        )
+    return values
+
+
+def _l2(decay: float) -> keras.regularizers.Regularizer | None:
+    return keras.regularizers.L2(decay) if decay else None
+
+
+def _check(
+    input_shape: tuple[int, int, int],
+    classes: int,
+    widths: Sequence[int],
+    blocks: int,
+    shortcut: str,
+    weight_decay: float,
+) -> None:
+    if len(input_shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in input_shape):
+        raise ValueError(
+            "`input_shape` must be (height, width, channels), each a whole number of at least "
+            f"1. Received: input_shape={input_shape}."
+        )
+    if classes < 2:
+        raise ValueError(f"`classes` must be at least 2. Received: classes={classes}.")
+    if not widths or any(width < 1 for width in widths):
+        raise ValueError(
+            "`widths` must hold the filters of at least one stage, each at least 1. "
+            f"Received: widths={tuple(widths)}."
+        )
+    if blocks < 1:
+        raise ValueError(f"`blocks` must be at least 1. Received: blocks={blocks}.")
+    if shortcut not in ("A", "B"):
+        raise ValueError(
+            '`shortcut` must be "A" (zero-padded channels, no parameters) or "B" (1x1 '
+            f"convolution). Received: shortcut={shortcut!r}."
+        )
+    if shortcut == "A" and list(widths) != sorted(widths):
+        raise ValueError(
+            '`widths` must not fall from stage to stage with shortcut="A", which can only add '
+            f'channels. Received: widths={tuple(widths)}. Use shortcut="B".'
+        )
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(
+            "`weight_decay` must be a finite number of at least 0. Received: "
+            f"weight_decay={weight_decay}."
+        )
