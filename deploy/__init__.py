@@ -4,17 +4,11 @@ Everything here works on any Functional or Sequential Keras model on the TensorF
 Importing this package loads neither TensorFlow nor a runtime; the functions do when called.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from dprp_tf.deploy.benchmark import BenchmarkResult, Comparison, Ratio, benchmark, compare
-    from dprp_tf.deploy.onnx import export_onnx
-    from dprp_tf.deploy.parity import ExportReport, OutputParity, ParityError
-    from dprp_tf.deploy.runtime import evaluate_file, run_file
-    from dprp_tf.deploy.tflite import export_tflite
+from dprp_tf.deploy.benchmark import BenchmarkResult, Comparison, Ratio, benchmark, compare
+from dprp_tf.deploy.onnx import export_onnx
+from dprp_tf.deploy.parity import ExportReport, OutputParity, ParityError
+from dprp_tf.deploy.runtime import evaluate_file, run_file
+from dprp_tf.deploy.tflite import export_tflite
 
 __all__ = [
     "BenchmarkResult",
@@ -30,22 +24,3 @@ __all__ = [
     "export_tflite",
     "run_file",
 ]
-
-_BENCHMARK = ("BenchmarkResult", "Comparison", "Ratio", "compare")
-_HOMES = {
-    **dict.fromkeys(_BENCHMARK, "benchmark"),
-    **dict.fromkeys(("ExportReport", "OutputParity", "ParityError"), "parity"),
-    **dict.fromkeys(("evaluate_file", "run_file"), "runtime"),
-    "export_onnx": "onnx",
-    "export_tflite": "tflite",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -42,8 +42,9 @@ def random_crop_and_flip(images: Any, seed: Any, padding: int = 4, flip: bool = 
     Example:
 
     >>> import numpy as np
-    >>> random_crop_and_flip(np.ones((2, 8, 8, 3), "float32"), seed=0).shape[1:]
-    (8, 8, 3)
+    >>> images = np.ones((2, 8, 8, 3), "float32")
+    >>> tuple(random_crop_and_flip(images, seed=0).shape)
+    (2, 8, 8, 3)
     """
     if isinstance(seed, (int, np.integer)) and not 0 <= seed < 2**32:
         raise ValueError(f"`seed` must lie from 0 to 2**32 - 1. Received: seed={seed}.")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -235,8 +233,11 @@ def batches(
 
     Each pass over the result is the next epoch: the first pass yields epoch `epoch`, the second
     `epoch + 1`, ... Order, crops and flips depend on `(seed, epoch)` alone, so a run resumed at
-    epoch k with `epoch=k` sees what the uninterrupted run saw. A whole batch is gathered, padded
-    and cropped by a handful of operations. For digits use `padding=1, flip=False`.
+    epoch k with `epoch=k` sees what the uninterrupted run saw. (Keras' JAX trainer peeks at the
+    first batch before it trains a new model, which costs one pass in either run.) A whole batch
+    is gathered, padded and cropped by a handful of operations. For digits use
+    `padding=1, flip=False`. Pass `shuffle=False` to `fit`, which otherwise warns that it can't
+    shuffle a pipeline.
 
     Args:
         dataset: Where the training split comes from.
@@ -346,41 +347,34 @@ def _load_keras(name: str, size: tuple[int, int] | None) -> Dataset:
 
 def _load_npz(path: Path, size: tuple[int, int] | None) -> Dataset:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            missing = [name for name in _ARRAYS if name not in file.files]
-            if missing:
-                raise _MissingArraysError(missing, file.files)
-            arrays = {name: file[name] for name in _ARRAYS}
-            classes = file["classes"] if "classes" in file.files else None
-    except _MissingArraysError as error:
-        raise ValueError(
-            f"`source` must hold the arrays {', '.join(_ARRAYS)}. Received: {path} without "
-            f"{', '.join(error.missing)} (it holds {', '.join(error.found) or 'nothing'}). Save "
-            "it with numpy.savez_compressed(path, x_train=..., y_train=..., ...)."
-        ) from None
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it holds a single array without a name")
+        with file:
+            found = file.files
+            arrays = {name: file[name] for name in (*_ARRAYS, "classes") if name in found}
+    except Exception as error:  # zip, zlib and the array header each have errors of their own
         raise ValueError(
             f"`source` must be a whole .npz file of plain arrays. Received: {path}, which can't "
             f"be read ({_first_line(error)}). Copy or download it again, or save it with "
             "numpy.savez_compressed and arrays of numbers."
         ) from error
-    names = None
-    if classes is not None:
-        if classes.ndim != 1 or classes.dtype.kind not in "US":
-            raise ValueError(
-                "`classes` must be a one-dimensional array of text. Received: "
-                f"shape={classes.shape}, dtype={classes.dtype} in {path}."
-            )
-        names = tuple(classes.astype(np.str_).tolist())
-    return _from_arrays(path.stem, arrays, size, names)
-
-
-class _MissingArraysError(Exception):
-    def __init__(self, missing: Sequence[str], found: Sequence[str]) -> None:
-        super().__init__()
-        self.missing, self.found = missing, found
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        raise ValueError(
+            f"`source` must hold the arrays {', '.join(_ARRAYS)}. Received: {path} without "
+            f"{', '.join(missing)} (it holds {', '.join(found) or 'nothing'}). Save it with "
+            "numpy.savez_compressed(path, x_train=..., y_train=..., x_test=..., y_test=...)."
+        )
+    classes = arrays.pop("classes", None)
+    if classes is None:
+        return _from_arrays(path.stem, arrays, size, None)
+    if classes.ndim != 1 or classes.dtype.kind not in "US":
+        raise ValueError(
+            "`classes` must be a one-dimensional array of text. Received: "
+            f"shape={classes.shape}, dtype={classes.dtype} in {path}."
+        )
+    return _from_arrays(path.stem, arrays, size, tuple(classes.astype(np.str_).tolist()))
 
 
 def _from_arrays(

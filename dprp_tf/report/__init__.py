@@ -1,0 +1,28 @@
+"""What a run achieved: tables, plots and one HTML page."""
+
+from __future__ import annotations
+
+from dprp_tf.report.html import write_report
+from dprp_tf.report.plots import (
+    NothingToPlotError,
+    plot_cost_by_epoch,
+    plot_ranks_by_layer,
+    plot_singular_values,
+    plot_tradeoff,
+    plot_training,
+    save_plots,
+)
+from dprp_tf.report.tables import results_markdown, results_table
+
+__all__ = [
+    "NothingToPlotError",
+    "plot_cost_by_epoch",
+    "plot_ranks_by_layer",
+    "plot_singular_values",
+    "plot_tradeoff",
+    "plot_training",
+    "results_markdown",
+    "results_table",
+    "save_plots",
+    "write_report",
+]

@@ -135,7 +135,7 @@ def position_axis(axes: Axes, values: Sequence[float], unit: str = "") -> None:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.6, high * 1.6)
     else:
-        axes.set_xlim(0, (high or 1.0) * 1.12)
+        axes.set_xlim(0, (high or 1.0) * 1.18)
         value_ticks(axes.xaxis)
     axes.xaxis.set_major_formatter(
         FuncFormatter(

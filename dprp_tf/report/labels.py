@@ -115,7 +115,12 @@ def place_labels(axes: Axes, labels: list[tuple[list[tuple[float, float]], str, 
     notes = []
     for index, (line, text, colour) in enumerate(labels):
         corners, own = shown[index], traces[index]
-        foreign = [p for i, other in enumerate(shown) if i != index for p in other]
+        foreign = [
+            point
+            for i, other in enumerate(shown)
+            if i != index and not _coincide(corners, other, 12 * scale)
+            for point in other
+        ]
         inked = [box for i, trace in enumerate(traces) if i != index for box in trace]
         note = axes.annotate(
             text,
@@ -146,15 +151,8 @@ def place_labels(axes: Axes, labels: list[tuple[list[tuple[float, float]], str, 
                 cost += 3.0 * (not _holds(frame, box)) + _overlaps(box, points + taken)
                 cost += 0.4 * (_overlaps(box, inked) > 0) + 0.15 * (_overlaps(box, own) > 0)
                 # A label that stands nearer to another line's point would be read as its name.
-                nearest = min(
-                    (
-                        _gap(box, point)
-                        for point in foreign
-                        if math.dist(point, (px, py)) > 12 * scale
-                    ),
-                    default=math.inf,
-                )
-                cost += 0.35 * (nearest < _gap(box, (px, py)) + 6 * scale)
+                nearest = min((_gap(box, point) for point in foreign), default=math.inf)
+                cost += 0.35 * (nearest < _gap(box, (px, py)) + 2 * scale)
                 if distance > _NEAR:
                     leader = [_box(*p, scale, scale) for p in _steps((px, py), (x, y), 4 * scale)]
                     free = [part for part in leader if not part.overlaps(box)][2:]
@@ -200,6 +198,14 @@ def _box(x: float, y: float, width: float, height: float) -> Any:
     from matplotlib.transforms import Bbox
 
     return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
+
+
+def _coincide(
+    line: list[tuple[float, float]], other: list[tuple[float, float]], tolerance: float
+) -> bool:
+    return len(line) == len(other) and all(
+        math.dist(a, b) <= tolerance for a, b in zip(line, other, strict=True)
+    )
 
 
 def _gap(box: Any, point: tuple[float, float]) -> float:

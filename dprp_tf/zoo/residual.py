@@ -141,19 +141,19 @@ def _subsample_and_pad(
         x = keras.layers.AveragePooling2D(
             1, strides=strides, data_format=_CHANNELS_LAST, name=f"{name}_subsample"
         )(x)
-    _, height, width, channels = x.shape
-    missing = filters - channels
+    missing = filters - x.shape[-1]
     if missing == 0:
         return x
-    # Channels become an axis that ZeroPadding2D pads:
-    # (h, w, c) -> (h w, c, 1) -> (h w, filters, 1) -> (h, w, filters)
-    x = keras.layers.Reshape((height * width, channels, 1), name=f"{name}_flatten")(x)
+    # ZeroPadding2D pads the two middle axes:
+    # (h, w, c) -> (h, c, w) -> (h, filters, w) -> (h, w, filters)
+    # Permute beats Reshape, which converts to shape arithmetic that splits XNNPACK's graph.
+    x = keras.layers.Permute((1, 3, 2), name=f"{name}_channels_in")(x)
     x = keras.layers.ZeroPadding2D(
         ((0, 0), (missing // 2, missing - missing // 2)),
         data_format=_CHANNELS_LAST,
         name=f"{name}_pad",
     )(x)
-    return keras.layers.Reshape((height, width, filters), name=f"{name}_unflatten")(x)
+    return keras.layers.Permute((1, 3, 2), name=f"{name}_channels_out")(x)
 
 
 def _preprocess(preprocess: Preprocess, channels: int) -> keras.layers.Layer:

@@ -1,0 +1,347 @@
+"""A training run in a folder: configuration, log, checkpoints; started or continued alike."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from dprp_tf import zoo
+from dprp_tf.atomic import atomic_path, write_json
+from dprp_tf.callbacks import RankHistory, RankPruning
+from dprp_tf.data import Dataset, batches
+from dprp_tf.factorizing import factorize
+from dprp_tf.models import load_model
+from dprp_tf.resizing import sync
+
+__all__ = ["TrainSettings", "train"]
+
+_SCHEDULES = ("constant", "cosine", "plateau")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides a training run; written to the run folder and compared on resuming.
+
+    Attributes:
+        model: A network of the zoo, or a path to a `.keras` file whose weights are the start.
+        method: `"dense"` or `"dprp"`. Default `"dprp"`.
+        epochs: Epochs in all, 1 or more.
+        batch_size: Images per step.
+        learning_rate: Peak learning rate of SGD.
+        momentum: Momentum of SGD, Nesterov's if `nesterov`.
+        schedule: `"constant"`, `"cosine"` to zero, or `"plateau"`: a tenth after
+            `patience` epochs without a lower application loss.
+        warmup_epochs: Epochs of linear growth to the peak. Default 0.
+        weight_decay: Coupled weight decay, an L2 penalty of half of it on every kernel; for a
+            network of the zoo only.
+        shortcut: `"A"` or `"B"`; for a ResNet of the zoo only.
+        augment: Whether to shift and flip.
+        padding: Largest shift in pixels.
+        flip: Whether to mirror.
+        seed: Seed of weights, order and augmentation.
+        steps_per_execution: Steps per dispatch.
+        matricization, structure, compression, compression_weight, threshold,
+            retraction_period: As `dprp_tf.factorize`.
+        start_epoch, frequency, minimum_rank, minimum_removed: As `dprp_tf.RankPruning`.
+
+    Raises:
+        ValueError: If a value is out of range; the messages name it.
+
+    Example:
+
+    >>> TrainSettings(model="resnet20", epochs=2).method
+    'dprp'
+    """
+
+    model: str = "resnet20"
+    method: str = "dprp"
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: str = "cosine"
+    patience: int = 10
+    warmup_epochs: int = 0
+    weight_decay: float = 1e-4
+    shortcut: str = "A"
+    augment: bool = True
+    padding: int = 4
+    flip: bool = True
+    seed: int = 0
+    steps_per_execution: int = 1
+    matricization: str = "spatial"
+    structure: str = "retraction"
+    compression: str | None = "tail"
+    compression_weight: float = 0.1
+    threshold: float = 0.1
+    retraction_period: int | None = None
+    start_epoch: int = 0
+    frequency: int = 1
+    minimum_rank: int = 1
+    minimum_removed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.method not in ("dense", "dprp"):
+            raise ValueError(f"`method` must be 'dense' or 'dprp'. Received: {self.method!r}")
+        if self.schedule not in _SCHEDULES:
+            raise ValueError(f"`schedule` must be one of {_SCHEDULES}. Received: {self.schedule!r}")
+        for name in ("epochs", "batch_size", "steps_per_execution", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more. Received: {getattr(self, name)}")
+        for name in ("learning_rate", "momentum", "weight_decay", "compression_weight"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"`{name}` must be 0 or more and finite. Received: {value}")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"`threshold` must lie in (0, 1). Received: {self.threshold}")
+
+
+def train(
+    folder: str | os.PathLike[str],
+    settings: TrainSettings,
+    dataset: Dataset,
+    *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    verbose: int = 0,
+    fresh: bool = False,
+) -> keras.Model:
+    """Train a model in a run folder, from its last finished epoch if there is one.
+
+    The folder gets `config.json` (the settings and the data's name), `history.json`,
+    `ranks.json` for a DPRP run, `state.json` with the checkpoint it names, and `model.keras` at
+    the end. Everything is written beside and renamed, the state last, so an interrupted run goes
+    on from an epoch that was wholly written.
+
+    Args:
+        folder: The run folder; made if missing.
+        settings: What to train.
+        dataset: Training and test split.
+        callbacks: More Keras callbacks, such as a progress display.
+        verbose: 2 for a line per epoch from Keras. Default 0.
+        fresh: Whether to discard what the folder holds instead of going on. Default False.
+
+    Returns:
+        The trained model; its history is in `history.json`.
+
+    Raises:
+        ValueError: If the folder holds a run with other settings, or its files are unusable.
+
+    Example:
+
+    >>> train.__name__
+    'train'
+    """
+    folder = Path(folder)
+    state_path, history_path = folder / "state.json", folder / "history.json"
+    config = {"settings": asdict(settings), "data": dataset.name}
+    if fresh:
+        for stale in (state_path, history_path, folder / "ranks.json", folder / "config.json"):
+            stale.unlink(missing_ok=True)
+    _check_config(folder / "config.json", config)
+    keras.utils.set_random_seed(settings.seed)
+    state: dict[str, Any] = {"epoch": 0, "history": [], "plateau": None}
+    if state_path.exists():
+        state = _read_json(state_path)
+        model = load_model(folder / state["checkpoint"])
+    else:
+        model = _new_model(settings, dataset)
+    write_json(folder / "config.json", config)
+    if state["epoch"] >= settings.epochs:
+        return model
+
+    schedule = _schedule(settings, state)
+    plateau = schedule if isinstance(schedule, _Plateau) else None
+    recorder = _Recorder(folder, settings, state, plateau)
+    own: list[keras.callbacks.Callback] = [schedule]
+    if settings.method == "dprp":
+        pruning = RankPruning(
+            start_epoch=settings.start_epoch,
+            frequency=settings.frequency,
+            minimum_rank=settings.minimum_rank,
+            minimum_removed=settings.minimum_removed,
+        )
+        own = [pruning, schedule, RankHistory(folder / "ranks.json")]
+    stream = batches(
+        dataset,
+        settings.batch_size,
+        augment=settings.augment,
+        padding=settings.padding,
+        flip=settings.flip,
+        drop_remainder=True,
+        seed=settings.seed,
+        epoch=state["epoch"],
+    )
+    model.fit(
+        stream,
+        epochs=settings.epochs,
+        initial_epoch=state["epoch"],
+        validation_data=(dataset.x_test, dataset.y_test),
+        validation_batch_size=500,
+        callbacks=[*own, recorder, *callbacks],
+        verbose=verbose,
+    )
+    sync(model)
+    with atomic_path(folder / "model.keras") as temporary:
+        model.save(temporary)
+    return model
+
+
+def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
+    if settings.model.endswith(".keras"):
+        model = load_model(settings.model)
+    else:
+        options = {} if settings.model == "resnet_small" else {"shortcut": settings.shortcut}
+        model = zoo.build(
+            settings.model,
+            input_shape=dataset.image_shape,
+            classes=len(dataset.classes),
+            weight_decay=settings.weight_decay,
+            preprocess=(dataset.mean, dataset.std),
+            **options,
+        )
+    metrics: list[Any] = ["accuracy"]
+    if settings.method == "dprp":
+        model = factorize(
+            model,
+            settings.matricization,
+            structure=settings.structure,
+            compression=settings.compression,
+            compression_weight=settings.compression_weight,
+            threshold=settings.threshold,
+            retraction_period=settings.retraction_period,
+        )
+    else:
+        metrics.append(
+            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="app_loss")
+        )
+    model.compile(
+        optimizer=keras.optimizers.SGD(
+            settings.learning_rate, momentum=settings.momentum, nesterov=settings.nesterov
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=metrics,
+        steps_per_execution=settings.steps_per_execution,
+    )
+    return model
+
+
+def _schedule(settings: TrainSettings, state: dict[str, Any]) -> keras.callbacks.Callback:
+    if settings.schedule == "plateau":
+        return _Plateau(settings.patience, state["plateau"])
+
+    def rate(epoch: int, _: float) -> float:
+        if epoch < settings.warmup_epochs:
+            return settings.learning_rate * (epoch + 1) / (settings.warmup_epochs + 1)
+        if settings.schedule == "constant":
+            return settings.learning_rate
+        done = (epoch - settings.warmup_epochs) / (settings.epochs - settings.warmup_epochs)
+        return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    return keras.callbacks.LearningRateScheduler(rate)
+
+
+class _Plateau(keras.callbacks.ReduceLROnPlateau):
+    """The papers' schedule on the application loss, able to go on where it was."""
+
+    _KEPT = ("best", "wait", "cooldown_counter")
+
+    def __init__(self, patience: int, state: dict[str, Any] | None) -> None:
+        super().__init__(monitor="app_loss", factor=0.1, patience=patience, mode="min")
+        self._restored = state
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_begin(logs)
+        for name, value in (self._restored or {}).items():
+            setattr(self, name, value)
+
+    def state(self) -> dict[str, float]:
+        return {name: float(getattr(self, name)) for name in self._KEPT}
+
+
+class _Recorder(keras.callbacks.Callback):
+    """Write history, checkpoint and state after every epoch, the state last."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: TrainSettings,
+        state: dict[str, Any],
+        plateau: _Plateau | None,
+    ) -> None:
+        super().__init__()
+        self._folder, self._settings, self._plateau = folder, settings, plateau
+        self._history = list(state["history"])
+        self._began = time.perf_counter()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        entry = {"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}}
+        for name in ("total_rank", "parameters"):
+            if name in entry:
+                entry[name] = int(entry[name])
+        sync(self.model)
+        entry["learning_rate"] = float(self.model.optimizer.learning_rate)
+        entry["seconds"] = round(time.perf_counter() - self._began, 2)
+        self._history.append(entry)
+        name = f"checkpoint-{epoch + 1:04d}.keras"
+        with atomic_path(self._folder / name) as temporary:
+            self.model.save(temporary)
+        write_json(
+            self._folder / "history.json", {"runs": {self._settings.method: self._history}}
+        )
+        write_json(
+            self._folder / "state.json",
+            {
+                "epoch": epoch + 1,
+                "checkpoint": name,
+                "history": self._history,
+                "plateau": self._plateau_state(),
+            },
+        )
+        for old in self._folder.glob("checkpoint-*.keras"):
+            if old.name != name:
+                old.unlink()
+
+    def _plateau_state(self) -> dict[str, float] | None:
+        return None if self._plateau is None else self._plateau.state()
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    if not path.exists():
+        return
+    found = _read_json(path)
+    known = {entry.name for entry in fields(TrainSettings)}
+    before = {k: v for k, v in found.get("settings", {}).items() if k in known}
+    now = config["settings"]
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    changed = [name for name in changed if name != "epochs" or before["epochs"] > now["epochs"]]
+    if changed or found.get("data") != config["data"]:
+        details = ", ".join(f"{name}: {before[name]!r} -> {now[name]!r}" for name in changed)
+        raise ValueError(
+            f"`folder` holds a run with other settings. Received: {path.parent} "
+            f"({details or 'other data'}). Choose another folder, or start anew with `fresh`."
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"The run file must be JSON. Received: {path}, which can't be read ({error}). Remove the "
+            "folder and start anew."
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"The run file must hold an object. Received: {path}")
+    return value
