@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dprp_tf.deploy.batches import check_batches
 from dprp_tf.deploy.quiet import quiet
 
 __all__ = ["RuntimeModel", "evaluate_file", "load_file", "require_model_file", "run_file"]
@@ -60,11 +61,11 @@ class RuntimeModel:
             raise ValueError(f"`threads` must be 1 or more. Received: threads={threads}.")
         self._load(threads)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Any) -> dict[str, np.ndarray]:
         """Run the file on a batch of any size.
 
         Args:
-            inputs: Input name to array of shape `(samples, ...)`.
+            inputs: An array `(samples, ...)`, or a list or dict of them for several inputs.
 
         Returns:
             Output name to array of shape `(samples, ...)`; floating-point where quantized.
@@ -72,11 +73,10 @@ class RuntimeModel:
         Raises:
             ValueError: If a name, shape or sample count does not fit.
         """
-        arrays = {tensor.name: _as_input(inputs, tensor, self.path) for tensor in self.inputs}
-        counts = {name: len(array) for name, array in arrays.items()}
-        if len(set(counts.values())) > 1:
-            raise ValueError(f"`inputs` must hold as many samples each. Received: {counts}.")
-        samples = next(iter(counts.values()))
+        shapes = {tensor.name: tensor.shape for tensor in self.inputs}
+        given = check_batches(inputs, shapes, "inputs")
+        arrays = {tensor.name: _as_input(given[tensor.name], tensor) for tensor in self.inputs}
+        samples = len(next(iter(arrays.values())))
         fixed = self.inputs[0].shape[0]
         batch = fixed or _CHUNK
         chunks = []
@@ -248,20 +248,7 @@ def run_file(
     >>> run_file(path, np.zeros((3, 4), "float32")).shape
     (3, 2)
     """
-    model = load_file(path, threads)
-    names = [tensor.name for tensor in model.inputs]
-    if isinstance(inputs, Mapping):
-        named = dict(inputs)
-    elif len(names) == 1 and not isinstance(inputs, tuple):
-        named = {names[0]: np.asarray(inputs)}
-    elif isinstance(inputs, Sequence) and len(inputs) == len(names):
-        named = {name: np.asarray(array) for name, array in zip(names, inputs, strict=True)}
-    else:
-        raise ValueError(
-            f"`inputs` must be a dict or list of {len(names)} arrays for {names}. Received: "
-            f"{type(inputs).__name__}."
-        )
-    outputs = model.run(named)
+    outputs = load_file(path, threads).run(inputs)
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
@@ -317,23 +304,7 @@ def evaluate_file(
     return float(np.mean(scores.argmax(axis=1) == labels))
 
 
-def _as_input(inputs: Mapping[str, np.ndarray], tensor: _Tensor, path: Path) -> np.ndarray:
-    if tensor.name not in inputs:
-        raise ValueError(
-            f"`inputs` must hold an array for input {tensor.name!r} of {path}. Received: "
-            f"{list(inputs)}."
-        )
-    array = np.asarray(inputs[tensor.name])
-    fits = array.ndim == len(tensor.shape) and all(
-        expected is None or expected == received
-        for expected, received in zip(tensor.shape[1:], array.shape[1:], strict=True)
-    )
-    if not fits or len(array) == 0:
-        wanted = ("samples", *("any" if edge is None else str(edge) for edge in tensor.shape[1:]))
-        raise ValueError(
-            f"`inputs` must have shape ({', '.join(wanted)}) with at least one sample for input "
-            f"{tensor.name!r} of {path}. Received: shape={array.shape}."
-        )
+def _as_input(array: np.ndarray, tensor: _Tensor) -> np.ndarray:
     if tensor.scale and str(array.dtype) != tensor.dtype:
         limits = np.iinfo(tensor.dtype)
         steps = np.round(array / tensor.scale) + tensor.zero_point

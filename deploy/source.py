@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from dprp_tf.deploy.batches import check_batches
 
 if TYPE_CHECKING:
     import keras
@@ -78,7 +79,9 @@ class Source:
                     f"{tensor.name!r} of dtype {dtype}. Rebuild it on keras.Input(dtype='float32')."
                 )
             inputs[name] = (tuple(tensor.shape), dtype)
-        return cls(twin, inputs, tuple(_unique_names(model.output_names)), notes)
+        # Sequential, which has one output, does not name it.
+        outputs = getattr(model, "output_names", None) or [model.layers[-1].name]
+        return cls(twin, inputs, tuple(_unique_names(outputs)), notes)
 
     def serve(self, *tensors: Any) -> dict[str, Any]:
         """Call the model on one tensor per input, in the order of `inputs`.
@@ -98,7 +101,11 @@ class Source:
         """
         import keras
 
-        packed = keras.tree.pack_sequence_as(self.model.input, list(tensors))
+        # Sequential, which has one input, has no `input` before it was called.
+        single = isinstance(self.model, keras.Sequential)
+        packed = (
+            tensors[0] if single else keras.tree.pack_sequence_as(self.model.input, list(tensors))
+        )
         flat = keras.tree.flatten(self.model(packed, training=False))
         return dict(zip(self.outputs, flat, strict=True))
 
@@ -160,17 +167,22 @@ class Source:
         >>> Source.of(model).check_data(np.zeros((3, 4)), "verification_data")["x"].dtype
         dtype('float32')
         """
-        given = self._by_name(data, argument)
+        shapes = {name: shape for name, (shape, _) in self.inputs.items()}
         checked = {}
-        for name, (shape, dtype) in self.inputs.items():
-            array = np.asarray(given[name])
-            self._check_array(array, name, shape, dtype, argument)
+        for name, array in check_batches(data, shapes, argument).items():
+            dtype = self.inputs[name][1]
+            fractional = array.dtype.kind == "f"
+            if array.dtype.kind not in "fiub" or (fractional and "float" not in dtype):
+                raise ValueError(
+                    f"`{argument}` must be of dtype {dtype} for input {name!r}. Received: "
+                    f"dtype={array.dtype}."
+                )
+            if fractional and not np.isfinite(array).all():
+                raise ValueError(
+                    f"`{argument}` must be finite. Received: NaN or infinite values in input "
+                    f"{name!r}."
+                )
             checked[name] = array.astype(dtype, copy=False)
-        counts = {name: len(array) for name, array in checked.items()}
-        if len(set(counts.values())) > 1:
-            raise ValueError(
-                f"`{argument}` must hold as many samples for every input. Received: {counts}."
-            )
         return checked
 
     def random_data(self, samples: int = _RANDOM_SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
@@ -203,48 +215,6 @@ class Source:
                 high = 256 if dtype == "uint8" else 2
                 data[name] = generator.integers(0, high, full).astype(dtype)
         return data
-
-    def _by_name(self, data: Any, argument: str) -> dict[str, Any]:
-        names = list(self.inputs)
-        if isinstance(data, Mapping):
-            if sorted(data) != sorted(names):
-                raise ValueError(
-                    f"`{argument}` must hold one array per input: {names}. Received: {list(data)}."
-                )
-            return dict(data)
-        if len(names) == 1 and not isinstance(data, tuple):
-            return {names[0]: data}
-        if isinstance(data, Sequence) and len(data) == len(names):
-            return dict(zip(names, data, strict=True))
-        received = f"{len(data)} arrays" if isinstance(data, Sequence) else type(data).__name__
-        raise ValueError(
-            f"`{argument}` must be a list or dict of {len(names)} arrays for the inputs {names}. "
-            f"Received: {received}."
-        )
-
-    @staticmethod
-    def _check_array(
-        array: np.ndarray, name: str, shape: tuple[int | None, ...], dtype: str, argument: str
-    ) -> None:
-        fits = array.ndim == len(shape) and all(
-            expected is None or expected == received
-            for expected, received in zip(shape[1:], array.shape[1:], strict=True)
-        )
-        if not fits or len(array) == 0:
-            wanted = ("samples", *("any" if edge is None else str(edge) for edge in shape[1:]))
-            raise ValueError(
-                f"`{argument}` must have shape ({', '.join(wanted)}) with at least one sample for "
-                f"input {name!r}. Received: shape={array.shape}."
-            )
-        if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and "float" not in dtype):
-            raise ValueError(
-                f"`{argument}` must be of dtype {dtype} for input {name!r}. Received: "
-                f"dtype={array.dtype}."
-            )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(
-                f"`{argument}` must be finite. Received: NaN or infinite values in input {name!r}."
-            )
 
 
 def _require_plain(model: Any) -> None:

@@ -134,16 +134,24 @@ class Dataset:
 
     @cached_property
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        channels = self.image_shape[-1]
         count = self.x_train[..., 0].size
-        total = np.zeros(self.image_shape[-1])
-        for start in range(0, len(self.x_train), _CHUNK):
-            total += self.x_train[start : start + _CHUNK].sum(axis=(0, 1, 2), dtype=np.float64)
-        mean = total / count
-        squares = np.zeros_like(total)
-        for start in range(0, len(self.x_train), _CHUNK):
-            squares += ((self.x_train[start : start + _CHUNK] - mean) ** 2).sum(axis=(0, 1, 2))
+        mean, squares = np.zeros(channels), np.zeros(channels)
+        starts = range(0, len(self.x_train), _CHUNK)
+
+        def pixels(start: int) -> np.ndarray:
+            chunk = self.x_train[start : start + _CHUNK]
+            return chunk.reshape(-1, channels).astype(np.float64)
+
+        for start in starts:
+            chunk = pixels(start)
+            # A product with ones is a sum that BLAS does, many times faster for few channels.
+            mean += np.ones(len(chunk)) @ chunk / count
+        for start in starts:
+            chunk = pixels(start) - mean
+            squares += np.einsum("ij,ij->j", chunk, chunk)
         std = np.sqrt(squares / count)
-        std[std == 0] = 1
+        std[std <= 1e-7 * np.abs(mean)] = 1  # below what float32 can tell apart
         return tuple(mean.tolist()), tuple(std.tolist())
 
 

@@ -156,6 +156,12 @@ class RankRegularizer(ABC):
         """Return the constructor arguments."""
         return {}
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.get_config() == other.get_config()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), tuple(sorted(self.get_config().items()))))
+
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> RankRegularizer:
         """Make the regularizer from `get_config`'s result."""

@@ -190,6 +190,12 @@ class DPRPModel(keras.Model):
                 [value for layer in low_rank_layers(self) for value in (layer.u, layer.v)],
             )
 
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as the model was when it was saved, as `keras.Model.compile_from_config`."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
     def fit(
         self,
         x: Any = None,
@@ -375,7 +381,8 @@ class _LearningRateCopy(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         resizing.sync(self.model)
         rate = resizing.inner_optimizer(self.model.optimizer).learning_rate
-        self.model._learning_rate.assign(ops.cast(rate, "float32"))
+        # Through Python: sharing the optimizer's buffer would donate it twice on JAX.
+        self.model._learning_rate.assign(float(ops.convert_to_numpy(rate)))
 
 
 def _retracted(groups: list[list[Any]]) -> list[Any]:

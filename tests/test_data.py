@@ -63,11 +63,13 @@ def test_mean_and_std_are_those_of_the_training_split() -> None:
     assert dataset.image_shape == (6, 5, 3)
 
 
-def test_a_constant_channel_gets_std_one() -> None:
-    arrays = _arrays()
-    arrays["x_train"][..., 1] = 9
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", 0), ("uint8", 9), ("float32", 0.1)])
+def test_a_constant_channel_gets_std_one(dtype: str, value: float) -> None:
+    arrays = _arrays(count=3001, dtype=dtype)
+    arrays["x_train"][..., 1] = value
     dataset = data.Dataset("d", **arrays, classes=("a", "b", "c"))
-    assert (dataset.mean[1], dataset.std[1]) == (9.0, 1.0)
+    assert dataset.mean[1] == pytest.approx(value)
+    assert dataset.std[1] == 1
     assert dataset.std[0] > 1
 
 

@@ -158,7 +158,7 @@ def test_bad_arguments(files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two files or more"):
         compare([good])
     with pytest.raises(ValueError, match="two files or more"):
-        compare(str(good))  # type: ignore[arg-type]
+        compare(str(good))
     wrong: list[tuple[str, Any]] = [
         ("threads", 0),
         ("warmup", -1),

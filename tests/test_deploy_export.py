@@ -39,15 +39,17 @@ def network(digits: tuple[np.ndarray, np.ndarray]) -> keras.Model:
     keras.utils.set_random_seed(1)
     image = keras.Input((8, 8, 1), name="image")
     x = layers.Conv2D(24, 3, padding="same", use_bias=False)(image)
-    x = layers.BatchNormalization()(x)
+    x = layers.BatchNormalization(momentum=0.9)(x)
     x = layers.ReLU()(x)
     branch = layers.DepthwiseConv2D(3, padding="same")(x)
     x = layers.Add()([x, branch])
     x = layers.Conv2D(32, 3, strides=2, activation="relu")(x)
     x = layers.GlobalAveragePooling2D()(x)
     model = keras.Model(image, layers.Dense(10, activation="softmax", name="digit")(x))
-    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", ["accuracy"])
-    model.fit(digits[0][:1200], digits[1][:1200], batch_size=64, epochs=5, verbose=0)
+    model.compile(
+        keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    model.fit(digits[0][:1200], digits[1][:1200], batch_size=64, epochs=12, verbose=0)
     return model
 
 
@@ -177,13 +179,8 @@ def _two_by_two() -> keras.Model:
     vector = keras.Input((3,), name="hints")
     features = layers.Flatten()(layers.Conv2D(4, 3, activation="relu")(image))
     joined = layers.Concatenate()([features, layers.Dense(5)(vector)])
-    return keras.Model(
-        [image, vector],
-        [
-            layers.Dense(4, activation="softmax", name="zone")(joined),
-            layers.Dense(2, name="box")(joined),
-        ],
-    )
+    zone = layers.Dense(4, activation="softmax", name="zone")(joined)
+    return keras.Model([image, vector], [zone, layers.Dense(2, name="box")(joined)])
 
 
 @pytest.mark.parametrize("form", ["list", "dict"])
@@ -289,7 +286,7 @@ def test_a_refused_file_leaves_the_older_one(tmp_path: Path) -> None:
     path = tmp_path / "kept.tflite"
     export_tflite(_small(), path)
     content = path.read_bytes()
-    with pytest.raises(ParityError, match="tolerance|float16"):
+    with pytest.raises(ParityError, match="float16 tflite file"):
         export_tflite(_small(), path, "float16", tolerance=0)
     assert path.read_bytes() == content
     assert _left(tmp_path) == ["kept.tflite"]
@@ -459,7 +456,7 @@ def test_arguments_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`opset`"):
         export_onnx(model, tmp_path / "a.onnx", opset=7)
     with pytest.raises(ValueError, match="must be a Keras model"):
-        export_onnx("model.keras", tmp_path / "a.onnx")  # type: ignore[arg-type]
+        export_onnx("model.keras", tmp_path / "a.onnx")
     open_shape = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 3)])
     with pytest.raises(ValueError, match="fixed shape"):
         export_tflite(open_shape, path)

@@ -211,8 +211,6 @@ def files_table(results: Mapping[str, Any]) -> ComparisonTable:
         Column("Peak memory", numeric=True),
         Column("Max. error", numeric=True),
         Column("Same top-1", numeric=True),
-        Column("Verified"),
-        Column("File"),
     ]
     labels = {str(m.get("name")): model_label(m) for m in records(results, "models")}
     rows: list[list[Cell]] = []
@@ -226,16 +224,17 @@ def files_table(results: Mapping[str, Any]) -> ComparisonTable:
             rows.append(
                 [
                     Cell(format_name),
-                    Cell(labels.get(model) or model_label({"name": model})),
+                    Cell(
+                        labels.get(model) or model_label({"name": model}),
+                        clean_name(file.get("file") or ""),
+                    ),
                     _less_is_better(file, reference, "size_bytes", size_text),
                     _accuracy_cell(file, reference),
                     _latency_cell(file),
                     _ratio_cell(file),
                     _less_is_better(file, reference, "peak_memory_bytes", size_text),
-                    Cell(error_text(file.get("max_error"))),
+                    _error_cell(file),
                     Cell(percent_text(file.get("top1_agreement"))),
-                    _verified_cell(file),
-                    Cell(clean_name(file.get("file", DASH))),
                 ]
             )
     return _without_empty_columns("Files", columns, rows, tuple(starts))
@@ -280,8 +279,8 @@ def _latency_cell(file: Mapping[str, Any]) -> Cell:
     latency = mapping(file, "latency_ms")
     low, high = number(latency.get("p10")), number(latency.get("p90"))
     known = not (math.isnan(low) or math.isnan(high))
-    spread = f"{milliseconds_text(low)} to {milliseconds_text(high)}" if known else ""
-    return Cell(milliseconds_text(latency.get("median")), spread)
+    spread = f"{milliseconds_text(low).removesuffix(' ms')} to {milliseconds_text(high)}"
+    return Cell(milliseconds_text(latency.get("median")), spread if known else "")
 
 
 def _ratio_cell(file: Mapping[str, Any]) -> Cell:
@@ -297,11 +296,10 @@ def _ratio_cell(file: Mapping[str, Any]) -> Cell:
     return Cell(text, interval, tone)
 
 
-def _verified_cell(file: Mapping[str, Any]) -> Cell:
+def _error_cell(file: Mapping[str, Any]) -> Cell:
     verified = file.get("verified")
-    if verified is None:
-        return Cell(DASH)
-    return Cell("yes") if verified is True else Cell("NO", tone="worse")
+    note = "" if verified is None else "verified" if verified is True else "NOT VERIFIED"
+    return Cell(error_text(file.get("max_error")), note, "worse" if note.isupper() else "")
 
 
 def _without_empty_columns(
@@ -313,7 +311,7 @@ def _without_empty_columns(
     kept = [
         index
         for index in range(len(columns))
-        if index == 0 or any(row[index].text != DASH for row in rows)
+        if index == 0 or any(row[index] != Cell(DASH) for row in rows)
     ]
     return ComparisonTable(
         title,

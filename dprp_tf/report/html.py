@@ -230,7 +230,7 @@ def _tiles(results: Mapping[str, Any]) -> str:
             row = table.rows[[file.get("model") for file in files].index("dprp")]
             for column, cell in zip(table.columns, row, strict=True):
                 if column.title in ("Size", "Latency ratio") and cell.text != DASH:
-                    tiles.append((f"{column.title}, {row[0].text}", cell))
+                    tiles.append((f"{column.title.split()[0]}, {row[0].text}", cell))
             break
     if not tiles:
         return ""

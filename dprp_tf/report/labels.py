@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["end_labels", "place_labels"]
 
 _NEAR = 6
+_Box = tuple[float, float, float, float]
 
 
 def end_labels(axes: Axes, labels: list[tuple[float, str, str]]) -> list[Any]:
@@ -101,7 +102,7 @@ def place_labels(axes: Axes, labels: list[tuple[list[tuple[float, float]], str, 
     figure.draw_without_rendering()
     scale = figure.dpi / 72
     frame = axes.get_window_extent()
-    shown = [[tuple(axes.transData.transform(corner)) for corner in line] for line, _, _ in labels]
+    shown = [axes.transData.transform(line).tolist() for line, _, _ in labels]
     points = [_box(x, y, 11 * scale, 11 * scale) for line in shown for x, y in line]
     traces = [
         [
@@ -111,7 +112,7 @@ def place_labels(axes: Axes, labels: list[tuple[list[tuple[float, float]], str, 
         ]
         for line in shown
     ]
-    taken: list[Any] = []
+    taken: list[_Box] = []
     notes = []
     for index, (line, text, colour) in enumerate(labels):
         corners, own = shown[index], traces[index]
@@ -148,6 +149,8 @@ def place_labels(axes: Axes, labels: list[tuple[list[tuple[float, float]], str, 
                 x, y = px + dx * scale, py + dy * scale
                 box = _box(x, y, size.width, size.height)
                 cost = 0.03 * anchor + distance / 400
+                if best is not None and cost >= best[0]:
+                    continue
                 cost += 3.0 * (not _holds(frame, box)) + _overlaps(box, points + taken)
                 cost += 0.4 * (_overlaps(box, inked) > 0) + 0.15 * (_overlaps(box, own) > 0)
                 # A label that stands nearer to another line's point would be read as its name.
@@ -155,7 +158,7 @@ def place_labels(axes: Axes, labels: list[tuple[list[tuple[float, float]], str, 
                 cost += 0.35 * (nearest < _gap(box, (px, py)) + 2 * scale)
                 if distance > _NEAR:
                     leader = [_box(*p, scale, scale) for p in _steps((px, py), (x, y), 4 * scale)]
-                    free = [part for part in leader if not part.overlaps(box)][2:]
+                    free = [part for part in leader if not _overlaps(part, [box])][2:]
                     cost += 0.3 * any(_overlaps(part, inked + points + taken) for part in free)
                 if best is None or cost < best[0]:
                     best = (cost, anchor, dx, dy)
@@ -194,10 +197,18 @@ def _steps(
     return [(x0 + (x1 - x0) * i / count, y0 + (y1 - y0) * i / count) for i in range(count + 1)]
 
 
-def _box(x: float, y: float, width: float, height: float) -> Any:
-    from matplotlib.transforms import Bbox
+def _box(x: float, y: float, width: float, height: float) -> _Box:
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
-    return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
+
+def _gap(box: _Box, point: tuple[float, float]) -> float:
+    across = max(box[0] - point[0], point[0] - box[2], 0.0)
+    return math.hypot(across, max(box[1] - point[1], point[1] - box[3], 0.0))
+
+
+def _overlaps(box: _Box, others: list[_Box]) -> int:
+    x0, y0, x1, y1 = box
+    return sum(x0 < c and a < x1 and y0 < d and b < y1 for a, b, c, d in others)
 
 
 def _coincide(
@@ -208,16 +219,7 @@ def _coincide(
     )
 
 
-def _gap(box: Any, point: tuple[float, float]) -> float:
-    across = max(box.x0 - point[0], point[0] - box.x1, 0.0)
-    return math.hypot(across, max(box.y0 - point[1], point[1] - box.y1, 0.0))
-
-
-def _overlaps(box: Any, others: list[Any]) -> int:
-    return sum(box.overlaps(other) for other in others)
-
-
-def _holds(frame: Any, box: Any) -> bool:
+def _holds(frame: Any, box: _Box) -> bool:
     return bool(
-        frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+        frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1] and box[3] <= frame.y1
     )

@@ -182,7 +182,7 @@ def plot_ranks_by_layer(ranks: Mapping[str, Any], theme: str = "light") -> Figur
         axes = figure.add_subplot(1, panels, panel + 1, sharex=top)
         top = top or axes
         part = rows[panel * per_panel : (panel + 1) * per_panel]
-        title = "Rank by layer" if panel == 0 else " "
+        title = "Initial and final rank" if panel == 0 else " "
         style_axes(axes, colours, title, x="Rank", grid="x")
         places = list(range(len(part)))
         for shift, column, colour, label in (

@@ -91,19 +91,22 @@ caption {{
   white-space: nowrap;
 }}
 th, td {{
-  padding: .55rem .8rem; text-align: left; vertical-align: top;
+  padding: .55rem .7rem; text-align: left; vertical-align: top;
   border-top: 1px solid var(--line); font-weight: 400;
 }}
 thead th {{
   border-top: 0; color: var(--muted); font-size: .825rem; font-weight: 600; vertical-align: bottom;
   white-space: nowrap;
 }}
-tbody th {{ font-weight: 600; min-width: 9rem; }}
+tbody th {{ font-weight: 600; min-width: 7rem; }}
+#layers tbody th, #skipped tbody th {{ min-width: 10rem; max-width: 22rem; }}
+tbody th[rowspan] {{ white-space: nowrap; }}
 tbody tr + tr td {{ border-top-color: transparent; }}
 tbody:only-of-type tr + tr td {{ border-top-color: var(--line); }}
 tfoot th, tfoot td {{ font-weight: 600; border-top-width: 2px; }}
 .num {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
 td small {{ display: block; font-size: .8rem; color: var(--muted); font-weight: 400; }}
+#layers td small {{ display: inline-block; min-width: 3.9rem; }}
 small.better {{ color: var(--good); }}
 small.worse {{ color: var(--missed); font-weight: 600; }}
 .bar {{
@@ -128,11 +131,14 @@ figure img {{ display: block; max-width: 100%; height: auto; margin: 0 auto; }}
   h1 {{ font-size: 1.5rem; }}
   .verdict {{ padding: 1rem; }}
   .verdict .claim {{ font-size: 1.05rem; }}
-  .tiles {{ grid-template-columns: repeat(2, 1fr); }}
+  .tiles {{ grid-template-columns: repeat(2, minmax(0, 1fr)); }}
+  .tiles dd {{ font-size: 1.1rem; }}
+  .tiles div:last-child:nth-child(odd) {{ grid-column: 1 / -1; }}
   figure {{ padding: .9rem; }}
-  figure img {{ max-width: none; width: auto; min-width: 40rem; max-height: none; }}
+  figure img {{ max-width: none; width: 46rem; }}
   th, td {{ padding: .5rem .6rem; }}
   tbody th {{ min-width: 0; }}
+  tbody th[rowspan] {{ white-space: normal; }}
   .bar {{ width: 4rem; }}
 }}
 @media print {{

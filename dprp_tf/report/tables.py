@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dprp_tf.report.comparison import (
@@ -15,10 +15,13 @@ from dprp_tf.report.comparison import (
 from dprp_tf.report.formatting import clean_name
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, ConsoleOptions, Group, RenderResult
+    from rich.table import Table
+    from rich.text import Text
 
 __all__ = ["results_markdown", "results_table"]
 
+_NOTES = {"file names": "Model", "latency spread": "Latency", "ratio interval": "Latency ratio"}
 _STYLES = {"better": "green", "worse": "yellow", "": "dim"}
 
 
@@ -37,9 +40,12 @@ def results_table(results: Mapping[str, Any]) -> Group:
 
     Example:
 
-    >>> table = results_table({"models": [{"name": "dense", "parameters": 100}]}).renderables[-1]
-    >>> table.title, table.row_count
-    ('Models', 1)
+    >>> from rich.console import Console
+    >>> console = Console(width=80)
+    >>> with console.capture() as capture:
+    ...     console.print(results_table({"models": [{"name": "dense", "parameters": 100}]}))
+    >>> "Dense          100" in capture.get()
+    True
     """
     from rich.console import Group
     from rich.text import Text
@@ -54,7 +60,7 @@ def results_table(results: Mapping[str, Any]) -> Group:
         parts.append(Text.assemble(mark, name, (f"  {detail}" if detail else "", "dim")))
     for table in (models_table(results), files_table(results)):
         if table.rows:
-            parts += [Text(), _rich_table(table)]
+            parts += [Text(), _FittedTable(table)]
     return Group(*parts)
 
 
@@ -97,30 +103,93 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rich_table(table: ComparisonTable) -> Any:
+class _FittedTable:
+    """A table that leaves out what fits least well into a narrow terminal, and says so."""
+
+    # From the first to leave to the last; a column with a warning in it always stays.
+    _LEAVING = (
+        "file names",
+        "Peak memory",
+        "Same top-1",
+        "latency spread",
+        "Max. error",
+        "ratio interval",
+    )
+
+    def __init__(self, table: ComparisonTable) -> None:
+        self.table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        titles = [column.title for column in self.table.columns]
+        kept_for_warning = {
+            title
+            for index, title in enumerate(titles)
+            if any(row[index].tone == "worse" for row in self.table.rows)
+        }
+        leaving = [
+            name
+            for name in self._LEAVING
+            if (_NOTES.get(name, name) in titles and name not in kept_for_warning)
+            and (name != "file names" or "Format" in titles)
+        ]
+        left_out: list[str] = []
+        view = _rich_table(self.table, left_out)
+        while leaving and _least_width(view, console, options) > options.max_width:
+            left_out.append(leaving.pop(0))
+            view = _rich_table(self.table, left_out)
+        yield view
+        if left_out:
+            yield Text(f"  Left out at this width: {', '.join(left_out)}.", style="dim")
+
+
+def _least_width(view: Table, console: Console, options: ConsoleOptions) -> int:
+    return console.measure(view, options=options.update_width(10_000)).minimum
+
+
+def _rich_table(table: ComparisonTable, left_out: Collection[str]) -> Table:
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
     view = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for column in table.columns:
+    shown = [index for index, column in enumerate(table.columns) if column.title not in left_out]
+    without_note = {_NOTES[name] for name in left_out if name in _NOTES}
+    columns = []
+    for index in shown:
+        column = table.columns[index]
+        cells = [
+            _rich_cell(
+                # The format is named once for its group.
+                Cell("") if index == 0 and table.starts and at not in table.starts else row[index],
+                with_note=column.title not in without_note,
+            )
+            for at, row in enumerate(table.rows)
+        ]
+        heading = Text(column.title.replace(" ", "\n") if column.numeric else column.title)
+        texts = [text.plain for text in (heading, *cells)]
+        # Names may wrap between words, figures never.
+        parts = [part for text in texts for part in (text.splitlines() if index else text.split())]
         view.add_column(
-            Text(column.title),
+            heading,
             justify="right" if column.numeric else "left",
-            no_wrap=column.numeric,
+            no_wrap=index > 0,
             overflow="fold",
+            min_width=max(map(cell_len, parts), default=1),
         )
-    for index, row in enumerate(table.rows):
-        ends_group = index + 1 in table.starts
-        view.add_row(*(_rich_cell(cell) for cell in row), end_section=ends_group)
+        columns.append(cells)
+    for at, row in enumerate(zip(*columns, strict=True)):
+        view.add_row(*row, end_section=at + 1 in table.starts)
     return view
 
 
-def _rich_cell(cell: Cell) -> Any:
+def _rich_cell(cell: Cell, with_note: bool) -> Text:
     from rich.text import Text
 
-    if not cell.note:
-        return Text(cell.text, style=_STYLES[cell.tone] if cell.tone else "")
+    if not cell.note or not with_note:
+        return Text(cell.text)
     return Text.assemble(cell.text, "\n", (cell.note, _STYLES[cell.tone]))
 
 
