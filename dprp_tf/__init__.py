@@ -1,10 +1,18 @@
 """Low-rank CNNs for Keras: ranks that fall during training, folded into plain fast layers."""
 
-from dprp_tf.callbacks import RankHistory, RankPruning
-from dprp_tf.factorizing import factorize
-from dprp_tf.folding import FoldedLayer, choose_forms, fold
-from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense
-from dprp_tf.training import DPRPModel, DPRPSettings
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dprp_tf.callbacks import RankHistory, RankPruning
+    from dprp_tf.factorizing import factorize
+    from dprp_tf.folding import FoldedLayer, choose_forms, fold
+    from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense
+    from dprp_tf.models import load_model
+    from dprp_tf.summary import Summary, summary
+    from dprp_tf.training import DPRPModel, DPRPSettings
 
 __all__ = [
     "DPRPModel",
@@ -16,8 +24,42 @@ __all__ = [
     "SVDConv2D",
     "SVDConv3D",
     "SVDDense",
+    "Summary",
     "choose_forms",
     "factorize",
     "fold",
+    "load_model",
+    "summary",
 ]
 __version__ = "0.1.0"
+
+# Names are imported when first used, so that `dprp --help` does not wait for TensorFlow.
+_HOMES = {
+    "DPRPModel": "training",
+    "DPRPSettings": "training",
+    "FoldedLayer": "folding",
+    "RankHistory": "callbacks",
+    "RankPruning": "callbacks",
+    "SVDConv1D": "layers",
+    "SVDConv2D": "layers",
+    "SVDConv3D": "layers",
+    "SVDDense": "layers",
+    "Summary": "summary",
+    "choose_forms": "folding",
+    "factorize": "factorizing",
+    "fold": "folding",
+    "load_model": "models",
+    "summary": "summary",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"dprp_tf.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'dprp_tf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,329 @@
+"""The command `dprp`: demo, train, fold, export, bench, inspect, report, reproduce."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dprp",
+    help="Low-rank CNNs for Keras: ranks that fall while training, folded into fast plain layers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_state = {"debug": False}
+
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+Fresh = Annotated[bool, typer.Option(help="Discard what the run folder holds.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+) -> None:
+    _state["debug"] = debug
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command that turns an expected error into one line and exit code 2."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (ValueError, OSError, RuntimeError) as error:
+            if _state["debug"]:
+                raise
+            message = " ".join(str(error).split())
+            typer.echo(f"error: {message}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command goes on from the last finished epoch", err=True)
+            raise typer.Exit(130) from None
+
+    app.command(epilog=_example(function))(guarded)
+    return guarded
+
+
+def _example(function: Callable[..., None]) -> str | None:
+    lines = (function.__doc__ or "").splitlines()
+    found = [line.strip() for line in lines if line.strip().startswith("Example:")]
+    return found[0] if found else None
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _print(value: Any) -> None:
+    from rich.console import Console
+
+    Console().print(value)
+
+
+@_command
+def demo(
+    folder: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each training.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Train, shrink, fold, export, verify and time a small CNN on digits, then write a report.
+
+    Example: dprp demo --folder runs/demo
+    """
+    from dprp_tf.demo import run_demo
+    from dprp_tf.progress import Display
+    from dprp_tf.report import results_table
+
+    with Display() as display:
+        results = run_demo(folder, epochs=epochs, seed=seed, fresh=fresh, display=display)
+    if as_json:
+        _print_json(results)
+        return
+    _print(results_table(results))
+    typer.echo(f"\n{results['headline']['text']}")
+    typer.echo(f"Report: {folder / 'report.html'}")
+
+
+@_command
+def train(
+    model: Annotated[str, typer.Option(help="A network of the zoo, or a .keras file.")],
+    data: Annotated[str, typer.Option(help="digits, cifar10, cifar100, mnist, a .npz or a folder.")],
+    folder: Annotated[Path, typer.Option(help="Run folder; the same command goes on in it.")],
+    method: Annotated[str, typer.Option(help="dprp or dense.")] = "dprp",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs in all.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Peak learning rate of SGD.")] = 0.1,
+    schedule: Annotated[str, typer.Option(help="cosine, constant or plateau.")] = "cosine",
+    weight_decay: Annotated[float, typer.Option(min=0, help="Coupled; zoo only.")] = 1e-4,
+    shortcut: Annotated[str, typer.Option(help="A or B, for the zoo's ResNets.")] = "A",
+    matricization: Annotated[str, typer.Option(help="spatial, channel or separable.")] = "spatial",
+    structure: Annotated[str, typer.Option(help="retraction, smoothed or paper.")] = "retraction",
+    compression: Annotated[str, typer.Option(help="tail, l1, l2, funnel or none.")] = "tail",
+    compression_weight: Annotated[float, typer.Option(min=0, help="lambda of Eq. 12.")] = 0.1,
+    threshold: Annotated[float, typer.Option(help="epsilon, between 0 and 1.")] = 0.1,
+    start_epoch: Annotated[int, typer.Option(min=0, help="First epoch that may shrink.")] = 0,
+    frequency: Annotated[int, typer.Option(min=1, help="Epochs between shrinks.")] = 1,
+    minimum_rank: Annotated[int, typer.Option(min=1, help="Rank no layer falls below.")] = 1,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Resize images to this.")] = None,
+    augment: Annotated[bool, typer.Option(help="Shift and mirror.")] = True,
+    padding: Annotated[int, typer.Option(min=0, help="Largest shift in pixels.")] = 4,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network with falling ranks (or densely) in a run folder; resumes by itself.
+
+    Example: dprp train --model resnet20 --data cifar10 --folder runs/cifar --epochs 30
+    """
+    from dprp_tf import data as datasets
+    from dprp_tf.progress import Display
+    from dprp_tf.runs import TrainSettings, finish, train
+
+    dataset = datasets.load(data, image_size=image_size)
+    settings = TrainSettings(
+        model=model,
+        method=method,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        weight_decay=weight_decay,
+        shortcut=shortcut,
+        matricization=matricization,
+        structure=structure,
+        compression=None if compression == "none" else compression,
+        compression_weight=compression_weight,
+        threshold=threshold,
+        start_epoch=start_epoch,
+        frequency=frequency,
+        minimum_rank=minimum_rank,
+        augment=augment,
+        padding=padding,
+        flip=flip,
+        seed=seed,
+    )
+    with Display() as display:
+        trained = train(
+            folder, settings, dataset, callbacks=[display.training(method, epochs)], fresh=fresh
+        )
+        display.step("evaluating")
+        results = finish(folder, settings, dataset, trained)
+        display.finish()
+    if as_json:
+        _print_json(results)
+        return
+    from dprp_tf.report import results_table
+
+    _print(results_table(results))
+    typer.echo(f"Run folder: {folder}")
+
+
+@_command
+def fold(
+    model: Annotated[Path, typer.Argument(help="A .keras file with SVD layers.")],
+    output: Annotated[Path, typer.Argument(help="The .keras file to write.")],
+    form: Annotated[str, typer.Option(help="smallest, dense or two_stage.")] = "smallest",
+    as_json: Json = False,
+) -> None:
+    """Fold a low-rank model into plain Keras layers.
+
+    Example: dprp fold runs/cifar/model.keras small.keras
+    """
+    from dataclasses import asdict
+
+    from dprp_tf.atomic import atomic_path
+    from dprp_tf.folding import choose_forms
+    from dprp_tf.folding import fold as fold_model
+    from dprp_tf.models import load_model
+
+    if output.suffix != ".keras":
+        raise ValueError(f"`output` must end in .keras. Received: {output}")
+    loaded = load_model(model)
+    folded = fold_model(loaded, form)
+    with atomic_path(output) as temporary:
+        folded.save(temporary)
+    rows = [asdict(row) for row in choose_forms(loaded, form)]
+    if as_json:
+        _print_json({"output": str(output), "parameters": folded.count_params(), "layers": rows})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row['name']}: rank {row['rank']} of {row['full_rank']}, {row['form']} "
+            f"({row['reason']})"
+        )
+    typer.echo(f"{output}: {folded.count_params():,} parameters")
+
+
+@_command
+def export(
+    model: Annotated[Path, typer.Argument(help="A .keras file, folded or not.")],
+    output: Annotated[Path, typer.Argument(help="The .tflite or .onnx file to write.")],
+    quantization: Annotated[
+        str | None, typer.Option(help="float16, dynamic or int8; .tflite only.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data to calibrate on and to verify with.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Resize images to this.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Images used of each split.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Export a model to TFLite or ONNX and verify the file against it.
+
+    Example: dprp export small.keras small.tflite --quantization int8 --data digits
+    """
+    from dprp_tf import data as datasets
+    from dprp_tf import deploy
+    from dprp_tf.evaluation import plain_model
+    from dprp_tf.models import load_model
+
+    if output.suffix not in (".tflite", ".onnx"):
+        raise ValueError(f"`output` must end in .tflite or .onnx. Received: {output}")
+    if output.suffix == ".onnx" and quantization is not None:
+        raise ValueError(
+            f"`quantization` is for .tflite files. Received: {quantization!r} for {output}"
+        )
+    plain = plain_model(load_model(model))
+    calibration = verification = None
+    if data is not None:
+        dataset = datasets.load(data, image_size=image_size)
+        calibration = dataset.x_train[:samples].astype("float32")
+        verification = dataset.x_test[:samples].astype("float32")
+    if output.suffix == ".onnx":
+        report = deploy.export_onnx(plain, output, verification_data=verification)
+    else:
+        report = deploy.export_tflite(
+            plain,
+            output,
+            quantization=quantization,  # type: ignore[arg-type]
+            calibration_data=calibration if quantization == "int8" else None,
+            verification_data=verification,
+        )
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        typer.echo(str(report))
+
+
+@_command
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="One or more .tflite or .onnx files.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed runs first.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed samples per file.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Time files on this machine; several are timed in turns and compared with the first.
+
+    Example: dprp bench dense.tflite small.tflite --threads 1
+    """
+    from dprp_tf import deploy
+
+    options = {"threads": threads, "warmup": warmup, "repeats": repeats}
+    result: Any
+    if len(files) == 1:
+        result = deploy.benchmark(files[0], **options)
+    else:
+        result = deploy.compare(files, **options)
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        _print(result)
+
+
+@_command
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A .keras file.")],
+    as_json: Json = False,
+) -> None:
+    """List a model's layers: ranks, parameters, MACs, and what stayed dense and why.
+
+    Example: dprp inspect runs/cifar/model.keras
+    """
+    from dprp_tf.models import load_model
+    from dprp_tf.summary import summary
+
+    found = summary(load_model(file))
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        _print(found.table())
+
+
+@_command
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+) -> None:
+    """Draw a run's plots and its HTML report anew.
+
+    Example: dprp report runs/demo
+    """
+    from dprp_tf.report import save_plots, write_report
+
+    save_plots(run)
+    typer.echo(str(write_report(run)))
+
+
+def main() -> None:
+    """Run the command line."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    app(prog_name="dprp")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

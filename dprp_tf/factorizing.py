@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -23,7 +22,7 @@ from dprp_tf.layers import (
 from dprp_tf.surgery import require_graph, rewrite
 from dprp_tf.training import DPRPModel, DPRPSettings
 
-__all__ = ["Skipped", "factorize", "skip_reason"]
+__all__ = ["factorize", "skip_reason"]
 
 _REPLACEMENTS: dict[type, type[SVDLayer]] = {
     keras.layers.Conv1D: SVDConv1D,
@@ -33,15 +32,6 @@ _REPLACEMENTS: dict[type, type[SVDLayer]] = {
 }
 
 _LEFT_OUT = ("groups", "lora_rank", "lora_alpha", "quantization_config")
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A layer with a kernel that was not factorized, and why."""
-
-    name: str
-    type: str
-    reason: str
 
 
 def skip_reason(layer: keras.layers.Layer) -> str | None:
@@ -113,7 +103,7 @@ def factorize(
             have few columns, and 10 for the wide ones.
 
     Returns:
-        The factorized model, not compiled. `model.skipped` lists what was left and why.
+        The factorized model, not compiled; `dprp_tf.summary` lists what was left and why.
 
     Raises:
         ValueError: If the model has no graph, nothing to factorize, weights that are not finite,
@@ -156,9 +146,9 @@ def factorize(
         if reason is None:
             chosen.add(id(layer))
         else:
-            skipped.append(Skipped(layer.name, type(layer).__name__, reason))
+            skipped.append(f"{layer.name}: {reason}")
     if not chosen:
-        listed = "; ".join(f"{row.name}: {row.reason}" for row in skipped) or "no layer has a kernel"
+        listed = "; ".join(skipped) or "no layer has a kernel"
         raise ValueError(
             "`model` must have at least one Conv1D, Conv2D, Conv3D or Dense layer to factorize. "
             f"Received: {model.name!r} with nothing to factorize ({listed})"
@@ -175,7 +165,6 @@ def factorize(
     for layer in low_rank_layers(result):
         if layer.bias is not None and layer.name in originals:
             layer.bias.assign(originals[layer.name].bias)
-    result.skipped = tuple(skipped)
     return result
 
 

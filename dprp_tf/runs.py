@@ -16,12 +16,18 @@ import keras
 from dprp_tf import zoo
 from dprp_tf.atomic import atomic_path, write_json
 from dprp_tf.callbacks import RankHistory, RankPruning
+from dprp_tf.costs import model_cost
 from dprp_tf.data import Dataset, batches
+from dprp_tf.evaluation import accuracy
 from dprp_tf.factorizing import factorize
+from dprp_tf.folding import choose_forms, fold
+from dprp_tf.layers import low_rank_layers
 from dprp_tf.models import load_model
+from dprp_tf.report import save_plots, write_report
 from dprp_tf.resizing import sync
+from dprp_tf.summary import summary
 
-__all__ = ["TrainSettings", "train"]
+__all__ = ["TrainSettings", "finish", "train"]
 
 _SCHEDULES = ("constant", "cosine", "plateau")
 
@@ -188,6 +194,7 @@ def train(
         validation_batch_size=500,
         callbacks=[*own, recorder, *callbacks],
         verbose=verbose,
+        shuffle=False,
     )
     sync(model)
     with atomic_path(folder / "model.keras") as temporary:
@@ -345,3 +352,76 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"The run file must hold an object. Received: {path}")
     return value
+
+
+def finish(
+    folder: str | os.PathLike[str],
+    settings: TrainSettings,
+    dataset: Dataset,
+    model: keras.Model,
+) -> dict[str, Any]:
+    """Fold a finished run's model, and write `folded.keras`, `results.json`, plots and report.
+
+    Args:
+        folder: The run folder.
+        settings: What was trained.
+        dataset: Its data.
+        model: The trained model.
+
+    Returns:
+        The content of `results.json`.
+
+    Example:
+
+    >>> finish.__name__
+    'finish'
+    """
+    folder = Path(folder)
+    cost = model_cost(model)
+    rows = [
+        {
+            "name": settings.method,
+            "label": f"{settings.model}, {settings.method}",
+            "accuracy": accuracy(model, dataset),
+            "parameters": cost.parameters,
+            "macs": cost.macs,
+            "trained_parameters": cost.parameters,
+        }
+    ]
+    results: dict[str, Any] = {
+        "title": f"{settings.model} on {dataset.name}",
+        "command": "dprp train",
+        "settings": asdict(settings),
+        "data": {
+            "name": dataset.name,
+            "classes": len(dataset.classes),
+            "train": len(dataset.x_train),
+            "test": len(dataset.x_test),
+            "image_shape": list(dataset.image_shape),
+        },
+        "models": rows,
+    }
+    if low_rank_layers(model):
+        folded = fold(model)
+        with atomic_path(folder / "folded.keras") as temporary:
+            folded.save(temporary)
+        folded_cost = model_cost(folded)
+        rows[0]["label"] = f"{settings.model}, factors in training"
+        rows.append(
+            {
+                "name": "dprp",
+                "label": f"{settings.model}, folded",
+                "accuracy": accuracy(folded, dataset),
+                "parameters": folded_cost.parameters,
+                "macs": folded_cost.macs,
+                "trained_parameters": cost.parameters,
+            }
+        )
+        results["layers"] = [asdict(row) for row in choose_forms(model)]
+        results["skipped"] = [
+            {"name": row.name, "reason": row.skipped} for row in summary(model).skipped
+        ]
+    write_json(folder / "results.json", results)
+    save_plots(folder)
+    write_report(folder)
+    return results

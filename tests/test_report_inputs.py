@@ -68,7 +68,9 @@ def make_ranks(layers: int = 7, epochs: int = 20, full_rank: int = 9) -> dict[st
     }
 
 
-def make_history(epochs: int = 20, dprp: bool = True, structure: str = "smoothed") -> dict[str, Any]:
+def make_history(
+    epochs: int = 20, dprp: bool = True, structure: str = "smoothed"
+) -> dict[str, Any]:
     """Make `history.json`; the retraction structure has zero structure losses."""
     random.seed(3)
     runs: dict[str, Any] = {"dense": []}
@@ -227,3 +229,151 @@ def write_run(folder: Path, **parts: dict[str, Any] | None) -> Path:
         if value is not None:
             (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (count_text(272_474), "272,474"),
+        (count_text(-5), "\u22125"),
+        (count_text(math.nan), "\u2013"),
+        (count_text(True), "\u2013"),
+        (short_count_text(999), "999"),
+        (short_count_text(999_600), "1.00 M"),
+        (short_count_text(0), "0"),
+        (size_text(411_964), "412 kB"),
+        (size_text(318), "318 B"),
+        (percent_text(1.0), "100.00 %"),
+        (change_text(59, 100), "\u221241 %"),
+        (change_text(100.67, 100), "+0.67 %"),
+        (change_text(99.96, 100), "\u22120.040 %"),
+        (change_text(5, 5), "±0 %"),
+        (change_text(5, 0), ""),
+        (change_text(None, 5), ""),
+        (points_text(0.98, 0.983), "\u22120.30 pt"),
+        (points_text(0.98, 0.98), "±0.00 pt"),
+        (ratio_text(0.631, [0.6, 0.66]), "0.63\u00d7 [0.60, 0.66]"),
+        (ratio_text(0.631, [0.6]), "0.63\u00d7"),
+        (ratio_text(0.0312), "0.031\u00d7"),
+        (milliseconds_text(9.996), "10.0 ms"),
+        (milliseconds_text(1234.5), "1,234 ms"),
+        (duration_text(59.97), "1 min 0 s"),
+        (duration_text(7_199), "2 h 0 min"),
+        (error_text(3.14e-7), "3.1e\u221207"),
+        (clean_name("a\nb\x00\tc"), "a b c"),
+    ],
+)
+def test_numbers_read_as_people_write_them(said: str, expected: str) -> None:
+    assert said == expected
+
+
+def test_names_are_shortened_in_the_middle() -> None:
+    short = clean_name("block_" + "x" * 80 + "_conv", limit=26)
+    assert len(short) == 26
+    assert short.startswith("block_")
+    assert short.endswith("_conv")
+
+
+@pytest.mark.parametrize("value", [None, "12", math.inf, math.nan, [], True, 10**400])
+def test_what_is_not_a_finite_number_is_nan(value: Any) -> None:
+    assert math.isnan(number(value))
+
+
+def test_a_missing_folder_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*dprp demo"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds none of them"):
+        load_run(tmp_path)
+    (tmp_path / "a_file").write_text("")
+    with pytest.raises(FileNotFoundError, match="which is a file"):
+        load_run(tmp_path / "a_file")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"epochs": [', r"ranks\.json must hold valid JSON.*Repeat the run"),
+        (b"\xff\xfe\x00", r"ranks\.json must hold valid JSON"),
+        (b"[1, 2]", r"ranks\.json must hold a JSON object.*list"),
+    ],
+)
+def test_a_broken_file_is_named_with_the_way_out(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "ranks.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_run(tmp_path)
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    ranks = make_ranks(3, epochs=2)
+    run = load_run(write_run(tmp_path / "run", ranks=ranks))
+    assert run.ranks == ranks
+    assert run.history is None
+    assert run.results is None
+
+
+def test_models_stand_beside_the_dense_one_wherever_it_is_listed() -> None:
+    results = make_results()
+    results["models"].reverse()
+    table = models_table(results)
+    assert [row[0].text for row in table.rows] == ["Dense", "DPRP"]
+    parameters = table.rows[1][2]
+    assert (parameters.text, parameters.note, parameters.tone) == (
+        "160,760",
+        "\u221241 %",
+        "better",
+    )
+    accuracy = table.rows[1][1]
+    assert (accuracy.text, accuracy.note, accuracy.tone) == ("98.33 %", "\u22120.28 pt", "worse")
+
+
+def test_columns_without_a_figure_are_left_out() -> None:
+    files = [{"model": "dense", "format": "ONNX", "size_bytes": 10}]
+    assert [column.title for column in files_table({"files": files}).columns] == [
+        "Format",
+        "Model",
+        "Size",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "interval", "tone"),
+    [
+        (0.63, [0.6, 0.66], "better"),
+        (0.98, [0.94, 1.03], ""),
+        (1.12, [1.08, 1.15], "worse"),
+        (1.12, None, "worse"),
+    ],
+)
+def test_a_latency_counts_only_when_its_interval_excludes_one(
+    ratio: float, interval: list[float] | None, tone: str
+) -> None:
+    file = {"model": "dprp", "latency_ratio": ratio, "latency_ratio_interval": interval}
+    table = files_table({"files": [file]})
+    column = [column.title for column in table.columns].index("Latency ratio")
+    assert table.rows[0][column].tone == tone
+
+
+def test_an_unverified_file_stands_out() -> None:
+    results = make_results()
+    results["files"][3]["verified"] = False
+    table = files_table(results)
+    column = [column.title for column in table.columns].index("Max. error")
+    assert [row[column].note for row in table.rows].count("NOT VERIFIED") == 1
+    assert table.rows[3][column].tone == "worse"
+
+
+def test_one_failed_check_withholds_the_verdict() -> None:
+    results = make_results()
+    results["headline"]["checks"][0]["passed"] = False
+    outcome = verdict(results)
+    assert outcome.achieved is False
+    assert outcome.text.startswith("1 of 3 checks failed")
+
+
+def test_lists_of_the_wrong_kind_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="`models` must be a list of objects"):
+        models_table({"models": {"dense": 1}})
+    with pytest.raises(ValueError, match="`headline` must be an object"):
+        verdict({"headline": "achieved"})

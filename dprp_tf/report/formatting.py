@@ -226,11 +226,14 @@ def error_text(value: Any) -> str:
 def _three_digits(amount: float) -> str:
     if amount == 0:
         return "0"
-    digits = 2 - math.floor(math.log10(abs(amount)) + 1e-12)
-    rounded = round(amount, digits)
+    digits = _digits(amount)
     # 9.996 rounds to 10.0: count digits again on the rounded value.
-    digits = 2 - math.floor(math.log10(abs(rounded)) + 1e-12)
-    return f"{rounded:,.{max(0, min(digits, 6))}f}"
+    rounded = round(amount, digits)
+    return f"{rounded:,.{_digits(rounded) if rounded else 0}f}"
+
+
+def _digits(amount: float) -> int:
+    return max(0, min(2 - math.floor(math.log10(abs(amount)) + 1e-12), 6))
 
 
 def _signed(text: str) -> str:

@@ -350,7 +350,7 @@ def plot_training(history: Mapping[str, Any], theme: str = "light") -> Figure:
     losses, accuracies, terms = [], [], []
     for name, entries in runs.items():
         colour = colours.model(name, others.index(name) if name in others else 0)
-        label = model_label({"name": name})
+        label = clean_name(model_label({"name": name}), _NAME_LIMIT)
         has_parts = any("app_loss" in entry for _, entry in entries)
         for key, suffix, style in (
             ("app_loss" if has_parts else "loss", "training", "-"),
@@ -481,7 +481,11 @@ def plot_tradeoff(results: Mapping[str, Any], theme: str = "light") -> Figure:
         place_labels(
             axes,
             [
-                ([(x, y) for _, x, y in reversed(points)], name, colours.text)
+                (
+                    [(x, y) for _, x, y in reversed(points)],
+                    clean_name(name, _NAME_LIMIT),
+                    colours.text,
+                )
                 for name, points in groups.items()
             ],
         )
@@ -492,7 +496,10 @@ def plot_tradeoff(results: Mapping[str, Any], theme: str = "light") -> Figure:
             Line2D([], [], color=palette[name], marker="o", markersize=7, linestyle="none")
             for name in models
         ],
-        [names.get(name) or model_label({"name": name}) for name in models],
+        [
+            clean_name(names.get(name) or model_label({"name": name}), _NAME_LIMIT)
+            for name in models
+        ],
         colours,
     )
     return figure

@@ -1,0 +1,117 @@
+"""A live display of training for the terminal, and plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["Display"]
+
+
+class Display:
+    """Shows steps and epochs: a live bar on a terminal, one line each elsewhere.
+
+    Args:
+        console: Where to write; standard error by default, so that `--json` stays clean.
+        quiet: Whether to show nothing.
+
+    Example:
+
+    >>> with Display(quiet=True) as display:
+    ...     display.step("folding")
+    """
+
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self._console = console or Console(stderr=True)
+        self._live = self._console.is_terminal and not quiet
+        self._quiet = quiet
+        self._progress = Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._step: Any = None
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def step(self, name: str) -> None:
+        """Show that a step without a known length has begun."""
+        if self._live:
+            if self._step is None:
+                self._step = self._progress.add_task(name, total=1, figures="")
+            self._progress.update(self._step, description=name)
+        elif not self._quiet:
+            self._console.print(name, highlight=False)
+
+    def finish(self) -> None:
+        """Close the bar of `step`."""
+        if self._live and self._step is not None:
+            self._progress.update(self._step, description="done", completed=1)
+
+    def training(self, name: str, epochs: int) -> keras.callbacks.Callback:
+        """Return a callback that shows a training's epochs.
+
+        Args:
+            name: What trains.
+            epochs: Epochs in all.
+
+        Returns:
+            A Keras callback.
+        """
+        return _TrainingBar(self, name, epochs)
+
+
+class _TrainingBar(keras.callbacks.Callback):
+    def __init__(self, display: Display, name: str, epochs: int) -> None:
+        super().__init__()
+        self._display, self._name, self._epochs = display, name, epochs
+        self._task: Any = None
+        self._epoch, self._began = 0, time.perf_counter()
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if self._display._live:
+            self._task = self._display._progress.add_task(
+                self._name, total=self._epochs, figures=""
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        steps = self.params.get("steps")
+        if self._task is not None and steps:
+            done = self._epoch + min(1.0, (batch + 1) / steps)
+            self._display._progress.update(self._task, completed=done)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        logs = logs or {}
+        figures = f"accuracy {logs.get('val_accuracy', float('nan')):.3f}"
+        if "total_rank" in logs:
+            figures += f"  ranks {int(logs['total_rank'])}  parameters {int(logs['parameters']):,}"
+        if self._task is not None:
+            self._display._progress.update(self._task, completed=epoch + 1, figures=figures)
+        elif not self._display._quiet:
+            self._display._console.print(
+                f"{self._name}: epoch {epoch + 1}/{self._epochs}  {figures}", highlight=False
+            )
