@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from dprp_tf.deploy.runtime import require_model_file
 
 if TYPE_CHECKING:

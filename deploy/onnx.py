@@ -6,12 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dprp_tf.atomic import atomic_path
 from dprp_tf.deploy.parity import ExportReport, check_limits, check_parity, verification_inputs
 from dprp_tf.deploy.quiet import quiet
 from dprp_tf.deploy.runtime import load_file
 from dprp_tf.deploy.source import Source
-
-from dprp_tf.atomic import atomic_path
 
 if TYPE_CHECKING:
     import keras

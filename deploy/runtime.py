@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from dprp_tf.deploy.batches import check_batches
 from dprp_tf.deploy.quiet import quiet
 

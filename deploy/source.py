@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from dprp_tf.deploy.batches import check_batches
 
 if TYPE_CHECKING:

@@ -30,6 +30,9 @@ class RankPruning(keras.callbacks.Callback):
 
     Args:
         threshold: Pruning threshold epsilon, in (0, 1). Default: the model's own.
+        discarded_energy: Share of a layer's sum of s^2 that may be cut besides, in [0, 1). The
+            spectra of wide (`channel`, `separable`) matrices fade without a drop, and only this
+            cuts them. Default 0: the paper's rule alone.
         start_epoch: First epoch, counted from 0, at whose end ranks may fall. Default 0.
         frequency: Epochs between prunings, 1 or more. Default 1.
         layers: Names of the layers to prune. Default: every SVD layer that trains.
@@ -54,6 +57,7 @@ class RankPruning(keras.callbacks.Callback):
         self,
         threshold: float | None = None,
         *,
+        discarded_energy: float = 0.0,
         start_epoch: int = 0,
         frequency: int = 1,
         layers: Iterable[str] | None = None,
@@ -64,6 +68,8 @@ class RankPruning(keras.callbacks.Callback):
         super().__init__()
         if threshold is not None and not 0.0 < threshold < 1.0:
             raise ValueError(f"`threshold` must lie in (0, 1). Received: threshold={threshold}")
+        if not 0.0 <= discarded_energy < 1.0:
+            raise ValueError(f"`discarded_energy` must lie in [0, 1). Received: {discarded_energy}")
         for name, value, least in (
             ("start_epoch", start_epoch, 0),
             ("frequency", frequency, 1),
@@ -75,6 +81,7 @@ class RankPruning(keras.callbacks.Callback):
                     f"`{name}` must be an integer of {least} or more. Received: {name}={value!r}"
                 )
         self.threshold = threshold
+        self.discarded_energy = discarded_energy
         self.start_epoch = start_epoch
         self.frequency = frequency
         self.layer_names = None if layers is None else tuple(layers)
@@ -143,7 +150,10 @@ class RankPruning(keras.callbacks.Callback):
                         "structure='retraction'."
                     )
             ordered = np.sort(np.abs(factors.s))[::-1]
-            rank = factorization.retained_rank(ordered, threshold, self.minimum_rank)
+            rank = min(
+                factorization.retained_rank(ordered, threshold, self.minimum_rank),
+                factorization.energy_rank(ordered, self.discarded_energy, self.minimum_rank),
+            )
             if rank < factors.rank:
                 pending[layer] = rank
         return pending
@@ -216,7 +226,9 @@ class RankHistory(keras.callbacks.Callback):
             try:
                 earlier = json.loads(self.path.read_text(encoding="utf-8"))["epochs"]
             except (ValueError, KeyError, TypeError) as error:
-                warnings.warn(f"{self.path} could not be read and is begun anew: {error}", stacklevel=2)
+                warnings.warn(
+                    f"{self.path} could not be read and is begun anew: {error}", stacklevel=2
+                )
                 earlier = []
             self.record["epochs"] = [entry for entry in earlier if entry["epoch"] <= epoch]
         if not self.record["epochs"]:

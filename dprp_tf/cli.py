@@ -100,7 +100,9 @@ def demo(
 @_command
 def train(
     model: Annotated[str, typer.Option(help="A network of the zoo, or a .keras file.")],
-    data: Annotated[str, typer.Option(help="digits, cifar10, cifar100, mnist, a .npz or a folder.")],
+    data: Annotated[
+        str, typer.Option(help="digits, cifar10, cifar100, mnist, a .npz or a folder.")
+    ],
     folder: Annotated[Path, typer.Option(help="Run folder; the same command goes on in it.")],
     method: Annotated[str, typer.Option(help="dprp or dense.")] = "dprp",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs in all.")] = 20,
@@ -114,6 +116,9 @@ def train(
     compression: Annotated[str, typer.Option(help="tail, l1, l2, funnel or none.")] = "tail",
     compression_weight: Annotated[float, typer.Option(min=0, help="lambda of Eq. 12.")] = 0.1,
     threshold: Annotated[float, typer.Option(help="epsilon, between 0 and 1.")] = 0.1,
+    discarded_energy: Annotated[
+        float, typer.Option(help="Share of energy cut besides; for channel and separable.")
+    ] = 0.0,
     start_epoch: Annotated[int, typer.Option(min=0, help="First epoch that may shrink.")] = 0,
     frequency: Annotated[int, typer.Option(min=1, help="Epochs between shrinks.")] = 1,
     minimum_rank: Annotated[int, typer.Option(min=1, help="Rank no layer falls below.")] = 1,
@@ -148,6 +153,7 @@ def train(
         compression=None if compression == "none" else compression,
         compression_weight=compression_weight,
         threshold=threshold,
+        discarded_energy=discarded_energy,
         start_epoch=start_epoch,
         frequency=frequency,
         minimum_rank=minimum_rank,

@@ -162,7 +162,7 @@ def compare_models(
         files.extend(rows)
     return {
         "title": title,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "settings": dict(settings),
         "data": {
@@ -205,9 +205,7 @@ def compare_models(
             }
             for row in choose_forms(lowrank)
         ],
-        "skipped": [
-            {"name": row.name, "reason": row.skipped} for row in summary(lowrank).skipped
-        ],
+        "skipped": [{"name": row.name, "reason": row.skipped} for row in summary(lowrank).skipped],
         "timing": dict(timing or {}),
     }
 

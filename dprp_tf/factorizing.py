@@ -239,5 +239,3 @@ def _svd_layer(layer: keras.layers.Layer, matricization: str, rank: int | None) 
         factorization.Factors(*(np.asarray(part, dtype=np.float32) for part in factors))
     )
     return replacement
-
-

@@ -192,9 +192,7 @@ def _cut(
     return taken if signs is None else (taken * signs).astype(values.dtype)
 
 
-def _slots(
-    optimizer: Any, layer: SVDLayer
-) -> Iterator[tuple[keras.Variable, keras.Variable, str]]:
+def _slots(optimizer: Any, layer: SVDLayer) -> Iterator[tuple[keras.Variable, keras.Variable, str]]:
     for variable in (layer.u, layer.s, layer.v):
         for name, slot in optimizer_slots(optimizer, variable).items():
             yield slot, variable, name

@@ -31,8 +31,9 @@ def retract(
     rank share one batched decomposition.
 
     The momentum is carried along in its factor's new basis: m_u := m_u T_u and m_v := m_v T_v with
-    T the map that took the old factor to the new one, and m_s := diag(A^T diag(m_s) B). Column
-    signs are chosen to keep diag(A) positive, so that consecutive factors resemble each other.
+    T the map that took the old factor to the new one, and m_s := diag(A^T R_u diag(m_s) R_v^T B).
+    Column signs are chosen to keep diag(T_u) positive, so that consecutive factors resemble each
+    other.
 
     Args:
         factors: Trained factors, one per layer.
@@ -68,7 +69,9 @@ def retract(
         b = ops.swapaxes(b_transposed, -2, -1)
         turn_u, turn_v = ops.matmul(inverse_u, a), ops.matmul(inverse_v, b)
         sign = ops.where(ops.diagonal(turn_u, axis1=-2, axis2=-1) < 0, -1.0, 1.0)[:, None, :]
-        a, b, turn_u, turn_v = a * sign, b * sign, turn_u * sign, turn_v * sign
+        turn_u, turn_v = turn_u * sign, turn_v * sign
+        # U'^T U diag(m) V^T V' = (A^T R_u) diag(m) (R_v^T B); signs cancel on its diagonal.
+        carry = ops.matmul(ops.swapaxes(r_u, -2, -1), a) * ops.matmul(ops.swapaxes(r_v, -2, -1), b)
         for place, index in enumerate(indices):
             old, momentum = factors[index], momenta[index]
             results[index] = TrainedFactors(
@@ -79,8 +82,7 @@ def retract(
             if momentum is not None:
                 carried[index] = TrainedFactors(
                     ops.matmul(momentum.u, turn_u[place]),
-                    # diag(A^T diag(m) B)_j = sum_i A_ij m_i B_ij
-                    ops.matmul(momentum.s, a[place] * b[place]),
+                    ops.matmul(momentum.s, carry[place]),
                     ops.matmul(momentum.v, turn_v[place]),
                 )
     return [factor for factor in results if factor is not None], carried

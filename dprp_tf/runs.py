@@ -56,7 +56,8 @@ class TrainSettings:
         steps_per_execution: Steps per dispatch.
         matricization, structure, compression, compression_weight, threshold,
             retraction_period: As `dprp_tf.factorize`.
-        start_epoch, frequency, minimum_rank, minimum_removed: As `dprp_tf.RankPruning`.
+        discarded_energy, start_epoch, frequency, minimum_rank,
+            minimum_removed: As `dprp_tf.RankPruning`.
 
     Raises:
         ValueError: If a value is out of range; the messages name it.
@@ -90,6 +91,7 @@ class TrainSettings:
     compression_weight: float = 0.1
     threshold: float = 0.1
     retraction_period: int | None = None
+    discarded_energy: float = 0.0
     start_epoch: int = 0
     frequency: int = 1
     minimum_rank: int = 1
@@ -170,6 +172,7 @@ def train(
     own: list[keras.callbacks.Callback] = [schedule]
     if settings.method == "dprp":
         pruning = RankPruning(
+            discarded_energy=settings.discarded_energy,
             start_epoch=settings.start_epoch,
             frequency=settings.frequency,
             minimum_rank=settings.minimum_rank,
@@ -304,9 +307,7 @@ class _Recorder(keras.callbacks.Callback):
         name = f"checkpoint-{epoch + 1:04d}.keras"
         with atomic_path(self._folder / name) as temporary:
             self.model.save(temporary)
-        write_json(
-            self._folder / "history.json", {"runs": {self._settings.method: self._history}}
-        )
+        write_json(self._folder / "history.json", {"runs": {self._settings.method: self._history}})
         write_json(
             self._folder / "state.json",
             {
@@ -346,8 +347,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"The run file must be JSON. Received: {path}, which can't be read ({error}). Remove the "
-            "folder and start anew."
+            f"The run file must be JSON. Received: {path}, which can't be read ({error}). "
+            "Remove the folder and start anew."
         ) from error
     if not isinstance(value, dict):
         raise ValueError(f"The run file must hold an object. Received: {path}")

@@ -139,7 +139,8 @@ class DPRPModel(keras.Model):
         settings = kwargs.pop("settings", None)
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
         self._terms = {
-            term: keras.metrics.Mean(name=f"{term}_loss") for term in ("app", "orth", "sort", "comp")
+            term: keras.metrics.Mean(name=f"{term}_loss")
+            for term in ("app", "orth", "sort", "comp")
         }
         # The smoothed norm follows the learning rate; a train step can't read the optimizer's own
         # variable on every backend, so a callback of fit() copies it here before each epoch.
@@ -255,7 +256,7 @@ class DPRPModel(keras.Model):
         return total + self._aggregate_additional_loss(weighted)
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """Return the metrics by name; in evaluation without the terms that are not computed there."""
+        """Return the metrics by name; in evaluation without the terms not computed there."""
         result = super().get_metrics_result()
         if self._evaluating:
             for term in ("orth", "sort", "comp"):

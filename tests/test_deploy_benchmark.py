@@ -13,9 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from keras import layers
+
 from dprp_tf.deploy import benchmark, compare, export_onnx, export_tflite
 from dprp_tf.deploy.benchmark import _RUNNER, _ratio
-from keras import layers
 
 
 def _network(filters: int, depth: int) -> keras.Model:

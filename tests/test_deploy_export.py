@@ -11,6 +11,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
+from sklearn.datasets import load_digits
+
 from dprp_tf.deploy import (
     ExportReport,
     ParityError,
@@ -22,8 +25,6 @@ from dprp_tf.deploy import (
 from dprp_tf.deploy.flatbuffer import read_operators
 from dprp_tf.deploy.runtime import load_file
 from dprp_tf.deploy.tflite import _check_operators
-from keras import layers
-from sklearn.datasets import load_digits
 
 PRECISIONS: list[Any] = [None, "float16", "dynamic", "int8"]
 

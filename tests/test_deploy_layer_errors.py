@@ -9,8 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from dprp_tf.deploy import export_onnx, export_tflite, run_file
 from keras import layers
+
+from dprp_tf.deploy import export_onnx, export_tflite, run_file
 
 SAMPLES = 16
 LIMITS = {"float32": 1e-5, "onnx": 1e-5, "float16": 5e-3, "dynamic": 5e-2, "int8": 5e-2}

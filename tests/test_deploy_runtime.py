@@ -10,8 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from dprp_tf.deploy import evaluate_file, export_onnx, export_tflite, run_file
 from keras import layers
+
+from dprp_tf.deploy import evaluate_file, export_onnx, export_tflite, run_file
 
 
 @pytest.fixture(scope="module")

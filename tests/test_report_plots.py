@@ -270,7 +270,7 @@ def test_losses_that_are_not_finite_leave_a_gap_and_are_named() -> None:
     figure = plot_training(history)
     values = lines(figure.axes[0])["DPRP training"].get_ydata()
     assert np.flatnonzero(np.isnan(values)).tolist() == [4, 5]
-    said = " ".join(text.get_text() for text in figure.axes[0].texts)
+    said = " ".join(" ".join(text.get_text().split()) for text in figure.axes[0].texts)
     assert "Not finite in epoch: Dense validation 8; DPRP training 5, 6" in said
     assert_nothing_clipped(figure)
 
@@ -336,6 +336,8 @@ def test_long_names_of_formats_and_models_leave_room_for_the_data() -> None:
     figure = plot_tradeoff(results)
     figure.canvas.draw()
     assert all(axes.get_position().width > 0.3 for axes in figure.axes)
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y1 < min(axes.bbox.y0 for axes in figure.axes)
     assert_nothing_clipped(figure)
 
 

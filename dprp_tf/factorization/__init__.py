@@ -12,6 +12,7 @@ from dprp_tf.factorization.svd import (
     Factors,
     canonical_order,
     decompose,
+    energy_rank,
     retained_rank,
     truncation_error,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "canonical_order",
     "decompose",
     "dematricize",
+    "energy_rank",
     "full_rank",
     "matricize",
     "matrix_shape",

@@ -7,7 +7,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Factors", "canonical_order", "decompose", "retained_rank", "truncation_error"]
+__all__ = [
+    "Factors",
+    "canonical_order",
+    "decompose",
+    "energy_rank",
+    "retained_rank",
+    "truncation_error",
+]
 
 
 class Factors(NamedTuple):
@@ -144,6 +151,41 @@ def retained_rank(s: NDArray[np.floating], threshold: float, minimum: int = 1) -
     dropped = np.flatnonzero(~(magnitudes[1:] > threshold * magnitudes[:-1]))
     rank = int(dropped[0]) + 1 if len(dropped) else len(magnitudes)
     return min(max(rank, minimum), len(magnitudes))
+
+
+def energy_rank(s: NDArray[np.floating], discarded: float, minimum: int = 1) -> int:
+    """Return the smallest rank that discards at most a share of the energy sum_i s_i^2.
+
+    Wide matrices have spectra that fade without a drop, where `retained_rank` cuts nothing; the
+    relative error of the cut is at most sqrt(discarded).
+
+    Args:
+        s: Singular values, shape (r,), descending.
+        discarded: Largest share of sum_i s_i^2 that may be cut, in [0, 1).
+        minimum: Smallest rank returned, 1 or more. Default 1.
+
+    Returns:
+        The rank, between 1 and r.
+
+    Raises:
+        ValueError: If `discarded` lies outside [0, 1) or `s` is not finite.
+
+    Source: the energy share of BSR/LeSS thesis Eq. 2.1, beta = 1 - discarded.
+
+    Example:
+
+    >>> energy_rank(np.array([3.0, 1.0, 0.1]), discarded=0.01)
+    2
+    """
+    if not 0.0 <= discarded < 1.0:
+        raise ValueError(f"`discarded` must lie in [0, 1). Received: discarded={discarded}")
+    squares = np.square(np.asarray(s, dtype=np.float64))
+    if not np.all(np.isfinite(squares)):
+        raise ValueError(f"`s` must be finite. Received: s={s}")
+    # tail[i] is the energy of s_(i+1)..s_r, what keeping i values would discard.
+    tail = np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
+    rank = int(np.flatnonzero(tail <= discarded * tail[0])[0])
+    return min(max(rank, minimum, 1), len(squares))
 
 
 def truncation_error(s: NDArray[np.floating], rank: int) -> float:

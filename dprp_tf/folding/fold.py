@@ -132,9 +132,9 @@ def fold(
                 )
     return rewrite(
         model,
-        lambda layer: build_form(layer, choices[layer.name])
-        if isinstance(layer, SVDLayer)
-        else None,
+        lambda layer: (
+            build_form(layer, choices[layer.name]) if isinstance(layer, SVDLayer) else None
+        ),
     )
 
 

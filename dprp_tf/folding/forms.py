@@ -140,9 +140,7 @@ def _two_dense(layer: SVDDense) -> Callable[[Any], Any]:
         factors.rank, use_bias=False, name=f"{layer.name}_stage1", **_shared(layer)
     )
     second = keras.layers.Dense(layer.units, name=layer.name, **_last(layer), **_shared(layer))
-    return Chain(
-        [[(first, [factors.v])], [(second, [(factors.u * factors.s).T, *_bias(layer)])]]
-    )
+    return Chain([[(first, [factors.v])], [(second, [(factors.u * factors.s).T, *_bias(layer)])]])
 
 
 def _two_convolutions(layer: Any) -> Callable[[Any], Any]:

@@ -1,4 +1,4 @@
-"""What every SVD layer shares: factors as weights, the kernel they stand for, its regularization."""
+"""What every SVD layer shares: factors as weights, and the kernel they stand for."""
 
 from __future__ import annotations
 

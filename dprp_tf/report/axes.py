@@ -153,22 +153,30 @@ def accuracy_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def title_legend(axes: Axes, handles: Sequence[Any], labels: list[str], theme: Theme) -> None:
-    """Write a legend on the line of the title, at its right end."""
-    legend = axes.legend(
-        handles,
-        labels,
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        borderaxespad=0.2,
-        borderpad=0.3,
-        ncols=len(labels),
-        frameon=False,
-        fontsize=FONT_SIZE,
-        labelcolor=theme.text,
-        handlelength=1.4,
-        handletextpad=0.6,
-        columnspacing=1.4,
-    )
+    """Write a legend at the right end of the title's line, or below the figure if it is long."""
+    look: dict[str, Any] = {
+        "ncols": len(labels),
+        "frameon": False,
+        "fontsize": FONT_SIZE,
+        "labelcolor": theme.text,
+        "handlelength": 1.4,
+        "handletextpad": 0.6,
+        "columnspacing": 1.4,
+    }
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    if sum(map(len, labels)) > 34:
+        legend = figure.legend(handles, labels, loc="outside lower center", **look)
+    else:
+        legend = axes.legend(
+            handles,
+            labels,
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            borderaxespad=0.2,
+            borderpad=0.3,
+            **look,
+        )
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -284,7 +285,7 @@ def plot_singular_values(
         axes = figure.add_subplot(1, len(chosen), index + 1)
         style_axes(axes, colours, "", x="Index of the singular value", grid=None)
         axes.set_title(
-            clean_name(name, _NAME_LIMIT),
+            clean_name(name, _NAME_LIMIT - 4),
             loc="left",
             fontsize=FONT_SIZE + 1.5,
             fontweight="bold",
@@ -390,7 +391,7 @@ def plot_training(history: Mapping[str, Any], theme: str = "light") -> Figure:
         axes = figure.add_subplot(layout[1, :])
         style_axes(axes, colours, "Loss terms of DPRP", x="Epoch", y="Loss")
         loss_axis(axes, [value for series in terms for value in series.known])
-        _draw_series(axes, terms, colours)
+        _draw_series(axes, terms, colours, wide=True)
     return figure
 
 
@@ -594,7 +595,7 @@ class _Series:
             self.label += " (always 0)"
 
 
-def _draw_series(axes: Axes, group: list[_Series], colours: Theme) -> None:
+def _draw_series(axes: Axes, group: list[_Series], colours: Theme, wide: bool = False) -> None:
     for series in group:
         axes.plot(
             series.epochs,
@@ -612,23 +613,20 @@ def _draw_series(axes: Axes, group: list[_Series], colours: Theme) -> None:
     broken = [s for s in group if s.broken]
     if broken:
         said = "; ".join(
-            f"{s.label} {', '.join(map(str, s.broken[:4]))}{' …' * (len(s.broken) > 4)}"
-            for s in broken[:3]
+            f"{s.label} {', '.join(map(str, s.broken[:4]))}{', …' * (len(s.broken) > 4)}"
+            for s in broken
         )
-        more = f"; {len(broken) - 3} more" if len(broken) > 3 else ""
-        axes.text(
-            0.5,
-            0.98,
-            f"Not finite in epoch: {said}{more}",
-            transform=axes.transAxes,
-            ha="center",
+        axes.annotate(
+            textwrap.fill(f"Not finite in epoch: {said}", 110 if wide else 56),
+            xy=(0, 0),
+            xycoords="axes fraction",
+            xytext=(0, -36),
+            textcoords="offset points",
             va="top",
-            fontsize=FONT_SIZE - 1,
+            fontsize=FONT_SIZE - 0.5,
             color=colours.text,
-            wrap=True,
+            annotation_clip=False,
             parse_math=False,
-            bbox={"facecolor": colours.removed, "edgecolor": "none", "pad": 3},
-            zorder=4,
         )
     end_labels(axes, [(_last_known(s.values), s.label, s.colour) for s in group])
 

@@ -99,7 +99,8 @@ thead th {{
   white-space: nowrap;
 }}
 tbody th {{ font-weight: 600; min-width: 7rem; }}
-#layers tbody th, #skipped tbody th {{ min-width: 10rem; max-width: 22rem; }}
+#layers tbody th {{ min-width: 12.5rem; max-width: 22rem; }}
+#skipped tbody th {{ min-width: 10rem; max-width: 22rem; }}
 tbody th[rowspan] {{ white-space: nowrap; }}
 tbody tr + tr td {{ border-top-color: transparent; }}
 tbody:only-of-type tr + tr td {{ border-top-color: var(--line); }}

@@ -1,0 +1,144 @@
+"""What the tests share: seeds, quiet logs, both backends' gradients, and a table of errors."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Time limits would make results depend on the machine's load.
+settings.register_profile(
+    "dprp_tf",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("dprp_tf")
+
+_CIFAR10 = "DPRP_CIFAR10"
+_RECORDS: list[tuple[str, str, float]] = []
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    keras.utils.set_random_seed(20240115)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A fresh generator with a fixed seed."""
+    return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def cifar10_path() -> str:
+    """Path of a CIFAR-10 .npz, from the environment; without it the test is skipped, loudly."""
+    path = os.environ.get(_CIFAR10, "")
+    if not path:
+        reason = f"set {_CIFAR10} to an .npz with x_train, y_train, x_test, y_test to run this"
+        warnings.warn(f"skipped for want of data: {reason}", stacklevel=1)
+        pytest.skip(reason)
+    if not os.path.isfile(path):
+        pytest.fail(f"{_CIFAR10} must name an .npz file. Received: {path}, which does not exist")
+    return path
+
+
+@pytest.fixture(scope="session")
+def gradient() -> Callable[[Callable[[Any], Any], np.ndarray], np.ndarray]:
+    """A function (scalar function, array) -> gradient, by the backend's own differentiation."""
+
+    def compute(function: Callable[[Any], Any], at: np.ndarray) -> np.ndarray:
+        value = keras.ops.convert_to_tensor(np.asarray(at, dtype="float32"))
+        if keras.backend.backend() == "jax":
+            import jax
+
+            return np.asarray(jax.grad(function)(value))
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(value)
+            result = function(value)
+        return np.asarray(tape.gradient(result, value))
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def layer_gradients() -> Callable[..., list[np.ndarray]]:
+    """A function (layer, loss of no arguments) -> gradients of its trainable variables."""
+
+    def compute(layer: keras.layers.Layer, loss: Callable[[], Any]) -> list[np.ndarray]:
+        variables = layer.trainable_variables
+        if keras.backend.backend() == "jax":
+            import jax
+
+            def stateless(values: list[Any]) -> Any:
+                with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+                    return loss()
+
+            return [np.asarray(g) for g in jax.grad(stateless)([v.value for v in variables])]
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            value = loss()
+        return [np.asarray(g) for g in tape.gradient(value, [v.value for v in variables])]
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def record_error() -> Callable[[str, str, float], None]:
+    """A function (step, layer type, error): the largest of each pair is printed at the end."""
+
+    def record(step: str, layer_type: str, error: float) -> None:
+        _RECORDS.append((step, layer_type, float(error)))
+
+    return record
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    # With xdist the figures come back from each worker when it ends.
+    _RECORDS.extend(tuple(row) for row in getattr(node, "workeroutput", {}).get("errors", ()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["errors"] = [list(row) for row in _RECORDS]
+    return (yield)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if not _RECORDS:
+        return
+    worst: dict[str, dict[str, float]] = {}
+    steps: list[str] = []
+    for step, layer_type, error in _RECORDS:
+        if step not in steps:
+            steps.append(step)
+        row = worst.setdefault(layer_type, {})
+        row[step] = max(row.get(step, 0.0), error)
+    first = max(len("layer type"), *(len(name) for name in worst))
+    widths = [max(10, len(step)) for step in steps]
+    terminalreporter.section("maximum error by layer type")
+    header = [f"{'layer type':<{first}}"]
+    header += [f"{step:>{width}}" for step, width in zip(steps, widths, strict=True)]
+    terminalreporter.write_line("  ".join(header))
+    for name in sorted(worst):
+        cells = [
+            f"{worst[name][step]:>{width}.2e}" if step in worst[name] else f"{'-':>{width}}"
+            for step, width in zip(steps, widths, strict=True)
+        ]
+        terminalreporter.write_line("  ".join([f"{name:<{first}}", *cells]))
