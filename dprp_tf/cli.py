@@ -24,6 +24,11 @@ app = typer.Typer(
 _state = {"debug": False}
 
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+Mean = Annotated[
+    list[float] | None, typer.Option(help="Per channel; for a model that expects normalized input.")
+]
+Std = Annotated[list[float] | None, typer.Option(help="Per channel, with --mean.")]
+ImageSize = Annotated[int | None, typer.Option(min=1, help="Resize images to this.")]
 Fresh = Annotated[bool, typer.Option(help="Discard what the run folder holds.")]
 
 
@@ -59,6 +64,19 @@ def _example(function: Callable[..., None]) -> str | None:
     lines = (function.__doc__ or "").splitlines()
     found = [line.strip() for line in lines if line.strip().startswith("Example:")]
     return found[0] if found else None
+
+
+def _load_data(
+    source: str, image_size: int | None, mean: list[float] | None, std: list[float] | None
+) -> Any:
+    from dprp_tf import data
+
+    if (mean is None) != (std is None):
+        raise ValueError(
+            f"`mean` and `std` must be given together. Received: mean={mean}, std={std}"
+        )
+    dataset = data.load(source, image_size=image_size)
+    return dataset if mean is None or std is None else dataset.normalized(mean, std)
 
 
 def _print_json(value: Any) -> None:
@@ -111,6 +129,9 @@ def train(
     schedule: Annotated[str, typer.Option(help="cosine, constant or plateau.")] = "cosine",
     weight_decay: Annotated[float, typer.Option(min=0, help="Coupled; zoo only.")] = 1e-4,
     shortcut: Annotated[str, typer.Option(help="A or B, for the zoo's ResNets.")] = "A",
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A layer that stays dense; repeat for more.")
+    ] = None,
     matricization: Annotated[str, typer.Option(help="spatial, channel or separable.")] = "spatial",
     structure: Annotated[str, typer.Option(help="retraction, smoothed or paper.")] = "retraction",
     compression: Annotated[str, typer.Option(help="tail, l1, l2, funnel or none.")] = "tail",
@@ -122,7 +143,9 @@ def train(
     start_epoch: Annotated[int, typer.Option(min=0, help="First epoch that may shrink.")] = 0,
     frequency: Annotated[int, typer.Option(min=1, help="Epochs between shrinks.")] = 1,
     minimum_rank: Annotated[int, typer.Option(min=1, help="Rank no layer falls below.")] = 1,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Resize images to this.")] = None,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
     augment: Annotated[bool, typer.Option(help="Shift and mirror.")] = True,
     padding: Annotated[int, typer.Option(min=0, help="Largest shift in pixels.")] = 4,
     flip: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
@@ -134,11 +157,10 @@ def train(
 
     Example: dprp train --model resnet20 --data cifar10 --folder runs/cifar --epochs 30
     """
-    from dprp_tf import data as datasets
     from dprp_tf.progress import Display
     from dprp_tf.runs import TrainSettings, finish, train
 
-    dataset = datasets.load(data, image_size=image_size)
+    dataset = _load_data(data, image_size, mean, std)
     settings = TrainSettings(
         model=model,
         method=method,
@@ -148,6 +170,7 @@ def train(
         schedule=schedule,
         weight_decay=weight_decay,
         shortcut=shortcut,
+        exclude=tuple(exclude or ()),
         matricization=matricization,
         structure=structure,
         compression=None if compression == "none" else compression,
@@ -224,7 +247,9 @@ def export(
     data: Annotated[
         str | None, typer.Option(help="Data to calibrate on and to verify with.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Resize images to this.")] = None,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
     samples: Annotated[int, typer.Option(min=1, help="Images used of each split.")] = 256,
     as_json: Json = False,
 ) -> None:
@@ -232,7 +257,6 @@ def export(
 
     Example: dprp export small.keras small.tflite --quantization int8 --data digits
     """
-    from dprp_tf import data as datasets
     from dprp_tf import deploy
     from dprp_tf.evaluation import plain_model
     from dprp_tf.models import load_model
@@ -246,7 +270,7 @@ def export(
     plain = plain_model(load_model(model))
     calibration = verification = None
     if data is not None:
-        dataset = datasets.load(data, image_size=image_size)
+        dataset = _load_data(data, image_size, mean, std)
         calibration = dataset.x_train[:samples].astype("float32")
         verification = dataset.x_test[:samples].astype("float32")
     if output.suffix == ".onnx":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,6 +131,42 @@ class Dataset:
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel over the training images, 1 if it never varies."""
         return self._moments[1]
+
+    def normalized(self, mean: Sequence[float], std: Sequence[float]) -> Dataset:
+        """Return the data set as (x - mean) / std, for a model that expects such inputs.
+
+        Args:
+            mean: One number per channel, or a single one for all.
+            std: Likewise, above 0.
+
+        Returns:
+            A float32 data set; labels are shared.
+
+        Raises:
+            ValueError: If the numbers do not fit the channels.
+
+        Example:
+
+        >>> images, labels = np.full((2, 8, 8, 1), 4, "uint8"), np.array([0, 1])
+        >>> tiny = Dataset("tiny", images, labels, images, labels, ("no", "yes"))
+        >>> float(tiny.normalized([2], [4]).x_test.max())
+        0.5
+        """
+        channels = self.image_shape[-1]
+        shift, scale = (np.asarray(values, np.float32).reshape(-1) for values in (mean, std))
+        for name, values in (("mean", shift), ("std", scale)):
+            if len(values) not in (1, channels) or not np.all(np.isfinite(values)):
+                raise ValueError(
+                    f"`{name}` must hold one finite number, or one per channel ({channels}). "
+                    f"Received: {name}={values.tolist()}."
+                )
+        if np.any(scale <= 0):
+            raise ValueError(f"`std` must be above 0. Received: std={scale.tolist()}.")
+        return replace(
+            self,
+            x_train=(self.x_train.astype(np.float32) - shift) / scale,
+            x_test=(self.x_test.astype(np.float32) - shift) / scale,
+        )
 
     @cached_property
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

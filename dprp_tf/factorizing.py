@@ -16,7 +16,6 @@ from dprp_tf.layers import (
     SVDConv3D,
     SVDDense,
     SVDLayer,
-    low_rank_layers,
     walk_layers,
 )
 from dprp_tf.surgery import require_graph, rewrite
@@ -155,16 +154,19 @@ def factorize(
         )
     chosen_ranks = _ranks(ranks, {layer.name for layer in candidates if id(layer) in chosen})
 
+    # By pair and not by name: nested models may each have a layer of the same name.
+    replaced: list[tuple[keras.layers.Layer, SVDLayer]] = []
+
     def replace(layer: keras.layers.Layer) -> SVDLayer | None:
         if id(layer) not in chosen:
             return None
-        return _svd_layer(layer, matricization, chosen_ranks(layer))
+        replaced.append((layer, _svd_layer(layer, matricization, chosen_ranks(layer))))
+        return replaced[-1][1]
 
     result = rewrite(model, replace, DPRPModel, settings=settings)
-    originals = {layer.name: layer for layer in candidates}
-    for layer in low_rank_layers(result):
-        if layer.bias is not None and layer.name in originals:
-            layer.bias.assign(originals[layer.name].bias)
+    for layer, low_rank in replaced:
+        if low_rank.bias is not None:
+            low_rank.bias.assign(layer.bias)
     return result
 
 
@@ -208,11 +210,18 @@ def _ranks(
                 f"`ranks` must name layers that are factorized: {sorted(names)}. "
                 f"Received: {unknown}"
             )
+        bad = {n: r for n, r in ranks.items() if not _is_rank(r)}
+        if bad:
+            raise ValueError(f"`ranks` must hold integers of 1 or more. Received: {bad}")
         return lambda layer: ranks.get(layer.name)
-    if isinstance(ranks, bool) or not isinstance(ranks, (int, np.integer)) or ranks < 1:
+    if not _is_rank(ranks):
         raise ValueError(f"`ranks` must be an integer of 1 or more, or a dict. Received: {ranks!r}")
     uniform = int(ranks)
     return lambda layer: -uniform
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
 
 
 def _svd_layer(layer: keras.layers.Layer, matricization: str, rank: int | None) -> SVDLayer:

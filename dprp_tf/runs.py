@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from dprp_tf.data import Dataset, batches
 from dprp_tf.evaluation import accuracy
 from dprp_tf.factorizing import factorize
 from dprp_tf.folding import choose_forms, fold
-from dprp_tf.layers import low_rank_layers
+from dprp_tf.layers import low_rank_layers, walk_layers
 from dprp_tf.models import load_model
 from dprp_tf.report import save_plots, write_report
 from dprp_tf.resizing import sync
@@ -54,6 +54,7 @@ class TrainSettings:
         flip: Whether to mirror.
         seed: Seed of weights, order and augmentation.
         steps_per_execution: Steps per dispatch.
+        exclude: Names of layers that stay dense, such as a small classifier.
         matricization, structure, compression, compression_weight, threshold,
             retraction_period: As `dprp_tf.factorize`.
         discarded_energy, start_epoch, frequency, minimum_rank,
@@ -85,6 +86,7 @@ class TrainSettings:
     flip: bool = True
     seed: int = 0
     steps_per_execution: int = 1
+    exclude: tuple[str, ...] = ()
     matricization: str = "spatial"
     structure: str = "retraction"
     compression: str | None = "tail"
@@ -150,7 +152,7 @@ def train(
     """
     folder = Path(folder)
     state_path, history_path = folder / "state.json", folder / "history.json"
-    config = {"settings": asdict(settings), "data": dataset.name}
+    config = {"settings": json.loads(json.dumps(asdict(settings))), "data": dataset.name}
     if fresh:
         for stale in (state_path, history_path, folder / "ranks.json", folder / "config.json"):
             stale.unlink(missing_ok=True)
@@ -223,6 +225,7 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
         model = factorize(
             model,
             settings.matricization,
+            layers=_all_but(model, settings.exclude),
             structure=settings.structure,
             compression=settings.compression,
             compression_weight=settings.compression_weight,
@@ -242,6 +245,18 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
         steps_per_execution=settings.steps_per_execution,
     )
     return model
+
+
+def _all_but(
+    model: keras.Model, exclude: Sequence[str]
+) -> Callable[[keras.layers.Layer], bool] | None:
+    unknown = sorted(set(exclude) - {layer.name for layer in walk_layers(model)})
+    if unknown:
+        raise ValueError(
+            f"`exclude` must name layers of the model. Received: {unknown}; "
+            "`dprp inspect` lists them."
+        )
+    return (lambda layer: layer.name not in exclude) if exclude else None
 
 
 def _schedule(settings: TrainSettings, state: dict[str, Any]) -> keras.callbacks.Callback:

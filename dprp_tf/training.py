@@ -174,7 +174,7 @@ class DPRPModel(keras.Model):
     def rank_logs(self) -> dict[str, int]:
         """Return `total_rank` and `parameters` (trainable weights) as they are now."""
         return {
-            "total_rank": sum(self.ranks.values()),
+            "total_rank": sum(int(layer.rank or 0) for layer in low_rank_layers(self)),
             "parameters": sum(math.prod(w.shape) for w in self.trainable_weights),
         }
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 
-import dprp_tf as dprp
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import layers
+
+import dprp_tf as dprp
 from dprp_tf import costs
 from dprp_tf.costs import (
     break_even_rank,
@@ -19,9 +23,6 @@ from dprp_tf.costs import (
 )
 from dprp_tf.factorization import MATRICIZATIONS, full_rank, matrix_shape
 from dprp_tf.zoo import resnet20
-from hypothesis import given
-from hypothesis import strategies as st
-from keras import layers
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
 

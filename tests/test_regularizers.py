@@ -8,6 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dprp_tf import factorization, regularizers
 from dprp_tf.regularizers import (
     FunnelPenalty,
@@ -19,8 +22,6 @@ from dprp_tf.regularizers import (
     retained_ranks,
     sorting,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytestmark = pytest.mark.backend
 Gradient = Callable[[Callable[[Any], Any], np.ndarray], np.ndarray]

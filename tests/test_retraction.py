@@ -7,9 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from dprp_tf.retraction import TrainedFactors, retract
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dprp_tf.retraction import TrainedFactors, retract
 
 pytestmark = pytest.mark.backend
 CASES = [(12, 4, 4), (9, 9, 9), (20, 6, 3), (5, 3, 1), (64, 9, 9)]

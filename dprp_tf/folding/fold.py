@@ -117,13 +117,16 @@ def fold(
     800
     """
     require_graph(model)
-    choices = {row.name: row.form for row in choose_forms(model, form, forms)}
-    if not choices:
+    rows = choose_forms(model, form, forms)
+    if not rows:
         raise ValueError(
             "`model` must have SVD layers to fold. Received: "
             f"{model.name!r}, which has none; make one with dprp_tf.factorize(model)."
         )
-    for layer in low_rank_layers(model):
+    layers = low_rank_layers(model)
+    # By identity and not by name: nested models may each have a layer of the same name.
+    choices = {id(layer): row.form for layer, row in zip(layers, rows, strict=True)}
+    for layer in layers:
         for name, values in layer.factors._asdict().items():
             if not np.all(np.isfinite(values)):
                 raise ValueError(
@@ -133,7 +136,7 @@ def fold(
     return rewrite(
         model,
         lambda layer: (
-            build_form(layer, choices[layer.name]) if isinstance(layer, SVDLayer) else None
+            build_form(layer, choices[id(layer)]) if isinstance(layer, SVDLayer) else None
         ),
     )
 
