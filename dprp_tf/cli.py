@@ -348,6 +348,52 @@ def report(
     typer.echo(str(write_report(run)))
 
 
+@_command
+def reproduce(
+    row: Annotated[str | None, typer.Argument(help="A row, as --list shows them.")] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show the paper's figures and ours.")
+    ] = False,
+    data: Annotated[str, typer.Option(help="CIFAR-10: its name or a .npz.")] = "cifar10",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs in all; the paper's are 300.")] = 300,
+    structure: Annotated[str, typer.Option(help="retraction, smoothed or paper.")] = "retraction",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    work: Annotated[Path, typer.Option(help="Folder of the resumable runs.")] = Path(
+        "runs/reproduce"
+    ),
+    results: Annotated[Path, typer.Option(help="Folder of JSON and plots.")] = Path(
+        "results/table_ii"
+    ),
+) -> None:
+    """Train a row of the paper's Table II with the paper's settings; goes on where it stopped.
+
+    Example: dprp reproduce resnet20-proposed2 --data cifar10.npz
+    """
+    from dprp_tf import data as datasets
+    from dprp_tf.experiments import table_ii
+    from dprp_tf.progress import Display
+
+    if show:
+        _print(table_ii.list_rows(results))
+        return
+    if row is None:
+        raise ValueError(f"`row` must be one of {sorted(table_ii.ROWS)}, or give --list")
+    table_ii.settings_of(row)
+    dataset = datasets.load(data)
+    with Display() as display:
+        table_ii.reproduce(
+            row,
+            dataset,
+            work=work,
+            results=results,
+            epochs=epochs,
+            structure=structure,
+            seed=seed,
+            callbacks=[display.training(row, epochs)],
+        )
+    _print(table_ii.list_rows(results))
+
+
 def main() -> None:
     """Run the command line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -23,21 +23,24 @@ __all__ = ["DENSE", "LOWRANK", "run_demo"]
 DENSE = TrainSettings(
     model="resnet_small",
     method="dense",
-    epochs=20,
+    epochs=15,
     batch_size=64,
     learning_rate=0.05,
     weight_decay=5e-4,
     padding=1,
     flip=False,
 )
+# The pressure is far above the paper's 0.1: a demonstration has some 400 steps to do what the
+# paper does in 58,000. The classifier's 1,290 weights stay dense; there is nothing to save.
 LOWRANK = replace(
     DENSE,
     method="dprp",
-    matricization="channel",
-    compression_weight=1.0,
+    epochs=20,
+    exclude=("logits",),
+    matricization="spatial",
+    compression_weight=18.0,
     threshold=0.3,
-    start_epoch=2,
-    frequency=4,
+    frequency=3,
 )
 
 
@@ -49,11 +52,13 @@ def run_demo(
     fresh: bool = False,
     display: Display | None = None,
 ) -> dict[str, Any]:
-    """Train a dense and a DPRP model on digits, export, verify and time both, write the report.
+    """Train a dense model on digits, shrink its ranks, export, verify and time both, report.
+
+    The DPRP model starts from the trained dense one, as most users' do.
 
     Args:
         folder: Run folder; made if missing. Trainings that are finished there are not repeated.
-        epochs: Epochs of each training. Default 20.
+        epochs: Epochs of each training. Default 15 dense, 20 with falling ranks.
         seed: Seed of everything random.
         fresh: Whether to discard earlier trainings in the folder.
         display: Where progress is shown.
@@ -67,8 +72,8 @@ def run_demo(
 
     Example:
 
-    >>> LOWRANK.method, DENSE.epochs == LOWRANK.epochs
-    ('dprp', True)
+    >>> DENSE.method, LOWRANK.method
+    ('dense', 'dprp')
     """
     folder = Path(folder)
     display = display or Display(quiet=True)
@@ -80,6 +85,8 @@ def run_demo(
     histories: dict[str, Any] = {}
     for name, chosen in (("dense", DENSE), ("dprp", LOWRANK)):
         settings = replace(chosen, seed=seed, epochs=epochs or chosen.epochs)
+        if name == "dprp":
+            settings = replace(settings, model=str(folder / "dense" / "model.keras"))
         start = time.perf_counter()
         models[name] = runs.train(
             folder / name,
@@ -99,7 +106,12 @@ def run_demo(
         dataset,
         title="DPRP on handwritten digits",
         command="dprp demo",
-        settings={**asdict(LOWRANK), "seed": seed, "epochs": epochs or LOWRANK.epochs},
+        settings={
+            **asdict(LOWRANK),
+            "seed": seed,
+            "epochs": epochs or LOWRANK.epochs,
+            "model": f"{DENSE.model}, trained for {epochs or DENSE.epochs} epochs",
+        },
         progress=display.step,
     )
     timing["folding, export, measuring"] = round(time.perf_counter() - start, 1)

@@ -171,7 +171,8 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
                     f"shape {tuple(slot.shape)} for a variable of shape {tuple(variable.shape)}. "
                     "Use SGD, Adam, AdamW or RMSprop."
                 )
-    old_keys = _keys(optimizer)
+    variables = list(model.trainable_variables)
+    old_keys = _keys(optimizer, variables)
     with _strategy_scope(model):
         for layer, order, signs in plans:
             for slot, variable, name in _slots(optimizer, layer):
@@ -180,7 +181,7 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
             for variable in (layer.u, layer.s, layer.v):
                 flips = None if variable is layer.v else signs
                 _swap(variable, _cut(ops.convert_to_numpy(variable), order, flips))
-    _rekey(optimizer, old_keys)
+    _rekey(optimizer, variables, old_keys)
     _renew_functions(model)
 
 
@@ -203,23 +204,23 @@ def _swap(variable: keras.Variable, values: NDArray[Any]) -> None:
     variable._initialize(ops.convert_to_tensor(values, dtype=variable.dtype))
 
 
-def _keys(optimizer: Any) -> list[Any]:
+def _keys(optimizer: Any, variables: Sequence[keras.Variable]) -> list[Any]:
     inner = inner_optimizer(optimizer) if optimizer is not None else None
-    if inner is None or not inner.built:
-        return []
-    return [inner._var_key(variable) for variable in inner._trainable_variables]
+    return [] if inner is None else [inner._var_key(variable) for variable in variables]
 
 
-def _rekey(optimizer: Any, old_keys: list[Any]) -> None:
+def _rekey(optimizer: Any, variables: Sequence[keras.Variable], old_keys: list[Any]) -> None:
     """Let the optimizer find its variables again: TensorFlow keys them by their payload."""
     if not old_keys:
         return
     inner = inner_optimizer(optimizer)
-    new_keys = [inner._var_key(variable) for variable in inner._trainable_variables]
-    inner._trainable_variables_indices = {key: i for i, key in enumerate(new_keys)}
-    renamed = dict(zip(old_keys, new_keys, strict=True))
+    if inner.built:
+        inner._trainable_variables_indices = {
+            inner._var_key(known): i for i, known in enumerate(inner._trainable_variables)
+        }
     excluded = getattr(inner, "_exclude_from_weight_decay", None)
     if excluded:
+        renamed = dict(zip(old_keys, _keys(optimizer, variables), strict=True))
         inner._exclude_from_weight_decay = {renamed.get(key, key) for key in excluded}
     inner._exclude_from_weight_decay_cache = {}
 

@@ -18,6 +18,7 @@ from dprp_tf.atomic import atomic_path, write_json
 from dprp_tf.callbacks import RankHistory, RankPruning
 from dprp_tf.costs import model_cost
 from dprp_tf.data import Dataset, batches
+from dprp_tf.device_fit import fit_on_device
 from dprp_tf.evaluation import accuracy
 from dprp_tf.factorizing import factorize
 from dprp_tf.folding import choose_forms, fold
@@ -54,6 +55,7 @@ class TrainSettings:
         flip: Whether to mirror.
         seed: Seed of weights, order and augmentation.
         steps_per_execution: Steps per dispatch.
+        on_device: Whether the data lie on the device and are augmented there; for accelerators.
         exclude: Names of layers that stay dense, such as a small classifier.
         matricization, structure, compression, compression_weight, threshold,
             retraction_period: As `dprp_tf.factorize`.
@@ -86,6 +88,7 @@ class TrainSettings:
     flip: bool = True
     seed: int = 0
     steps_per_execution: int = 1
+    on_device: bool = False
     exclude: tuple[str, ...] = ()
     matricization: str = "spatial"
     structure: str = "retraction"
@@ -160,7 +163,7 @@ def train(
     keras.utils.set_random_seed(settings.seed)
     state: dict[str, Any] = {"epoch": 0, "history": [], "plateau": None}
     if state_path.exists():
-        state = _read_json(state_path)
+        state = _read_state(state_path)
         model = load_model(folder / state["checkpoint"])
     else:
         model = _new_model(settings, dataset)
@@ -181,6 +184,38 @@ def train(
             minimum_removed=settings.minimum_removed,
         )
         own = [pruning, schedule, RankHistory(folder / "ranks.json")]
+    if settings.on_device:
+        fit_on_device(
+            model,
+            dataset,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            initial_epoch=state["epoch"],
+            steps_per_dispatch=settings.steps_per_execution,
+            augment=settings.augment,
+            padding=settings.padding,
+            flip=settings.flip,
+            seed=settings.seed,
+            callbacks=[*own, recorder, *callbacks],
+        )
+    else:
+        _fit_from_host(
+            model, dataset, settings, state["epoch"], [*own, recorder, *callbacks], verbose
+        )
+    sync(model)
+    with atomic_path(folder / "model.keras") as temporary:
+        model.save(temporary)
+    return model
+
+
+def _fit_from_host(
+    model: keras.Model,
+    dataset: Dataset,
+    settings: TrainSettings,
+    initial_epoch: int,
+    callbacks: list[keras.callbacks.Callback],
+    verbose: int,
+) -> None:
     stream = batches(
         dataset,
         settings.batch_size,
@@ -189,22 +224,18 @@ def train(
         flip=settings.flip,
         drop_remainder=True,
         seed=settings.seed,
-        epoch=state["epoch"],
+        epoch=initial_epoch,
     )
     model.fit(
         stream,
         epochs=settings.epochs,
-        initial_epoch=state["epoch"],
+        initial_epoch=initial_epoch,
         validation_data=(dataset.x_test, dataset.y_test),
         validation_batch_size=500,
-        callbacks=[*own, recorder, *callbacks],
+        callbacks=callbacks,
         verbose=verbose,
         shuffle=False,
     )
-    sync(model)
-    with atomic_path(folder / "model.keras") as temporary:
-        model.save(temporary)
-    return model
 
 
 def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
@@ -355,6 +386,18 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
             f"`folder` holds a run with other settings. Received: {path.parent} "
             f"({details or 'other data'}). Choose another folder, or start anew with `fresh`."
         )
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state = _read_json(path)
+    expected = {"epoch": int, "checkpoint": str, "history": list}
+    wrong = [key for key, kind in expected.items() if not isinstance(state.get(key), kind)]
+    if wrong:
+        raise ValueError(
+            f"The run's state must hold {', '.join(expected)}. Received: {path}, in which "
+            f"{', '.join(wrong)} is missing or of another type. Remove the folder and start anew."
+        )
+    return {"plateau": None, **state}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

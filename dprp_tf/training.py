@@ -18,6 +18,9 @@ __all__ = ["STRUCTURES", "DPRPModel", "DPRPSettings"]
 
 STRUCTURES = ("retraction", "smoothed", "paper")
 
+# What a `DPRPModel` logs beside the compiled metrics; each is better the lower it is.
+_FALLING = ("app_loss", "orth_loss", "sort_loss", "comp_loss", "total_rank", "parameters")
+
 
 @dataclass(frozen=True)
 class DPRPSettings:
@@ -210,10 +213,7 @@ class DPRPModel(keras.Model):
         """Train, as `keras.Model.fit`, with `total_rank` and `parameters` in each epoch's logs."""
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-            given = [callback for callback in given if callback is not None]
-            # First, so that every callback finds the ranks in the logs; last, so that a schedule
-            # has set the learning rate before it is copied.
-            callbacks = [_RankLogger(), *given, _LearningRateCopy()]
+            callbacks = self.training_callbacks([c for c in given if c is not None])
         return super().fit(
             x=x,
             y=y,
@@ -223,6 +223,20 @@ class DPRPModel(keras.Model):
             callbacks=callbacks,
             **kwargs,
         )
+
+    def training_callbacks(
+        self, callbacks: list[keras.callbacks.Callback]
+    ) -> list[keras.callbacks.Callback]:
+        """Return the callbacks of a training with the model's own around them.
+
+        Args:
+            callbacks: The user's.
+
+        Returns:
+            First one that logs the ranks, so that every callback finds them; last one that
+            copies the learning rate, when a schedule has set it.
+        """
+        return [_RankLogger(), *callbacks, _LearningRateCopy()]
 
     def compute_loss(
         self,
@@ -384,6 +398,13 @@ class _LearningRateCopy(keras.callbacks.Callback):
         rate = resizing.inner_optimizer(self.model.optimizer).learning_rate
         # Through Python: sharing the optimizer's buffer would donate it twice on JAX.
         self.model._learning_rate.assign(float(ops.convert_to_numpy(rate)))
+
+
+def _settle_direction(callback: Any) -> None:
+    """Let mode="auto" work on the terms: Keras asks the compiled metrics alone for a direction."""
+    monitored = str(getattr(callback, "monitor", "")).removeprefix("val_")
+    if monitored in _FALLING and getattr(callback, "mode", None) == "auto":
+        callback.mode = "min"
 
 
 def _retracted(groups: list[list[Any]]) -> list[Any]:

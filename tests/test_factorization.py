@@ -17,6 +17,7 @@ from dprp_tf.factorization import (
     canonical_order,
     decompose,
     dematricize,
+    energy_rank,
     full_rank,
     matricize,
     matrix_shape,
@@ -220,6 +221,21 @@ def test_retained_rank_keeps_the_minimum_and_no_more_than_there_is(
     assert rank == min(max(_retained_literally(np.array(values), 0.3), minimum), len(values))
 
 
+@given(values=TRICKY, discarded=st.sampled_from([0.0, 0.01, 0.1, 0.3, 0.75]))
+def test_energy_rank_is_the_smallest_that_discards_no_more(
+    values: list[float], discarded: float
+) -> None:
+    s = np.sort(np.abs(np.array(values)))[::-1]
+    rank = energy_rank(s, discarded)
+    total = sum(v**2 for v in s)
+    slack = 1e-12 * total
+    assert 1 <= rank <= len(s)
+    assert sum(v**2 for v in s[rank:]) <= discarded * total + slack
+    if rank > 1:
+        assert sum(v**2 for v in s[rank - 1 :]) > discarded * total - slack
+    assert energy_rank(s, discarded, 3) == min(max(rank, 3), len(s))
+
+
 @given(
     s=arrays(np.float64, st.integers(1, 8), elements=st.floats(-5, 5, width=32)),
     seed=st.integers(0, 1000),
@@ -262,6 +278,9 @@ def test_canonical_order_leaves_ties_alone() -> None:
         (lambda: retained_rank(np.ones(2), 0.0), r"`threshold`.*threshold=0\.0"),
         (lambda: retained_rank(np.ones(2), 1.0), r"`threshold`.*threshold=1\.0"),
         (lambda: retained_rank(np.ones(2), float("nan")), r"`threshold`.*nan"),
+        (lambda: energy_rank(np.ones(2), 1.0), r"`discarded`.*discarded=1\.0"),
+        (lambda: energy_rank(np.ones(2), -0.1), r"`discarded`.*discarded=-0\.1"),
+        (lambda: energy_rank(np.array([np.inf]), 0.1), r"`s`.*inf"),
     ],
 )
 def test_bad_input_is_named(call: object, message: str) -> None:

@@ -94,9 +94,6 @@ def _inputs(model: keras.Model, seed: int = 1) -> list[np.ndarray]:
 
 
 def _call(model: keras.Model, x: list[np.ndarray]) -> Any:
-    if any(getattr(at, "data_format", "") == "channels_first" for at in walk_layers(model)):
-        # TensorFlow runs channels first on CPUs in compiled functions only.
-        return model.predict_on_batch(x if len(x) > 1 else x[0])
     return model(x if len(x) > 1 else x[0], training=False)
 
 
