@@ -98,7 +98,7 @@ def main() -> int:
         "ratios": {},
     }
     for name in chosen.variants:
-        ratios = {
+        ratios: dict[str, Any] = {
             kind: statistics.median(times[name]) / statistics.median(times["plain"])
             for kind, times in (("wall", wall), ("processor", processor))
         }

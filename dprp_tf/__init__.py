@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dprp_tf.folding import FoldedLayer, choose_forms, fold
     from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense
     from dprp_tf.models import load_model
-    from dprp_tf.summary import Summary, summary
+    from dprp_tf.summaries import Summary, summary
     from dprp_tf.training import DPRPModel, DPRPSettings
 
 __all__ = [
@@ -44,12 +44,12 @@ _HOMES = {
     "SVDConv2D": "layers",
     "SVDConv3D": "layers",
     "SVDDense": "layers",
-    "Summary": "summary",
+    "Summary": "summaries",
     "choose_forms": "folding",
     "factorize": "factorizing",
     "fold": "folding",
     "load_model": "models",
-    "summary": "summary",
+    "summary": "summaries",
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -279,7 +278,7 @@ def export(
         report = deploy.export_tflite(
             plain,
             output,
-            quantization=quantization,  # type: ignore[arg-type]
+            quantization=quantization,
             calibration_data=calibration if quantization == "int8" else None,
             verification_data=verification,
         )
@@ -325,7 +324,7 @@ def inspect(
     Example: dprp inspect runs/cifar/model.keras
     """
     from dprp_tf.models import load_model
-    from dprp_tf.summary import summary
+    from dprp_tf.summaries import summary
 
     found = summary(load_model(file))
     if as_json:
@@ -402,4 +401,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,7 +16,7 @@ from dprp_tf.costs import model_cost
 from dprp_tf.data import Dataset
 from dprp_tf.folding import choose_forms, fold
 from dprp_tf.layers import low_rank_layers
-from dprp_tf.summary import summary
+from dprp_tf.summaries import summary
 
 __all__ = ["FORMATS", "accuracy", "compare_models", "plain_model"]
 

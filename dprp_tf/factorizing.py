@@ -171,7 +171,7 @@ def factorize(
 
 
 def _has_kernel(layer: keras.layers.Layer) -> bool:
-    return any(weight.name.endswith("kernel") for weight in layer.weights)
+    return any(str(weight.name).endswith("kernel") for weight in layer.weights)
 
 
 def _selection(
@@ -221,7 +221,8 @@ def _ranks(
 
 
 def _is_rank(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and int(value) >= 1  # type: ignore[call-overload]
 
 
 def _svd_layer(layer: keras.layers.Layer, matricization: str, rank: int | None) -> SVDLayer:

@@ -121,7 +121,7 @@ def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable
     inner = inner_optimizer(optimizer)
     if not getattr(inner, "weight_decay", None):
         return
-    known = getattr(inner, "_exclude_from_weight_decay", set())
+    known: set[Any] = getattr(inner, "_exclude_from_weight_decay", set())
     inner._exclude_from_weight_decay = set(known) | {inner._var_key(v) for v in variables}
     if not hasattr(inner, "_exclude_from_weight_decay_pattern"):
         inner._exclude_from_weight_decay_pattern = None

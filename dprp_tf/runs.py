@@ -26,7 +26,7 @@ from dprp_tf.layers import low_rank_layers, walk_layers
 from dprp_tf.models import load_model
 from dprp_tf.report import save_plots, write_report
 from dprp_tf.resizing import sync
-from dprp_tf.summary import summary
+from dprp_tf.summaries import summary
 
 __all__ = ["TrainSettings", "finish", "train"]
 

@@ -215,7 +215,15 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.mean:
         test = test.normalized(chosen.mean, chosen.std)
     count = chosen.images or len(test.x_train)
-    dataset = replace(test, x_train=test.x_train[:count], y_train=test.y_train[:count])
+    # Epochs are watched on part of the test split; the figures come from all of it.
+    watched = slice(0, 2000)
+    dataset = replace(
+        test,
+        x_train=test.x_train[:count],
+        y_train=test.y_train[:count],
+        x_test=test.x_test[watched],
+        y_test=test.y_test[watched],
+    )
     for name, settings in configurations(chosen.model, chosen.epochs, chosen.learning_rate):
         target = chosen.out / f"{name}.json"
         if target.exists() or (chosen.only and name not in chosen.only):

@@ -243,7 +243,7 @@ class _Writer(keras.callbacks.Callback):
             "backend": keras.backend.backend(),
             "settings": asdict(self._settings),
             "seconds": round(sum(entry["seconds"] for entry in history), 1),
-            "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         write_json(self._path, result)
         return result
