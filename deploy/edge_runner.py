@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["main", "measure"]
+__all__ = ["RunnerError", "main", "measure"]
 
 _MINIMUM_SAMPLE_NS = 1_000_000
 _MAXIMUM_INVOCATIONS = 1000

@@ -13,7 +13,14 @@ import numpy as np
 if TYPE_CHECKING:
     from dprp_tf.deploy.source import Source
 
-__all__ = ["ExportReport", "OutputParity", "ParityError", "check_parity", "verification_inputs"]
+__all__ = [
+    "ExportReport",
+    "OutputParity",
+    "ParityError",
+    "check_limits",
+    "check_parity",
+    "verification_inputs",
+]
 
 _TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "dynamic": 0.25, "int8": 0.25}
 _INT8_AGREEMENT = 0.95

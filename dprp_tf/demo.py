@@ -98,6 +98,9 @@ def run_demo(
         timing[f"training {name}"] = round(time.perf_counter() - start, 1)
         history = json.loads((folder / name / "history.json").read_text(encoding="utf-8"))
         histories.update(history["runs"])
+        timing[f"training {name}: tracing and retracing"] = round(
+            sum(entry["tracing_seconds"] for entry in histories[name]), 1
+        )
     start = time.perf_counter()
     results = compare_models(
         folder,

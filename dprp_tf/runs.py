@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -336,10 +337,32 @@ class _Recorder(keras.callbacks.Callback):
         super().__init__()
         self._folder, self._settings, self._plateau = folder, settings, plateau
         self._history = list(state["history"])
-        self._began = time.perf_counter()
+        self._began = self._step_began = time.perf_counter()
+        self._steps: dict[str, list[float]] = {"train": [], "test": []}
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._began = time.perf_counter()
+        self._steps = {"train": [], "test": []}
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._step_began = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._steps["train"].append(time.perf_counter() - self._step_began)
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._step_began = time.perf_counter()
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._steps["test"].append(time.perf_counter() - self._step_began)
+
+    def _tracing_seconds(self) -> float:
+        """Return what the first steps took beyond the median step: a trace, where there was one."""
+        excess = 0.0
+        for steps in self._steps.values():
+            if len(steps) > 1:
+                excess += max(0.0, steps[0] - statistics.median(steps[1:]))
+        return round(excess, 2)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         entry = {"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}}
@@ -349,6 +372,7 @@ class _Recorder(keras.callbacks.Callback):
         sync(self.model)
         entry["learning_rate"] = float(self.model.optimizer.learning_rate)
         entry["seconds"] = round(time.perf_counter() - self._began, 2)
+        entry["tracing_seconds"] = self._tracing_seconds()
         self._history.append(entry)
         name = f"checkpoint-{epoch + 1:04d}.keras"
         with atomic_path(self._folder / name) as temporary:

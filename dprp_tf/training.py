@@ -236,6 +236,8 @@ class DPRPModel(keras.Model):
             First one that logs the ranks, so that every callback finds them; last one that
             copies the learning rate, when a schedule has set it.
         """
+        for callback in callbacks:
+            _settle_direction(callback)
         return [_RankLogger(), *callbacks, _LearningRateCopy()]
 
     def compute_loss(

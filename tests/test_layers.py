@@ -104,7 +104,9 @@ def _arguments(layer_class: type) -> set[str]:
         if "__init__" in vars(ancestor):
             names |= {
                 name
-                for name, parameter in inspect.signature(ancestor.__init__).parameters.items()
+                for name, parameter in inspect.signature(
+                    vars(ancestor)["__init__"]
+                ).parameters.items()
                 if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
             }
     return (names | {"name", "trainable", "dtype"}) - {"self"}
@@ -253,6 +255,7 @@ def test_the_kernel_constraint_holds_in_every_call(case: Case) -> None:
 def test_the_bias_constraint_reaches_the_variable(case: Case) -> None:
     layer = case.layer(**case.arguments, bias_constraint="non_neg")
     layer.build(case.inputs)
+    assert layer.bias is not None
     assert layer.bias.constraint is not None
     assert case.layer(**case.arguments, use_bias=False)(_input(case)).shape is not None
 
@@ -297,8 +300,8 @@ def test_at_full_rank_it_starts_as_its_initializer_says(case: Case, matricizatio
     np.testing.assert_allclose(_np(layer.kernel), kernel, atol=1e-6)
     np.testing.assert_allclose(_np(layer.bias), 0.0)
     u, s, v = layer.factors
-    np.testing.assert_allclose(u.T @ u, np.eye(layer.rank), atol=1e-5)
-    np.testing.assert_allclose(v.T @ v, np.eye(layer.rank), atol=1e-5)
+    np.testing.assert_allclose(u.T @ u, np.eye(len(layer.factors.s)), atol=1e-5)
+    np.testing.assert_allclose(v.T @ v, np.eye(len(layer.factors.s)), atol=1e-5)
     assert np.all(s > 0)
     assert np.all(np.diff(s) <= 0)
 

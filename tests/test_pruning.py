@@ -1,4 +1,4 @@
-"""Ranks that fall inside fit: variables, slots and functions really smaller, everything else kept."""
+"""Ranks that fall inside fit: variables and slots really smaller, the rest kept."""
 
 from __future__ import annotations
 
@@ -293,10 +293,11 @@ def _dying(model: dprp.DPRPModel, name: str = "conv") -> Callable[[], None]:
         ({"layers": ["conv"]}, 2, [5, 4]),
         ({"layers": ["first"]}, 2, [6, 6]),
         ({"threshold": 1e-8}, 2, [6, 6]),
-        # s = 2, 1.8, 1.6, 1.4, 1.2, 0: the last two besides the zero hold 0.2644 of the energy.
-        ({"discarded_energy": 0.27}, 1, [3]),
-        ({"discarded_energy": 0.25}, 1, [4]),
-        ({"discarded_energy": 0.25, "minimum_rank": 5}, 1, [5]),
+        # s = 2, 1.8, 1.6, 1.4, 1.2, 0: the last three hold 0.2576 of the energy, the last two
+        # 0.1091.
+        ({"discarded_energy": 0.27, "layers": ["conv"]}, 1, [3]),
+        ({"discarded_energy": 0.25, "layers": ["conv"]}, 1, [4]),
+        ({"discarded_energy": 0.25, "minimum_rank": 5, "layers": ["conv"]}, 1, [5]),
     ],
     ids=str,
 )
@@ -437,11 +438,9 @@ def test_a_fit_that_shrinks_and_another_after_it(structure: str, tmp_path: Path)
     # Logs: each term under its own name, the total their weighted sum, the last batch a half one.
     terms = {"app_loss", "orth_loss", "sort_loss", "comp_loss", "loss"}
     assert terms | {"total_rank", "parameters", "accuracy", "learning_rate"} <= set(second)
+    names = ("app_loss", "orth_loss", "sort_loss", "comp_loss", "loss")
     for epoch in range(4):
-        app, orth, sort, comp, total = (
-            second[name][epoch]
-            for name in ("app_loss", "orth_loss", "sort_loss", "comp_loss", "loss")
-        )
+        app, orth, sort, comp, total = (second[name][epoch] for name in names)
         weighted = app + 0.37 * comp
         if structure != "retraction":
             weighted += 0.9 * (3.0 * orth + 0.7 * sort)
@@ -468,7 +467,7 @@ def test_a_fit_that_shrinks_and_another_after_it(structure: str, tmp_path: Path)
         for layer in model.low_rank_layers:
             for q in (layer.u, layer.v):
                 gram = _np(q).T @ _np(q)
-                np.testing.assert_allclose(gram, np.eye(layer.rank), atol=2e-5)
+                np.testing.assert_allclose(gram, np.eye(len(_np(layer.s))), atol=2e-5)
             assert np.all(np.diff(_np(layer.s)) <= 1e-6)
 
 
@@ -531,7 +530,7 @@ def test_retraction_comes_every_so_many_steps() -> None:
 
     def error() -> float:
         return max(
-            float(np.abs(_np(q).T @ _np(q) - np.eye(layer.rank)).max())
+            float(np.abs(_np(q).T @ _np(q) - np.eye(len(_np(layer.s)))).max())
             for layer in model.low_rank_layers
             for q in (layer.u, layer.v)
         )
@@ -592,7 +591,7 @@ def test_the_total_is_the_weighted_sum_of_means_over_the_layers(structure: str) 
         tau = factorization.retained_rank(s, 0.2)
         return float(np.abs(s[tau - 1 :]).sum() / max(1, len(s) - tau) / np.linalg.norm(s))
 
-    orth = np.mean([orthogonality(la.u, la.rank) + orthogonality(la.v, la.rank) for la in at])
+    orth = sum(orthogonality(q, len(_np(la.s))) for la in at for q in (la.u, la.v)) / len(at)
     sort = np.mean([float(_np(regularizers.sorting(_np(la.s)))) for la in at])
     comp = np.mean([tail(_np(la.s)) for la in at])
     terms = {name: float(_np(value)) for name, value in model.structural_losses().items()}
@@ -655,14 +654,23 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: dprp.RankPruning(start_epoch=-1), r"`start_epoch`.*start_epoch=-1"),
     (lambda: dprp.RankPruning(frequency=0), r"`frequency`.*frequency=0"),
     (lambda: dprp.RankPruning(minimum_rank=0), r"`minimum_rank`.*minimum_rank=0"),
-    (lambda: dprp.RankPruning(minimum_removed=1.5), r"`minimum_removed`.*1\.5"),
+    (
+        lambda: dprp.RankPruning(minimum_removed=1.5),  # type: ignore[arg-type]
+        r"`minimum_removed`.*1\.5",
+    ),
     (lambda: _drive(dprp.RankPruning(layers=["cone"]), _model(), 1), r"`layers`.*\['cone'\]"),
     (lambda: _drive(dprp.RankPruning(), _dense_model(), 1), r"`RankPruning` works on a DPRPModel"),
     (lambda: dprp.DPRPSettings(structure="none"), r"`structure`.*structure='none'"),
     (lambda: dprp.DPRPSettings(threshold=0), r"`threshold`.*0"),
-    (lambda: dprp.DPRPSettings(compression="tail"), r"`compression`.*'tail'"),
+    (
+        lambda: dprp.DPRPSettings(compression="tail"),  # type: ignore[arg-type]
+        r"`compression`.*'tail'",
+    ),
     (lambda: dprp.DPRPSettings(structure_weight=float("inf")), r"`structure_weight`.*inf"),
-    (lambda: dprp.DPRPSettings(retraction_period=1.5), r"`retraction_period`.*1\.5"),
+    (
+        lambda: dprp.DPRPSettings(retraction_period=1.5),  # type: ignore[arg-type]
+        r"`retraction_period`.*1\.5",
+    ),
     (lambda: setattr(_model(), "settings", {"threshold": 0.1}), r"`settings`.*threshold"),
 ]
 

@@ -25,7 +25,16 @@ from dprp_tf.report.formatting import (
 )
 from dprp_tf.report.loading import mapping, records
 
-__all__ = ["Cell", "Column", "ComparisonTable", "Verdict", "files_table", "models_table", "verdict"]
+__all__ = [
+    "Cell",
+    "Column",
+    "ComparisonTable",
+    "Verdict",
+    "baseline_first",
+    "files_table",
+    "models_table",
+    "verdict",
+]
 
 _BASELINE = "dense"
 
