@@ -15,6 +15,7 @@ import numpy as np
 from dprp_tf import factorization, resizing
 from dprp_tf.atomic import write_json
 from dprp_tf.costs import model_cost
+from dprp_tf.folding import fold
 from dprp_tf.layers import SVDLayer, low_rank_layers
 
 __all__ = ["RankHistory", "RankPruning"]
@@ -191,8 +192,9 @@ class RankHistory(keras.callbacks.Callback):
 
     Attributes:
         record: `{"layers", "full_ranks", "baseline_parameters", "baseline_macs", "epochs"}`; each
-            entry of `epochs` has `epoch` (0 before training), `parameters`, `macs`,
-            `total_rank`, `ranks` and `singular_values`.
+            entry of `epochs` has `epoch` (0 before training), `parameters` and `macs` of the
+            factors in training, `folded_parameters` and `folded_macs` of the model `fold` would
+            give, `total_rank`, `ranks` and `singular_values`.
 
     Example:
 
@@ -205,9 +207,11 @@ class RankHistory(keras.callbacks.Callback):
         self.path = None if path is None else Path(path)
         self.record: dict[str, Any] = {"epochs": []}
         self._begun = False
+        self._folded: dict[str, Any] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._begun = False
+        self._folded = {}
         cost = model_cost(self.model)
         layers = low_rank_layers(self.model)
         self.record = {
@@ -241,11 +245,17 @@ class RankHistory(keras.callbacks.Callback):
         resizing.sync(self.model)
         cost = model_cost(self.model)
         layers = low_rank_layers(self.model)
+        ranks = tuple(layer.rank for layer in layers)
+        if self._folded.get("ranks") != ranks:
+            folded = model_cost(fold(self.model))
+            self._folded = {"ranks": ranks, "parameters": folded.parameters, "macs": folded.macs}
         self.record["epochs"].append(
             {
                 "epoch": epoch,
                 "parameters": cost.parameters,
                 "macs": cost.macs,
+                "folded_parameters": self._folded["parameters"],
+                "folded_macs": self._folded["macs"],
                 "total_rank": sum(int(layer.rank or 0) for layer in layers),
                 "ranks": {layer.name: layer.rank for layer in layers},
                 "singular_values": {

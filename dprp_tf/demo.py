@@ -38,7 +38,7 @@ LOWRANK = replace(
     epochs=20,
     exclude=("logits",),
     matricization="spatial",
-    compression_weight=18.0,
+    compression_weight=15.0,
     threshold=0.3,
     frequency=3,
 )

@@ -256,7 +256,6 @@ class DPRPModel(keras.Model):
         count = ops.shape(keras.tree.flatten(x)[0])[0]
         app = total - sum(own[1:], own[0]) if own else total
         self._terms["app"].update_state(app * _replicas(), sample_weight=count)
-        self._evaluating = not training
         if not training:
             return total
         terms = self.structural_losses()
@@ -308,6 +307,15 @@ class DPRPModel(keras.Model):
             if settings.compression is not None:
                 sums["comp"] += ops.sum(settings.compression(s))
         return {term: value / len(layers) for term, value in sums.items()}
+
+    def test_step(self, *args: Any) -> Any:
+        """Run Keras' own test step, whose metrics leave out what is not computed there."""
+        # Around the step alone, so that it holds while tracing and never outlives the trace.
+        self._evaluating = True
+        try:
+            return super().test_step(*args)
+        finally:
+            self._evaluating = False
 
     def train_step(self, *args: Any) -> Any:
         """Run Keras' own train step, then restore the factors' structure if that is due."""

@@ -66,14 +66,14 @@ def configurations(
                 seed=seed,
                 matricization=matricization,
                 structure=structure,
-                compression_weight=5.0,
+                compression_weight=15.0,
                 threshold=0.3,
             )
             if matricization != "spatial":
                 base = replace(
                     base,
                     compression="l1",
-                    compression_weight=8.0,
+                    compression_weight=20.0,
                     threshold=0.05,
                     discarded_energy=0.02,
                 )

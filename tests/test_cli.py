@@ -182,7 +182,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     result = invoke(*(argument.format(**bad) for argument in arguments))
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert result.exit_code == 2 and len(lines) == 1, result.output
+    assert result.exit_code == 2, result.output
+    assert len(lines) == 1, result.output
     assert re.search(message, lines[0]), lines[0]
     assert "Traceback" not in result.output
     assert not (bad["folder"] / "r" / "config.json").exists()

@@ -377,6 +377,19 @@ def test_names_order_and_flags_are_kept(name: str) -> None:
             assert trainable == (stem not in frozen), layer_name
 
 
+def test_a_frozen_nested_model_stays_frozen() -> None:
+    model = _nested()
+    model.get_layer("inner").trainable = False
+    low = dprp.factorize(model, ranks=2)
+    for result in (low, dprp.fold(low, "dense"), dprp.fold(low, "two_stage")):
+        inner = result.get_layer("inner")
+        assert inner.trainable is False
+        assert inner.trainable_weights == []
+        assert result.get_layer("sequence").trainable is True
+        inner.trainable = True
+        assert inner.trainable_weights
+
+
 def test_a_shared_layer_stays_one_layer() -> None:
     model = _shared()
     low = dprp.factorize(model, ranks=2)

@@ -182,6 +182,7 @@ def test_training_goes_on_with_the_new_variables(name: str) -> None:
     for _ in range(2):
         model.train_on_batch(x, y)
     layer = model.get_layer("conv")
+    model.predict_on_batch(x)  # compiled for the old variables
     resizing.resize(model, {layer: 3, model.get_layer("first"): 2})
     before = [_np(v).copy() for v in model.trainable_variables]
     slots = [_np(v).copy() for v in resizing.optimizer_slots(model.optimizer, layer.u).values()]
@@ -384,8 +385,17 @@ def _fit(
 
 
 def _evaluate(model: keras.Model) -> dict[str, float]:
+    """The figures of the model as it is, by hand: a stale compiled function can't fake them."""
     x, y = _data()
-    return model.evaluate(x[:24], y[:24], verbose=0, return_dict=True)
+    logits = _np(model(x[:24], training=False)).astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    logarithms = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    loss = float(-logarithms[np.arange(24), y[:24]].mean())
+    accuracy = float((logits.argmax(axis=-1) == y[:24]).mean())
+    by_hand = {"loss": loss, "app_loss": loss, "accuracy": accuracy}
+    evaluated = model.evaluate(x[:24], y[:24], verbose=0, return_dict=True)
+    assert evaluated == {name: pytest.approx(value, rel=1e-4) for name, value in by_hand.items()}
+    return by_hand
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -412,7 +422,7 @@ def test_a_fit_that_shrinks_and_another_after_it(structure: str, tmp_path: Path)
     assert first["parameters"] == [model.rank_logs()["parameters"]]
     fresh = _evaluate(model)
     for name, value in fresh.items():
-        assert first[f"val_{name}"][-1] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        assert first[f"val_{name}"][-1] == pytest.approx(value, rel=1e-4), name
     assert set(fresh) == {"loss", "accuracy", "app_loss"}
     record = json.loads(history_file.read_text())
     assert record == history.record
@@ -433,7 +443,7 @@ def test_a_fit_that_shrinks_and_another_after_it(structure: str, tmp_path: Path)
     assert watch.per_epoch[1] == watch.per_epoch[-1], "traced anew although no rank changed"
     fresh = _evaluate(model)
     for name, value in fresh.items():
-        assert second[f"val_{name}"][-1] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        assert second[f"val_{name}"][-1] == pytest.approx(value, rel=1e-4), name
 
     # Logs: each term under its own name, the total their weighted sum, the last batch a half one.
     terms = {"app_loss", "orth_loss", "sort_loss", "comp_loss", "loss"}
@@ -497,7 +507,7 @@ def test_a_shrink_in_the_middle_of_a_fit_is_traced_once_and_trains_on() -> None:
     assert traces[2] > traces[1], "a shrink without a new trace trains the old variables"
     assert traces[3] == traces[2]
     for name, value in _evaluate(model).items():
-        assert history[f"val_{name}"][-1] == pytest.approx(value, rel=1e-5, abs=1e-6)
+        assert history[f"val_{name}"][-1] == pytest.approx(value, rel=1e-4)
 
 
 def test_shrinking_with_several_steps_per_call() -> None:
@@ -696,3 +706,16 @@ def test_settings_come_back_from_their_config() -> None:
     assert dprp.DPRPSettings.from_config(json.loads(json.dumps(config))) == settings
     default = dprp.DPRPSettings().get_config()
     assert [name for name in default if default[name] == config[name]] == []
+
+
+def test_the_terms_are_in_the_logs_of_every_epoch_after_an_evaluation() -> None:
+    # Evaluating leaves the three structural terms out of ITS result, and of nothing else.
+    model = _model()
+    x, y = _data(16)
+    model.train_on_batch(x, y)
+    names = set(model.get_metrics_result())
+    assert {"orth_loss", "sort_loss", "comp_loss"} <= names
+    assert not {"orth_loss", "sort_loss", "comp_loss"} & set(
+        model.test_on_batch(x, y, return_dict=True)
+    )
+    assert set(model.get_metrics_result()) == names

@@ -163,6 +163,20 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     assert ranks[0]["baseline_parameters"] == ranks[1]["baseline_parameters"]
 
 
+def test_the_schedule_goes_on_where_it_was(
+    broken_off: Path, settings: TrainSettings, digits: Dataset, tmp_path: Path
+) -> None:
+    folder = _copy(broken_off, tmp_path)
+    state = json.loads((folder / "state.json").read_text())
+    assert state["plateau"]["best"] == pytest.approx(state["history"][0]["app_loss"])
+    # No epoch can be better than 0, so a schedule that remembers it cuts the rate at once.
+    state["plateau"]["best"] = 0.0
+    (folder / "state.json").write_text(json.dumps(state))
+    train(folder, settings, digits)
+    rates = [row["learning_rate"] for row in _history(folder)]
+    assert rates == pytest.approx([0.05, 0.005, 0.0005])
+
+
 def test_a_finished_run_is_returned_and_can_be_prolonged(
     whole: Path, settings: TrainSettings, digits: Dataset, tmp_path: Path
 ) -> None:

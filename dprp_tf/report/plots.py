@@ -75,7 +75,8 @@ class NothingToPlotError(ValueError):
 def plot_cost_by_epoch(ranks: Mapping[str, Any], theme: str = "light") -> Figure:
     """Draw parameters and MACs by epoch beside the dense baseline.
 
-    The counts are those of the factors in training, which can lie above the baseline.
+    The counts of the factors in training can lie above the baseline; where the record has the
+    counts of the folded network, the one that is exported, they are drawn too.
 
     Args:
         ranks: Content of `ranks.json`.
@@ -106,12 +107,13 @@ def plot_cost_by_epoch(ranks: Mapping[str, Any], theme: str = "light") -> Figure
         ("macs", "Multiply-accumulates", "MACs per image"),
     ):
         values = [number(entry.get(key)) for _, entry in entries]
+        folded = [number(entry.get(f"folded_{key}")) for _, entry in entries]
         if not all(math.isnan(value) for value in values):
-            panels.append((title, unit, values, number(ranks.get(f"baseline_{key}"))))
+            panels.append((title, unit, values, folded, number(ranks.get(f"baseline_{key}"))))
     if not panels:
         raise NothingToPlotError("`ranks` holds no epoch with parameters or MACs.")
     figure = new_figure(5.2 * len(panels), 3.5, colours)
-    for index, (title, unit, values, baseline) in enumerate(panels):
+    for index, (title, unit, values, folded, baseline) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), index + 1)
         style_axes(axes, colours, title, x="Epoch", y=unit)
         axes.plot(
@@ -126,13 +128,29 @@ def plot_cost_by_epoch(ranks: Mapping[str, Any], theme: str = "light") -> Figure
             zorder=3,
         )
         last = _last_known(values)
-        labels = [(last, f"DPRP {_wrapped_change(last, baseline)}", colours.dprp)]
+        has_folded = not all(math.isnan(value) for value in folded)
+        name = "Factors" if has_folded else "DPRP"
+        labels = [(last, f"{name} {_wrapped_change(last, baseline)}", colours.dprp)]
+        if has_folded:
+            axes.plot(
+                epochs,
+                folded,
+                color=colours.dprp,
+                linewidth=1.4,
+                linestyle=(0, (1, 1.5)),
+                label="Folded",
+                clip_on=False,
+                zorder=2,
+            )
+            end = _last_known(folded)
+            labels.append((end, f"Folded {_wrapped_change(end, baseline)}", colours.dprp))
         if not math.isnan(baseline):
             axes.axhline(
                 baseline, color=colours.dense, linewidth=1.6, linestyle=(0, (5, 3)), label="Dense"
             )
             labels.append((baseline, f"Dense {short_count_text(baseline)}", colours.dense))
-        top = max(value for value in [*values, baseline] if not math.isnan(value))
+        drawn = [*values, *folded, baseline]
+        top = max(value for value in drawn if not math.isnan(value))
         axes.set_ylim(0, (top or 1) * 1.08)
         short_count_ticks(axes.yaxis)
         epoch_axis(axes, epochs)
