@@ -204,7 +204,7 @@ def train(
 def fold(
     model: Annotated[Path, typer.Argument(help="A .keras file with SVD layers.")],
     output: Annotated[Path, typer.Argument(help="The .keras file to write.")],
-    form: Annotated[str, typer.Option(help="smallest, dense or two_stage.")] = "smallest",
+    form: Annotated[str, typer.Option(help="smallest, fast, dense or two_stage.")] = "smallest",
     as_json: Json = False,
 ) -> None:
     """Fold a low-rank model into plain Keras layers.

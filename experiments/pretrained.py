@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import keras
 from matplotlib.figure import Figure
 
 from dprp_tf import data, deploy, runs
@@ -27,7 +28,7 @@ from dprp_tf.models import load_model
 from dprp_tf.runs import TrainSettings
 from dprp_tf.training import STRUCTURES
 
-__all__ = ["configurations", "main", "plot", "run_one"]
+__all__ = ["configurations", "main", "plot", "run_one", "time_folds"]
 
 
 def configurations(
@@ -93,7 +94,7 @@ def run_one(
         folder: Where its run goes.
 
     Returns:
-        Accuracy before and after, parameters, latency ratio, ranks; or the error it ended with.
+        Accuracy before and after, parameters, ranks, `time_folds`; or the error it ended with.
 
     Example:
 
@@ -114,30 +115,59 @@ def run_one(
         model = runs.train(folder, settings, dataset)
     except ValueError as error:
         return {**row, "error": " ".join(str(error).split())}
-    folded = fold(model)
-    cost = model_cost(folded)
-    with tempfile.TemporaryDirectory() as temporary:
-        paths = []
-        for label, plain in (("dense", dense), ("folded", folded)):
-            paths.append(Path(temporary) / f"{label}.tflite")
-            deploy.export_tflite(
-                plain, paths[-1], verification_data=test.x_test[:128].astype("float32")
-            )
-        timed = deploy.compare(paths, repeats=60, inputs=test.x_test[:1].astype("float32"))
     history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
     return {
         **row,
-        "accuracy_after": accuracy(folded, test),
+        "accuracy_after": accuracy(fold(model), test),
         "parameters_in_training": model_cost(model).parameters,
-        "parameters_after": cost.parameters,
-        "macs_after": cost.macs,
-        "latency_ratio": timed.ratios[1].ratio,
-        "latency_ratio_interval": [timed.ratios[1].low, timed.ratios[1].high],
         "ranks": model.ranks,
         "full_ranks": {layer.name: layer.full_rank for layer in model.low_rank_layers},
-        "forms": {choice.name: choice.form for choice in choose_forms(model)},
+        **time_folds(dense, model, test),
         "history": history["runs"]["dprp"],
     }
+
+
+def time_folds(dense: keras.Model, model: keras.Model, test: Dataset) -> dict[str, Any]:
+    """Export the dense model and both folds to TFLite and time the three in turns.
+
+    Args:
+        dense: The model DPRP started from.
+        model: The factorized model.
+        test: Inputs to verify with.
+
+    Returns:
+        `folds`: by the form chosen (`smallest`, `fast`), parameters, MACs, file size, latency
+        ratio to dense with its interval, and the form of each layer.
+
+    Example:
+
+    >>> time_folds.__name__
+    'time_folds'
+    """
+    models = {"dense": dense, "smallest": fold(model), "fast": fold(model, "fast")}
+    with tempfile.TemporaryDirectory() as temporary:
+        paths, sizes = [], {}
+        for label, plain in models.items():
+            paths.append(Path(temporary) / f"{label}.tflite")
+            written = deploy.export_tflite(
+                plain, paths[-1], verification_data=test.x_test[:128].astype("float32")
+            )
+            sizes[label] = written.size_bytes
+        timed = deploy.compare(paths, repeats=150, inputs=test.x_test[:1].astype("float32"))
+    folds = {}
+    for label, ratio in zip(models, timed.ratios, strict=True):
+        cost = model_cost(models[label])
+        folds[label] = {
+            "parameters": cost.parameters,
+            "macs": cost.macs,
+            "size_bytes": sizes[label],
+            "latency_ratio": ratio.ratio,
+            "latency_ratio_interval": [ratio.low, ratio.high],
+        }
+        if label != "dense":
+            rows = choose_forms(model, label)
+            folds[label]["forms"] = {choice.name: choice.form for choice in rows}
+    return {"folds": folds}
 
 
 def plot(rows: list[dict[str, Any]]) -> Figure:
@@ -166,12 +196,16 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
             "marker": markers[settings["structure"]],
             "s": 60,
         }
-        kept = row["parameters_after"] / row["parameters_before"]
+        fast = row["folds"]["fast"]
+        kept = row["folds"]["smallest"]["parameters"] / row["parameters_before"]
         panels[0].scatter(kept, row["accuracy_after"], **style)
-        panels[1].scatter(row["latency_ratio"], row["accuracy_after"], **style)
+        panels[1].scatter(fast["latency_ratio"], row["accuracy_after"], **style)
     for panel, label in zip(
         panels,
-        ("folded parameters / dense", "LiteRT latency / dense (float32, 1 thread)"),
+        (
+            'parameters, form="smallest", relative to dense',
+            'LiteRT latency, form="fast", relative to dense (float32, 1 thread)',
+        ),
         strict=True,
     ):
         panel.axvline(1.0, color="0.6", linestyle=":")
@@ -210,6 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--images", type=int, help="train on the first so many images only")
     parser.add_argument("--only", nargs="*", help="names of configurations")
+    parser.add_argument("--time", action="store_true", help="only time finished runs anew")
     chosen = parser.parse_args(arguments)
     test = data.load(chosen.data)
     if chosen.mean:
@@ -226,12 +261,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for name, settings in configurations(chosen.model, chosen.epochs, chosen.learning_rate):
         target = chosen.out / f"{name}.json"
-        if target.exists() or (chosen.only and name not in chosen.only):
+        if chosen.time and target.exists():
+            row = json.loads(target.read_text(encoding="utf-8"))
+            trained = chosen.work / name / "model.keras"
+            if trained.exists():
+                row.update(time_folds(load_model(chosen.model), load_model(trained), test))
+                write_json(target, row)
+        if chosen.time or target.exists() or (chosen.only and name not in chosen.only):
             continue
         row = run_one(name, settings, dataset, test, chosen.work / name)
         row["settings"]["model"] = Path(chosen.model).name
         write_json(target, row)
-        brief = {k: row.get(k) for k in ("accuracy_after", "parameters_after", "latency_ratio")}
+        brief = {k: row.get(k) for k in ("accuracy_after", "parameters_in_training")}
         print(name, row.get("error") or brief, flush=True)
     rows = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(chosen.out.glob("*.json"))

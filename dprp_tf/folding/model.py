@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from dprp_tf.costs import two_stage_parameters
+from dprp_tf.costs import two_stage_effort, two_stage_parameters
 from dprp_tf.folding.forms import FORMS, build_form, two_stage_obstacle
 from dprp_tf.layers import SVDLayer, low_rank_layers
 from dprp_tf.surgery import require_graph, rewrite
 
 __all__ = ["FoldedLayer", "choose_forms", "fold"]
 
-CHOICES = ("smallest", *FORMS)
+CHOICES = ("smallest", "fast", *FORMS)
+_WORTH_TWO_STAGES = 0.75
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ def choose_forms(
 
     Args:
         model: A model with SVD layers.
-        form: `"smallest"` (whatever stores fewer weights), `"dense"` or `"two_stage"` for every
-            layer that has one. Default `"smallest"`.
+        form: `"smallest"` (whatever stores fewer weights), `"fast"` (two stages only where
+            `costs.two_stage_effort` is at most 0.75, a rule of thumb and no measurement),
+            `"dense"`, or `"two_stage"` for every layer that has one. Default `"smallest"`.
         forms: Forms of single layers by name; they win over `form`.
 
     Returns:
@@ -95,7 +97,7 @@ def fold(
 
     Args:
         model: A model with SVD layers, such as a trained `DPRPModel`.
-        form: `"smallest"`, `"dense"` or `"two_stage"`; see `choose_forms`. Default `"smallest"`.
+        form: `"smallest"`, `"fast"`, `"dense"` or `"two_stage"`; see `choose_forms`. Default `"smallest"`.
         forms: Forms of single layers by name; they win over `form`.
 
     Returns:
@@ -163,6 +165,10 @@ def _choose(layer: SVDLayer, asked: str | None, form: str) -> FoldedLayer:
         chosen, reason = "dense", obstacle
     elif form == "two_stage":
         chosen, reason = "two_stage", "asked for"
+    elif form == "fast":
+        effort = two_stage_effort(layer.kernel_shape, layer.matricization, rank)
+        chosen = "two_stage" if effort <= _WORTH_TWO_STAGES else "dense"
+        reason = f"two stages would take about {effort:.2f} of the time"
     elif two_stage < dense:
         chosen, reason = "two_stage", f"{two_stage} weights instead of {dense}"
     else:

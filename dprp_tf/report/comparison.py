@@ -31,7 +31,9 @@ __all__ = [
     "ComparisonTable",
     "Verdict",
     "baseline_first",
+    "files_by_format",
     "files_table",
+    "model_label",
     "models_table",
     "verdict",
 ]
