@@ -97,7 +97,8 @@ def fold(
 
     Args:
         model: A model with SVD layers, such as a trained `DPRPModel`.
-        form: `"smallest"`, `"fast"`, `"dense"` or `"two_stage"`; see `choose_forms`. Default `"smallest"`.
+        form: `"smallest"`, `"fast"`, `"dense"` or `"two_stage"`; see `choose_forms`. Default
+            `"smallest"`.
         forms: Forms of single layers by name; they win over `form`.
 
     Returns:
