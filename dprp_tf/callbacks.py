@@ -133,16 +133,31 @@ class RankPruning(keras.callbacks.Callback):
         Raises:
             ValueError: If a layer's values are not finite.
         """
-        resizing.sync(self.model)
+        self._require_finite()
         threshold = self.threshold or self.model.settings.threshold
         pending = {}
-        for layer in low_rank_layers(self.model):
-            if not layer.trainable or (
-                self.layer_names is not None and layer.name not in self.layer_names
-            ):
-                continue
-            factors = layer.factors
-            for name, values in factors._asdict().items():
+        for layer in self._layers():
+            ordered = np.sort(np.abs(layer.factors.s))[::-1]
+            rank = min(
+                factorization.retained_rank(ordered, threshold, self.minimum_rank),
+                factorization.energy_rank(ordered, self.discarded_energy, self.minimum_rank),
+            )
+            if rank < len(ordered):
+                pending[layer] = rank
+        return pending
+
+    def _layers(self) -> list[SVDLayer]:
+        names = self.layer_names
+        return [
+            layer
+            for layer in low_rank_layers(self.model)
+            if layer.trainable and (names is None or layer.name in names)
+        ]
+
+    def _require_finite(self) -> None:
+        resizing.sync(self.model)
+        for layer in self._layers():
+            for name, values in layer.factors._asdict().items():
                 if not np.all(np.isfinite(values)):
                     raise ValueError(
                         f"Training diverged: `{name}` of layer {layer.name!r} holds NaN or "
@@ -150,14 +165,6 @@ class RankPruning(keras.callbacks.Callback):
                         "Lower the learning rate or the loss weights, or use "
                         "structure='retraction'."
                     )
-            ordered = np.sort(np.abs(factors.s))[::-1]
-            rank = min(
-                factorization.retained_rank(ordered, threshold, self.minimum_rank),
-                factorization.energy_rank(ordered, self.discarded_energy, self.minimum_rank),
-            )
-            if rank < factors.rank:
-                pending[layer] = rank
-        return pending
 
     def _prune_once(self) -> None:
         if self._done or self._epoch is None:
@@ -166,8 +173,14 @@ class RankPruning(keras.callbacks.Callback):
         epoch = self._epoch
         last = epoch + 1 == self.params.get("epochs")
         due = (epoch - self.start_epoch) % self.frequency == 0
+        if epoch < self.start_epoch or not (due or last):
+            return
+        settings = self.model.settings
+        if settings.structure == "retraction" and settings.retraction_period > 1:
+            self._require_finite()
+            self.model.restore_structure()
         pending = self.pending_ranks()
-        if epoch < self.start_epoch or not pending or not (due or last):
+        if not pending:
             return
         before = {layer.name: int(layer.rank or 0) for layer in pending}
         after = {layer.name: rank for layer, rank in pending.items()}

@@ -64,9 +64,11 @@ def retract(
         r_u, inverse_u = _root(ops.stack([gram_matrix(factors[i].u) for i in indices]))
         r_v, inverse_v = _root(ops.stack([gram_matrix(factors[i].v) for i in indices]))
         s = ops.cast(ops.stack([factors[i].s for i in indices]), "float32")
-        core = ops.matmul(r_u * s[:, None, :], ops.swapaxes(r_v, -2, -1))
+        core = _finite_or_identity(ops.matmul(r_u * s[:, None, :], ops.swapaxes(r_v, -2, -1)))
         a, t, b_transposed = ops.linalg.svd(core, full_matrices=False)
         b = ops.swapaxes(b_transposed, -2, -1)
+        # 0 for finite values, NaN for others: divergence stays visible in the new s.
+        t = t + 0.0 * ops.sum(s, axis=-1, keepdims=True)
         turn_u, turn_v = ops.matmul(inverse_u, a), ops.matmul(inverse_v, b)
         sign = ops.where(ops.diagonal(turn_u, axis1=-2, axis2=-1) < 0, -1.0, 1.0)[:, None, :]
         turn_u, turn_v = turn_u * sign, turn_v * sign
@@ -90,7 +92,13 @@ def retract(
 
 def _root(gram: Any) -> tuple[Any, Any]:
     """Return R and R^-1 with gram = R^T R, from its eigenvectors, which can't fail to exist."""
-    values, vectors = ops.linalg.eigh(gram)
+    values, vectors = ops.linalg.eigh(_finite_or_identity(gram))
     # A column that has vanished gets a tiny length instead of a division by zero.
     root = ops.sqrt(ops.maximum(values, 1e-12))[:, None, :]
     return ops.swapaxes(vectors * root, -2, -1), vectors / root
+
+
+def _finite_or_identity(matrices: Any) -> Any:
+    """Replace matrices (n, r, r) that are not finite, on which some backends' solvers raise."""
+    sound = ops.all(ops.isfinite(matrices), axis=(-2, -1), keepdims=True)
+    return ops.where(sound, matrices, ops.eye(matrices.shape[-1], dtype=matrices.dtype))

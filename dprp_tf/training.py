@@ -330,6 +330,19 @@ class DPRPModel(keras.Model):
         trainable, optimizer = self._retract_state(layers, list(trainable), list(optimizer))
         return logs, (trainable, non_trainable, optimizer, metrics)
 
+    def restore_structure(self) -> None:
+        """Re-factorize the SVD layers that train, now: the kernels stay, the structure is exact.
+
+        `RankPruning` calls it before it reads the singular values, which are only those of the
+        kernels while U and V are orthonormal. Momentum is carried along.
+        """
+        resizing.sync(self)
+        layers = [layer for layer in low_rank_layers(self) if layer.trainable]
+        variables = self._factor_variables(layers)
+        values = _retracted([[ops.cast(v, v.dtype) for v in group] for group in variables])
+        for variable, value in zip([v for g in variables for v in g], values, strict=True):
+            variable.assign(value)
+
     def _retract_in_place(self, layers: list[SVDLayer]) -> None:
         variables = self._factor_variables(layers)
         iterations = resizing.inner_optimizer(self.optimizer).iterations

@@ -331,7 +331,8 @@ def test_a_large_value_behind_a_small_one_is_not_lost() -> None:
     model = _model()
     model.get_layer("conv").s.assign([1e-6, 2.0, 1e-7, -1.5, 1.0, 1e-5])
     _drive(dprp.RankPruning(), model, 1)
-    np.testing.assert_allclose(_np(model.get_layer("conv").s), [2.0, 1.5, 1.0])
+    # Read after an exact re-factorization in float32, which rounds.
+    np.testing.assert_allclose(_np(model.get_layer("conv").s), [2.0, 1.5, 1.0], rtol=1e-5)
 
 
 def test_pruning_changes_the_function_by_the_dropped_terms_only() -> None:
@@ -719,3 +720,12 @@ def test_the_terms_are_in_the_logs_of_every_epoch_after_an_evaluation() -> None:
         model.test_on_batch(x, y, return_dict=True)
     )
     assert set(model.get_metrics_result()) == names
+
+
+def test_a_diverged_run_ends_with_a_clear_error() -> None:
+    inputs = keras.Input((4,))
+    model = dprp.factorize(keras.Model(inputs, keras.layers.Dense(3)(inputs)))
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss="mse")
+    x, y = np.full((8, 4), np.nan, "float32"), np.zeros((8, 3), "float32")
+    with pytest.raises(ValueError, match=r"Training diverged.*layer 'dense.*epoch 0"):
+        model.fit(x, y, epochs=1, verbose=0, callbacks=[dprp.RankPruning()])

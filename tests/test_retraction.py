@@ -205,3 +205,12 @@ def test_any_factors_keep_their_matrix(height: int, width: int, seed: int, dista
     scale = np.abs(_matrix(before)).max()
     np.testing.assert_allclose(_matrix(after), _matrix(before), atol=2e-4 * scale + 1e-6)
     assert np.all(np.isfinite(np.concatenate([part.ravel() for part in after])))
+
+
+@pytest.mark.parametrize("broken", range(3))
+def test_values_that_are_not_finite_stay_visible(broken: int) -> None:
+    parts = [np.eye(4, 2, dtype="float32"), np.array([2.0, 1.0], "float32")]
+    parts.append(np.eye(3, 2, dtype="float32"))
+    parts[broken] = parts[broken] * np.nan
+    (after,), _ = retract([TrainedFactors(*(keras.ops.convert_to_tensor(p) for p in parts))])
+    assert not all(np.all(np.isfinite(keras.ops.convert_to_numpy(part))) for part in after)

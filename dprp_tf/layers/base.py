@@ -29,8 +29,9 @@ class SVDLayer(keras.layers.Layer):
 
     With `balanced_gradients` the gradients of U and V are divided, column by column, by
     s_j^2 + (0.1 max|s|)^2. A gradient step on a product U diag(s) V^T otherwise moves the kernel
-    s_j^2 times as fast through U as the same step on a dense kernel would; balanced, the kernel
-    moves as in dense training, so learning rates carry over. The forward pass is unchanged.
+    s_j^2 times as fast through U as the same step on a dense kernel would; balanced, it moves
+    about as fast for tall matrices (`spatial`), where V spans everything, and at most twice as
+    fast for square ones, so learning rates carry over. The forward pass is unchanged.
 
     Args:
         rank: Number of singular values, 1 to the full rank. Default: full rank.
