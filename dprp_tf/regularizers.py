@@ -159,6 +159,10 @@ class RankRegularizer(ABC):
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.get_config() == other.get_config()
 
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
     def __hash__(self) -> int:
         return hash((type(self), tuple(sorted(self.get_config().items()))))
 

@@ -133,9 +133,9 @@ class DPRPModel(keras.Model):
 
     >>> inputs = keras.Input((6, 6, 3))
     >>> from dprp_tf.layers import SVDConv2D
-    >>> model = DPRPModel(inputs, SVDConv2D(4, 3)(inputs))
+    >>> model = DPRPModel(inputs, SVDConv2D(4, 3, name="first")(inputs))
     >>> model.ranks
-    {'svd_conv2d': 9}
+    {'first': 9}
     """
 
     def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any) -> None:
