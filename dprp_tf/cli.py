@@ -78,6 +78,14 @@ def _load_data(
     return dataset if mean is None or std is None else dataset.normalized(mean, std)
 
 
+def _load_keras() -> None:
+    """Import TensorFlow without the lines it prints about processors it did not find."""
+    from dprp_tf.deploy.quiet import quiet
+
+    with quiet():
+        import keras  # noqa: F401
+
+
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
@@ -100,6 +108,7 @@ def demo(
 
     Example: dprp demo --folder runs/demo
     """
+    _load_keras()
     from dprp_tf.demo import run_demo
     from dprp_tf.progress import Display
     from dprp_tf.report import results_table
@@ -157,6 +166,7 @@ def train(
 
     Example: dprp train --model resnet20 --data cifar10 --folder runs/cifar --epochs 30
     """
+    _load_keras()
     from dprp_tf.progress import Display
     from dprp_tf.runs import TrainSettings, finish, train
 
@@ -213,6 +223,7 @@ def fold(
 
     Example: dprp fold runs/cifar/model.keras small.keras
     """
+    _load_keras()
     from dataclasses import asdict
 
     from dprp_tf.atomic import atomic_path
@@ -258,6 +269,7 @@ def export(
 
     Example: dprp export small.keras small.tflite --quantization int8 --data digits
     """
+    _load_keras()
     from dprp_tf import deploy
     from dprp_tf.evaluation import plain_model
     from dprp_tf.models import load_model
@@ -325,6 +337,7 @@ def inspect(
 
     Example: dprp inspect runs/cifar/model.keras
     """
+    _load_keras()
     from dprp_tf.models import load_model
     from dprp_tf.summaries import summary
 
@@ -370,6 +383,7 @@ def reproduce(
 
     Example: dprp reproduce resnet20-proposed2 --data cifar10.npz
     """
+    _load_keras()
     from dprp_tf import data as datasets
     from dprp_tf.experiments import table_ii
     from dprp_tf.progress import Display

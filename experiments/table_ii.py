@@ -176,7 +176,10 @@ def list_rows(results: str | os.PathLike[str] = "results/table_ii") -> Table:
     """
     table = Table()
     for header in ("row", "paper top-1", "paper fewer", "our top-1", "our fewer", "epochs", "data"):
-        table.add_column(header, justify="left" if header in ("row", "data") else "right")
+        words = header in ("row", "data")
+        table.add_column(
+            header, justify="left" if words else "right", no_wrap=header in ("row", "epochs")
+        )
     found: dict[str, Path] = {name: Path(results) / name / "result.json" for name in ROWS}
     if Path(results).is_dir():
         for path in sorted(Path(results).glob("*/result.json")):
