@@ -157,14 +157,12 @@ class RankPruning(keras.callbacks.Callback):
     def _require_finite(self) -> None:
         resizing.sync(self.model)
         for layer in self._layers():
-            for name, values in layer.factors._asdict().items():
-                if not np.all(np.isfinite(values)):
-                    raise ValueError(
-                        f"Training diverged: `{name}` of layer {layer.name!r} holds NaN or "
-                        f"infinite values at the end of epoch {self._epoch}; nothing was pruned. "
-                        "Lower the learning rate or the loss weights, or use "
-                        "structure='retraction'."
-                    )
+            if layer.broken_factor is not None:
+                raise ValueError(
+                    f"Training diverged: `{layer.broken_factor}` of layer {layer.name!r} holds NaN "
+                    f"or infinite values at the end of epoch {self._epoch}; nothing was pruned. "
+                    "Lower the learning rate or the loss weights, or use structure='retraction'."
+                )
 
     def _prune_once(self) -> None:
         if self._done or self._epoch is None:

@@ -149,13 +149,12 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
     plans = []
     for layer, rank in ranks.items():
         factors = layer.factors
-        for name, values in factors._asdict().items():
-            if not np.all(np.isfinite(values)):
-                raise ValueError(
-                    f"The ranks of a model can't be cut while its factors are not finite. "
-                    f"Received NaN or infinite entries in `{name}` of layer {layer.name!r}; "
-                    "lower the learning rate or restore an earlier checkpoint."
-                )
+        if layer.broken_factor is not None:
+            raise ValueError(
+                "The ranks of a model can't be cut while its factors are not finite. Received "
+                f"NaN or infinite entries in `{layer.broken_factor}` of layer {layer.name!r}; "
+                "lower the learning rate or restore an earlier checkpoint."
+            )
         if not 1 <= rank <= factors.rank:
             raise ValueError(
                 f"`ranks` must lie between 1 and the present rank. Received: {rank} for layer "

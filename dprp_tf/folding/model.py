@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import keras
-import numpy as np
 
 from dprp_tf.costs import two_stage_effort, two_stage_parameters
 from dprp_tf.folding.forms import FORMS, build_form, two_stage_obstacle
@@ -130,12 +129,11 @@ def fold(
     # By identity and not by name: nested models may each have a layer of the same name.
     choices = {id(layer): row.form for layer, row in zip(layers, rows, strict=True)}
     for layer in layers:
-        for name, values in layer.factors._asdict().items():
-            if not np.all(np.isfinite(values)):
-                raise ValueError(
-                    f"`model` must have finite factors. Received: NaN or infinite entries in "
-                    f"`{name}` of layer {layer.name!r}; load a sound checkpoint."
-                )
+        if layer.broken_factor is not None:
+            raise ValueError(
+                "`model` must have finite factors. Received: NaN or infinite entries in "
+                f"`{layer.broken_factor}` of layer {layer.name!r}; load a sound checkpoint."
+            )
     return rewrite(
         model,
         lambda layer: (

@@ -178,6 +178,14 @@ class SVDLayer(keras.layers.Layer):
         return Factors(*(ops.convert_to_numpy(value) for value in (self.u, self.s, self.v)))
 
     @property
+    def broken_factor(self) -> str | None:
+        """The name of a factor that holds NaN or infinite values; None if all are finite."""
+        for name, values in self.factors._asdict().items():
+            if not np.all(np.isfinite(values)):
+                return str(name)
+        return None
+
+    @property
     def kernel(self) -> Any:
         """The kernel the factors stand for, in the dense layer's shape."""
         u, s, v = self.u, self.s, self.v
