@@ -166,7 +166,8 @@ def factorize(
     result = rewrite(model, replace, DPRPModel, settings=settings)
     for layer, low_rank in replaced:
         if low_rank.bias is not None:
-            low_rank.bias.assign(layer.bias)
+            # A copy: sharing the buffer would let JAX donate it from under the other model.
+            low_rank.bias.assign(np.array(ops.convert_to_numpy(layer.bias)))
     return result
 
 

@@ -184,7 +184,7 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     >>> len(plot([]).axes)
     2
     """
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     colours = dict(zip(MATRICIZATIONS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
     markers = dict(zip(STRUCTURES, ("o", "s", "^"), strict=True))
@@ -220,7 +220,7 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
         panels[1].scatter([], [], color="0.3", marker=marker, label=name)
     if done:
         panels[1].plot([], [], color="0.4", linestyle="--", linewidth=1, label="dense accuracy")
-    panels[1].legend(fontsize=8, loc="lower right")
+    figure.legend(*panels[1].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     return figure
 
 
