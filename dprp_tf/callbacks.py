@@ -35,6 +35,8 @@ class RankPruning(keras.callbacks.Callback):
             spectra of wide (`channel`, `separable`) matrices fade without a drop, and only this
             cuts them. Default 0: the paper's rule alone.
         start_epoch: First epoch, counted from 0, at whose end ranks may fall. Default 0.
+        stop_epoch: First epoch at whose end ranks no longer fall, so that the rest of the
+            training recovers what the cuts cost; above `start_epoch`. Default: never.
         frequency: Epochs between prunings, 1 or more. Default 1.
         layers: Names of the layers to prune. Default: every SVD layer that trains.
         minimum_rank: Rank no layer falls below, 1 or more. Default 1.
@@ -60,6 +62,7 @@ class RankPruning(keras.callbacks.Callback):
         *,
         discarded_energy: float = 0.0,
         start_epoch: int = 0,
+        stop_epoch: int | None = None,
         frequency: int = 1,
         layers: Iterable[str] | None = None,
         minimum_rank: int = 1,
@@ -81,9 +84,15 @@ class RankPruning(keras.callbacks.Callback):
                 raise ValueError(
                     f"`{name}` must be an integer of {least} or more. Received: {name}={value!r}"
                 )
+        if stop_epoch is not None and not stop_epoch > start_epoch:
+            raise ValueError(
+                f"`stop_epoch` must be above start_epoch={start_epoch}, or None. "
+                f"Received: stop_epoch={stop_epoch}"
+            )
         self.threshold = threshold
         self.discarded_energy = discarded_energy
         self.start_epoch = start_epoch
+        self.stop_epoch = stop_epoch
         self.frequency = frequency
         self.layer_names = None if layers is None else tuple(layers)
         self.minimum_rank = minimum_rank
@@ -171,7 +180,8 @@ class RankPruning(keras.callbacks.Callback):
         epoch = self._epoch
         last = epoch + 1 == self.params.get("epochs")
         due = (epoch - self.start_epoch) % self.frequency == 0
-        if epoch < self.start_epoch or not (due or last):
+        stopped = self.stop_epoch is not None and epoch >= self.stop_epoch
+        if epoch < self.start_epoch or stopped or not (due or last):
             return
         settings = self.model.settings
         if settings.structure == "retraction" and settings.retraction_period > 1:

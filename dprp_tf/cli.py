@@ -149,6 +149,9 @@ def train(
         float, typer.Option(help="Share of energy cut besides; for channel and separable.")
     ] = 0.0,
     start_epoch: Annotated[int, typer.Option(min=0, help="First epoch that may shrink.")] = 0,
+    stop_epoch: Annotated[
+        int | None, typer.Option(min=1, help="First epoch that no longer shrinks.")
+    ] = None,
     frequency: Annotated[int, typer.Option(min=1, help="Epochs between shrinks.")] = 1,
     minimum_removed: Annotated[int, typer.Option(min=1, help="Values that justify a shrink.")] = 1,
     minimum_rank: Annotated[int, typer.Option(min=1, help="Rank no layer falls below.")] = 1,
@@ -188,6 +191,7 @@ def train(
         threshold=threshold,
         discarded_energy=discarded_energy,
         start_epoch=start_epoch,
+        stop_epoch=stop_epoch,
         frequency=frequency,
         minimum_rank=minimum_rank,
         minimum_removed=minimum_removed,

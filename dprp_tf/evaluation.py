@@ -241,7 +241,7 @@ def _verdict(
     ]
     failed = [check["name"] for check in checks if not check["passed"]]
     if failed:
-        text = f"Not achieved: the DPRP model is not {' and not '.join(failed)}."
+        text = f"The DPRP model is not {' and not '.join(failed)}: see the checks."
     else:
         text = (
             f"The DPRP file is {1 - size:.0%} smaller and {1 - lowrank['latency_ratio']:.0%} "

@@ -60,7 +60,7 @@ class TrainSettings:
         exclude: Names of layers that stay dense, such as a small classifier.
         matricization, structure, compression, compression_weight, threshold,
             retraction_period: As `dprp_tf.factorize`.
-        discarded_energy, start_epoch, frequency, minimum_rank,
+        discarded_energy, start_epoch, stop_epoch, frequency, minimum_rank,
             minimum_removed: As `dprp_tf.RankPruning`.
 
     Raises:
@@ -99,6 +99,7 @@ class TrainSettings:
     retraction_period: int | None = None
     discarded_energy: float = 0.0
     start_epoch: int = 0
+    stop_epoch: int | None = None
     frequency: int = 1
     minimum_rank: int = 1
     minimum_removed: int = 1
@@ -180,6 +181,7 @@ def train(
         pruning = RankPruning(
             discarded_energy=settings.discarded_energy,
             start_epoch=settings.start_epoch,
+            stop_epoch=settings.stop_epoch,
             frequency=settings.frequency,
             minimum_rank=settings.minimum_rank,
             minimum_removed=settings.minimum_removed,

@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, help="CIFAR-10: its name or a .npz")
-    parser.add_argument("--out", type=Path, default=Path("results/stability.json"))
+    parser.add_argument("--out", type=Path, default=Path("results/stability/stability.json"))
     parser.add_argument("--steps", type=int, default=60, help="steps per phase")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3)

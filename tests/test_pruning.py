@@ -746,3 +746,28 @@ def test_the_original_and_the_factorized_model_train_side_by_side() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[2] < losses[0]
     assert losses[3] < losses[1]
+
+
+def test_nothing_is_cut_from_the_stop_epoch_on() -> None:
+    model = _model()
+    callback = dprp.RankPruning(start_epoch=0, stop_epoch=1, frequency=1)
+    first = _drive(callback, model, 1)
+    tail = np.ones(model.get_layer("conv").rank, "float32")
+    tail[-1] = 1e-6
+    model.get_layer("conv").s.assign(tail)
+    callback.set_params({"epochs": 3})
+    callback.set_model(model)
+    callback.on_train_begin()
+    for epoch in (1, 2):
+        callback.on_epoch_begin(epoch)
+        callback.on_epoch_end(epoch, {})
+    assert model.ranks == first[-1]
+    callback.stop_epoch = None
+    callback.on_epoch_begin(2)
+    callback.on_epoch_end(2, {})
+    assert model.ranks["conv"] == first[-1]["conv"] - 1
+
+
+def test_a_stop_before_the_start_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`stop_epoch`.*start_epoch=3.*stop_epoch=3"):
+        dprp.RankPruning(start_epoch=3, stop_epoch=3)

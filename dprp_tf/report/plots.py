@@ -382,7 +382,8 @@ def plot_training(history: Mapping[str, Any], theme: str = "light") -> Figure:
             ("val_accuracy", "validation", "--"),
         ):
             accuracies.append(_Series(f"{label} {suffix}", entries, key, colour, style))
-        if has_parts:
+        # A dense run logs its application loss too; only a run with pressed ranks has terms.
+        if any("comp_loss" in entry for _, entry in entries):
             palette = (colours.text, colours.dprp, *colours.others)
             terms += [
                 _Series(title, entries, key, palette[index], ":" if key == "loss" else "-")
