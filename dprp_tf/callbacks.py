@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ class RankPruning(keras.callbacks.Callback):
             spectra of wide (`channel`, `separable`) matrices fade without a drop, and only this
             cuts them. Default 0: the paper's rule alone.
         start_epoch: First epoch, counted from 0, at whose end ranks may fall. Default 0.
-        stop_epoch: First epoch at whose end ranks no longer fall, so that the rest of the
-            training recovers what the cuts cost; above `start_epoch`. Default: never.
+        stop_epoch: First epoch in which ranks no longer fall and the model's compression weight
+            is 0, so that the rest of the training recovers what the cuts cost; above
+            `start_epoch`. Default: never.
         frequency: Epochs between prunings, 1 or more. Default 1.
         layers: Names of the layers to prune. Default: every SVD layer that trains.
         minimum_rank: Rank no layer falls below, 1 or more. Default 1.
@@ -155,6 +157,12 @@ class RankPruning(keras.callbacks.Callback):
                 pending[layer] = rank
         return pending
 
+    def _release(self) -> None:
+        settings = self.model.settings
+        if settings.compression_weight > 0:
+            self.model.settings = replace(settings, compression_weight=0.0)
+            resizing.renew_functions(self.model)
+
     def _layers(self) -> list[SVDLayer]:
         names = self.layer_names
         return [
@@ -180,7 +188,11 @@ class RankPruning(keras.callbacks.Callback):
         epoch = self._epoch
         last = epoch + 1 == self.params.get("epochs")
         due = (epoch - self.start_epoch) % self.frequency == 0
+        if self.stop_epoch is not None and epoch + 1 >= self.stop_epoch:
+            self._release()
         stopped = self.stop_epoch is not None and epoch >= self.stop_epoch
+        # What is pending when the pressure ends is cut then, as in a run's last epoch.
+        last = last or epoch + 1 == self.stop_epoch
         if epoch < self.start_epoch or stopped or not (due or last):
             return
         settings = self.model.settings

@@ -35,14 +35,14 @@ DENSE = TrainSettings(
 LOWRANK = replace(
     DENSE,
     method="dprp",
-    epochs=22,
+    epochs=24,
     exclude=("logits",),
     matricization="spatial",
-    compression_weight=15.0,
+    compression_weight=13.0,
     threshold=0.2,
     frequency=3,
     # The last third recovers what the cuts cost.
-    stop_epoch=15,
+    stop_epoch=16,
 )
 
 
@@ -60,7 +60,7 @@ def run_demo(
 
     Args:
         folder: Run folder; made if missing. Trainings that are finished there are not repeated.
-        epochs: Epochs of each training. Default 15 dense, 22 with falling ranks.
+        epochs: Epochs of each training. Default 15 dense, 24 with falling ranks.
         seed: Seed of everything random.
         fresh: Whether to discard earlier trainings in the folder.
         display: Where progress is shown.

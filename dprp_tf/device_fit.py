@@ -67,7 +67,7 @@ def fit_on_device(
     """Train a compiled model on a data set that fits on the device, as `fit` would.
 
     Works on the TensorFlow and the JAX backend with any callback, `RankPruning` included: the
-    compiled function is made anew when, and only when, the shapes of the weights change.
+    compiled function is made anew when, and only when, shapes or the model's settings change.
 
     Args:
         model: A compiled model.
@@ -130,7 +130,10 @@ def fit_on_device(
         model.reset_metrics()
         every.on_epoch_begin(epoch)
         rows, keys = epoch_order(count, batch_size, seed, epoch)
-        present = [tuple(variable.shape) for variable in model.trainable_variables]
+        present = (
+            [tuple(variable.shape) for variable in model.trainable_variables],
+            getattr(model, "settings", None),
+        )
         if dispatch is None or present != shapes:
             dispatch, shapes = _MAKERS[backend](model, batch), present
         for first in range(0, steps, steps_per_dispatch):

@@ -24,6 +24,7 @@ __all__ = [
     "inner_optimizer",
     "momentum_slots",
     "optimizer_slots",
+    "renew_functions",
     "resize",
     "sync",
 ]
@@ -181,7 +182,7 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
                 flips = None if variable is layer.v else signs
                 _swap(variable, _cut(ops.convert_to_numpy(variable), order, flips))
     _rekey(optimizer, variables, old_keys)
-    _renew_functions(model)
+    renew_functions(model)
 
 
 def _cut(
@@ -224,7 +225,12 @@ def _rekey(optimizer: Any, variables: Sequence[keras.Variable], old_keys: list[A
     inner._exclude_from_weight_decay_cache = {}
 
 
-def _renew_functions(model: keras.Model) -> None:
+def renew_functions(model: keras.Model) -> None:
+    """Make a model's compiled train, test and predict functions anew, those it has.
+
+    Args:
+        model: A model whose variables or settings have changed.
+    """
     # Kept compiled functions would go on training and evaluating the old payloads.
     for kind in ("train", "test", "predict"):
         if getattr(model, f"{kind}_function", None) is not None:

@@ -771,3 +771,19 @@ def test_nothing_is_cut_from_the_stop_epoch_on() -> None:
 def test_a_stop_before_the_start_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`stop_epoch`.*start_epoch=3.*stop_epoch=3"):
         dprp.RankPruning(start_epoch=3, stop_epoch=3)
+
+
+def test_the_pressure_ends_with_the_cuts() -> None:
+    model = _model()
+    weight = model.settings.compression_weight
+    assert weight > 0
+    callback = dprp.RankPruning(stop_epoch=2)
+    callback.set_model(model)
+    callback.set_params({"epochs": 4})
+    callback.on_train_begin()
+    seen = []
+    for epoch in range(3):
+        callback.on_epoch_begin(epoch)
+        callback.on_epoch_end(epoch, {})
+        seen.append(model.settings.compression_weight)
+    assert seen == [weight, 0.0, 0.0]
