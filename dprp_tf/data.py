@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -121,6 +121,17 @@ class Dataset:
         """Height, width and channels of one image."""
         height, width, channels = self.x_train.shape[1:]
         return height, width, channels
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Name, number of classes and of images, and image shape, as plain values for a report."""
+        return {
+            "name": self.name,
+            "classes": len(self.classes),
+            "train": len(self.x_train),
+            "test": len(self.x_test),
+            "image_shape": list(self.image_shape),
+        }
 
     @property
     def mean(self) -> tuple[float, ...]:

@@ -165,13 +165,7 @@ def compare_models(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "settings": dict(settings),
-        "data": {
-            "name": dataset.name,
-            "classes": len(dataset.classes),
-            "train": len(dataset.x_train),
-            "test": len(dataset.x_test),
-            "image_shape": list(dataset.image_shape),
-        },
+        "data": dataset.description,
         "headline": _verdict(files, scores, tolerated_loss),
         "models": [
             {

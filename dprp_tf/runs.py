@@ -477,13 +477,7 @@ def finish(
         "title": f"{settings.model} on {dataset.name}",
         "command": "dprp train",
         "settings": asdict(settings),
-        "data": {
-            "name": dataset.name,
-            "classes": len(dataset.classes),
-            "train": len(dataset.x_train),
-            "test": len(dataset.x_test),
-            "image_shape": list(dataset.image_shape),
-        },
+        "data": dataset.description,
         "models": rows,
     }
     if low_rank_layers(model):

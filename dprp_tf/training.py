@@ -339,23 +339,12 @@ class DPRPModel(keras.Model):
         resizing.sync(self)
         layers = [layer for layer in low_rank_layers(self) if layer.trainable]
         variables = self._factor_variables(layers)
-        values = _retracted([[ops.cast(v, v.dtype) for v in group] for group in variables])
-        for variable, value in zip([v for g in variables for v in g], values, strict=True):
-            variable.assign(value)
+        _assign(variables, _retracted(_read(variables)))
 
     def _retract_in_place(self, layers: list[SVDLayer]) -> None:
         variables = self._factor_variables(layers)
         iterations = resizing.inner_optimizer(self.optimizer).iterations
-
-        def restore() -> list[Any]:
-            return _retracted([[ops.cast(v, v.dtype) for v in group] for group in variables])
-
-        def leave() -> list[Any]:
-            return [ops.cast(v, v.dtype) for group in variables for v in group]
-
-        values = restore() if self._always_due else ops.cond(self._due(iterations), restore, leave)
-        for variable, value in zip([v for g in variables for v in g], values, strict=True):
-            variable.assign(value)
+        _assign(variables, self._retracted_if_due(_read(variables), iterations))
 
     def _retract_state(
         self, layers: list[SVDLayer], trainable: list[Any], optimizer: list[Any]
@@ -366,25 +355,21 @@ class DPRPModel(keras.Model):
         iterations = resizing.inner_optimizer(self.optimizer).iterations
         container, index = home[id(iterations)]
         groups = [[state[i] for state, i in group] for group in places]
-
-        def restore() -> list[Any]:
-            return _retracted(groups)
-
-        def leave() -> list[Any]:
-            return [value for group in groups for value in group]
-
-        due = self._due(container[index])
-        values = restore() if self._always_due else ops.cond(due, restore, leave)
+        values = self._retracted_if_due(groups, container[index])
         for (state, i), value in zip([p for g in places for p in g], values, strict=True):
             state[i] = value
         return trainable, optimizer
 
-    @property
-    def _always_due(self) -> bool:
-        return self.settings.retraction_period == 1
-
-    def _due(self, iterations: Any) -> Any:
-        return ops.equal(ops.mod(iterations, self.settings.retraction_period), 0)
+    def _retracted_if_due(self, groups: list[list[Any]], iterations: Any) -> list[Any]:
+        """Return the values of all groups in one list, retracted every so many iterations."""
+        period = self.settings.retraction_period
+        if period == 1:
+            return _retracted(groups)
+        return ops.cond(
+            ops.equal(ops.mod(iterations, period), 0),
+            lambda: _retracted(groups),
+            lambda: [value for group in groups for value in group],
+        )
 
     def _factor_variables(self, layers: list[SVDLayer]) -> list[list[keras.Variable]]:
         """Return per layer its u, s, v, followed by their momentum slots where there are any."""
@@ -428,6 +413,16 @@ def _settle_direction(callback: Any) -> None:
     monitored = str(getattr(callback, "monitor", "")).removeprefix("val_")
     if monitored in _FALLING and getattr(callback, "mode", None) == "auto":
         callback.mode = "min"
+
+
+def _read(groups: list[list[keras.Variable]]) -> list[list[Any]]:
+    # A cast to its own dtype turns a variable into a tensor on every backend.
+    return [[ops.cast(variable, variable.dtype) for variable in group] for group in groups]
+
+
+def _assign(groups: list[list[keras.Variable]], values: list[Any]) -> None:
+    for variable, value in zip([v for group in groups for v in group], values, strict=True):
+        variable.assign(value)
 
 
 def _retracted(groups: list[list[Any]]) -> list[Any]:
