@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dprp_tf.callbacks import RankHistory, RankPruning
     from dprp_tf.factorizing import factorize
-    from dprp_tf.folding import FoldedLayer, choose_forms, fold
+    from dprp_tf.folding import FoldedLayer, FoldPlan, Form, choose_forms, fold
     from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense
     from dprp_tf.models import load_model
     from dprp_tf.summaries import Summary, summary
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DPRPModel",
     "DPRPSettings",
+    "FoldPlan",
     "FoldedLayer",
+    "Form",
     "RankHistory",
     "RankPruning",
     "SVDConv1D",
@@ -37,7 +39,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "DPRPModel": "training",
     "DPRPSettings": "training",
+    "FoldPlan": "folding",
     "FoldedLayer": "folding",
+    "Form": "folding",
     "RankHistory": "callbacks",
     "RankPruning": "callbacks",
     "SVDConv1D": "layers",

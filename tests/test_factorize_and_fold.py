@@ -20,7 +20,7 @@ from keras import layers
 import dprp_tf as dprp
 from dprp_tf import costs
 from dprp_tf.factorization import MATRICIZATIONS
-from dprp_tf.folding import build_form
+from dprp_tf.folding import Form, build_form, layer_forms
 from dprp_tf.layers import SVDLayer, low_rank_layers, walk_layers
 
 Record = Callable[[str, str, float], None]
@@ -155,7 +155,7 @@ def test_each_layer_in_each_form(
         assert error < TOLERANCE, form
         _only_keras(folded)
     plan = dprp.choose_forms(low, "two_stage")[0]
-    has_two_stages = plan.form == "two_stage"
+    has_two_stages = plan.form != "dense"
     kind_used = (
         "channel" if "kernel_size" in options and options["kernel_size"] == 1 else matricization
     )
@@ -469,7 +469,7 @@ def test_folding_chooses_the_smaller_form_and_says_why() -> None:
     model = keras.Model(inputs, layers.Conv2D(16, 3, padding="same", name="high")(x))
     lowrank = dprp.factorize(model, ranks={"low": 2, "high": 8})
     rows = {row.name: row for row in dprp.choose_forms(lowrank)}
-    assert (rows["low"].form, rows["high"].form) == ("two_stage", "dense")
+    assert (rows["low"].form, rows["high"].form) == ("concatenated", "dense")
     assert rows["low"].folded_parameters == 2 * (9 * 16 + 16 * 16) < rows["low"].dense_parameters
     assert rows["high"].folded_parameters == rows["high"].dense_parameters == 2304
     assert "2304" in rows["high"].reason
@@ -584,7 +584,7 @@ def _networks(draw: st.DrawFn) -> keras.Model:
     model=_networks(),
     matricization=st.sampled_from(MATRICIZATIONS),
     rank=st.integers(1, 4),
-    form=st.sampled_from(["dense", "two_stage", "smallest"]),
+    form=st.sampled_from(["dense", "two_stage", "smallest", "summed", "pointwise_first"]),
 )
 def test_random_networks(
     record_error: Record, model: keras.Model, matricization: str, rank: int, form: str
@@ -595,7 +595,15 @@ def test_random_networks(
     record_error(FULL, "model: random", error)
     assert error < 1e-4
     low = dprp.factorize(model, matricization, ranks=rank)
-    folded = dprp.fold(low, form)
+    if form in ("summed", "pointwise_first"):
+        takers = [
+            at.name
+            for at in low_rank_layers(low)
+            if form in [f.kind for f in layer_forms(at, None)]
+        ]
+        folded = dprp.fold(low, forms=dict.fromkeys(takers, form))
+    else:
+        folded = dprp.fold(low, form)
     error = _error(_call(folded, x), _call(low, x))
     record_error(FOLDED, "model: random", error)
     assert error < 1e-4
@@ -664,8 +672,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: dprp.fold(dprp.factorize(_plain()), forms={"x": "dense"}), r"`forms`.*\['x'\]"),
     (lambda: dprp.fold(dprp.factorize(_plain()), forms={"stem": "a"}), r"`forms`.*'a'.*'stem'"),
     (
-        lambda: build_form(dprp.factorize(_plain()).get_layer("stem"), "three"),
-        r"`form`.*form='three'",
+        lambda: build_form(dprp.factorize(_plain()).get_layer("stem"), Form("three")),
+        r"`kind`.*kind='three'",
     ),
 ]
 

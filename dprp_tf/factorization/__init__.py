@@ -16,10 +16,12 @@ from dprp_tf.factorization.svd import (
     retained_rank,
     truncation_error,
 )
+from dprp_tf.factorization.tucker import TuckerFactors, tucker2, tucker_ranks
 
 __all__ = [
     "MATRICIZATIONS",
     "Factors",
+    "TuckerFactors",
     "canonical_order",
     "decompose",
     "dematricize",
@@ -30,4 +32,6 @@ __all__ = [
     "resolve",
     "retained_rank",
     "truncation_error",
+    "tucker2",
+    "tucker_ranks",
 ]

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 
 import keras
 
-from dprp_tf.costs import two_stage_effort, two_stage_parameters
-from dprp_tf.folding.forms import FORMS, build_form, two_stage_obstacle
+from dprp_tf.costs import two_stage_effort
+from dprp_tf.folding.assembly import build_form
+from dprp_tf.folding.form import KINDS, Form
+from dprp_tf.folding.plan import FoldPlan
+from dprp_tf.folding.weights import form_error, obstacle, own_form
 from dprp_tf.layers import SVDLayer, low_rank_layers
 from dprp_tf.surgery import require_graph, rewrite
 
 __all__ = ["FoldedLayer", "choose_forms", "fold"]
 
-CHOICES = ("smallest", "fast", *FORMS)
+CHOICES = ("smallest", "fast", "dense", "two_stage")
 _WORTH_TWO_STAGES = 0.75
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class FoldedLayer:
         matricization: How its kernel is unfolded.
         full_rank: Largest rank it could have.
         rank: Its rank.
-        form: `"dense"` or `"two_stage"`.
+        form: The kind of form, one of `KINDS`.
         reason: Why this form.
         dense_parameters: Kernel weights of the dense form.
         folded_parameters: Kernel weights of the form chosen, as stored.
@@ -47,7 +51,10 @@ class FoldedLayer:
 
 
 def choose_forms(
-    model: keras.Model, form: str = "smallest", forms: Mapping[str, str] | None = None
+    model: keras.Model,
+    form: str = "smallest",
+    forms: Mapping[str, str | Form] | None = None,
+    plan: FoldPlan | None = None,
 ) -> list[FoldedLayer]:
     """Say which form `fold` would give each SVD layer, and why.
 
@@ -56,13 +63,16 @@ def choose_forms(
         form: `"smallest"` (whatever stores fewer weights), `"fast"` (two stages only where
             `costs.two_stage_effort` is at most 0.75, a rule of thumb and no measurement),
             `"dense"`, or `"two_stage"` for every layer that has one. Default `"smallest"`.
-        forms: Forms of single layers by name; they win over `form`.
+        forms: Forms of single layers by name: a `Form`, one of `KINDS` with the layer's own
+            rank, or `"two_stage"`. They win over `form` and `plan`.
+        plan: What `dprp_tf.deploy.plan` measured for this model; wins over `form`.
 
     Returns:
         One `FoldedLayer` per SVD layer, in model order.
 
     Raises:
-        ValueError: If a form or a layer name is unknown, or a layer has not the form asked by name.
+        ValueError: If a form or a layer name is unknown, a layer has not the form asked by name,
+            or the plan was made for other layers or ranks.
 
     Example:
 
@@ -71,8 +81,17 @@ def choose_forms(
     >>> outputs = keras.layers.Conv2D(16, 3, name="a")(inputs)
     >>> lowrank = dprp.factorize(keras.Model(inputs, outputs), ranks=2)
     >>> choose_forms(lowrank)[0].form
-    'two_stage'
+    'concatenated'
     """
+    return [row for row, _ in _choices(model, form, forms, plan)]
+
+
+def _choices(
+    model: keras.Model,
+    form: str,
+    forms: Mapping[str, str | Form] | None,
+    plan: FoldPlan | None,
+) -> list[tuple[FoldedLayer, Form]]:
     if form not in CHOICES:
         raise ValueError(f"`form` must be one of {CHOICES}. Received: form={form!r}")
     layers = low_rank_layers(model)
@@ -83,22 +102,44 @@ def choose_forms(
             f"`forms` must name SVD layers of the model: {[layer.name for layer in layers]}. "
             f"Received: {unknown}"
         )
-    return [_choose(layer, named.get(layer.name), form) for layer in layers]
+    planned = {} if plan is None else plan.forms
+    if plan is not None and set(planned) != {layer.name for layer in layers}:
+        differing = sorted(set(planned) ^ {layer.name for layer in layers})
+        raise ValueError(
+            "`plan` must have been made for the SVD layers of this model. Received: a plan that "
+            f"differs in {differing}; make it anew with dprp_tf.deploy.plan."
+        )
+    rows = []
+    for layer in layers:
+        asked = named.get(layer.name)
+        if asked is not None:
+            chosen, reason = _by_name(layer, asked), "asked for by name"
+        elif plan is not None:
+            chosen, reason = _by_plan(layer, planned[layer.name]), "measured"
+        else:
+            chosen, reason = _by_rule(layer, form)
+        rows.append((_row(layer, chosen, reason), chosen))
+    return rows
 
 
 def fold(
-    model: keras.Model, form: str = "smallest", *, forms: Mapping[str, str] | None = None
+    model: keras.Model,
+    form: str = "smallest",
+    *,
+    forms: Mapping[str, str | Form] | None = None,
+    plan: FoldPlan | None = None,
 ) -> keras.Model:
     """Return a model of plain Keras layers that computes what `model` computes.
 
-    Every SVD layer becomes its dense layer or an exact two-stage form; everything else is copied.
-    The result is a Functional model that loads without this library.
+    Every SVD layer becomes one of its exact forms (see `Form`); everything else is copied. The
+    result is a Functional model that loads without this library.
 
     Args:
         model: A model with SVD layers, such as a trained `DPRPModel`.
         form: `"smallest"`, `"fast"`, `"dense"` or `"two_stage"`; see `choose_forms`. Default
             `"smallest"`.
-        forms: Forms of single layers by name; they win over `form`.
+        forms: Forms of single layers by name; they win over `form` and `plan`.
+        plan: What `dprp_tf.deploy.plan` measured to be fastest on a target; wins over `form`.
 
     Returns:
         The folded model, not compiled.
@@ -107,7 +148,7 @@ def fold(
         ValueError: If the model has no graph or no SVD layer, factors that are not finite, or a
             form that does not exist.
 
-    Source: DPRP (arXiv 2401.08014) Eq. 2; the forms are in `dprp_tf.folding.forms`.
+    Source: DPRP (arXiv 2401.08014) Eq. 2; the forms are in `dprp_tf.folding.form`.
 
     Example:
 
@@ -119,7 +160,7 @@ def fold(
     800
     """
     require_graph(model)
-    rows = choose_forms(model, form, forms)
+    rows = _choices(model, form, forms, plan)
     if not rows:
         raise ValueError(
             "`model` must have SVD layers to fold. Received: "
@@ -127,7 +168,7 @@ def fold(
         )
     layers = low_rank_layers(model)
     # By identity and not by name: nested models may each have a layer of the same name.
-    choices = {id(layer): row.form for layer, row in zip(layers, rows, strict=True)}
+    choices = {id(layer): chosen for layer, (_, chosen) in zip(layers, rows, strict=True)}
     for layer in layers:
         if layer.broken_factor is not None:
             raise ValueError(
@@ -142,44 +183,77 @@ def fold(
     )
 
 
-def _choose(layer: SVDLayer, asked: str | None, form: str) -> FoldedLayer:
-    dense = math.prod(layer.kernel_shape)
-    rank = int(layer.rank or 0)
-    two_stage = two_stage_parameters(layer.kernel_shape, layer.matricization, rank)
-    obstacle = two_stage_obstacle(layer)
-    if asked is not None:
-        if asked not in FORMS:
-            raise ValueError(
-                f"`forms` must give one of {FORMS}. Received: {asked!r} for {layer.name!r}"
-            )
-        if asked == "two_stage" and obstacle is not None:
-            raise ValueError(
-                f"`forms` must give a form the layer has. Received: 'two_stage' for "
-                f"{layer.name!r}, but {obstacle}"
-            )
-        chosen, reason = asked, "asked for by name"
-    elif form == "dense":
-        chosen, reason = "dense", "asked for"
-    elif obstacle is not None:
-        chosen, reason = "dense", obstacle
-    elif form == "two_stage":
-        chosen, reason = "two_stage", "asked for"
-    elif form == "fast":
-        effort = two_stage_effort(layer.kernel_shape, layer.matricization, rank)
-        chosen = "two_stage" if effort <= _WORTH_TWO_STAGES else "dense"
-        reason = f"two stages would take about {effort:.2f} of the time"
-    elif two_stage < dense:
-        chosen, reason = "two_stage", f"{two_stage} weights instead of {dense}"
-    else:
-        chosen, reason = "dense", f"two stages would store {two_stage} weights instead of {dense}"
+def _row(layer: SVDLayer, chosen: Form, reason: str) -> FoldedLayer:
     return FoldedLayer(
         layer.name,
         type(layer).__name__,
         layer.matricization,
         layer.full_rank,
-        rank,
-        chosen,
+        int(layer.rank or 0),
+        chosen.kind,
         reason,
-        dense,
-        dense if chosen == "dense" else two_stage,
+        math.prod(layer.kernel_shape),
+        chosen.parameters(layer.kernel_shape),
     )
+
+
+def _by_name(layer: SVDLayer, asked: str | Form) -> Form:
+    own = own_form(layer)
+    if isinstance(asked, Form):
+        chosen = asked
+    elif asked == "two_stage":
+        chosen = own
+    elif asked == "dense":
+        chosen = Form("dense")
+    elif asked in KINDS and asked != "tucker" and _same_matricization(asked, own):
+        chosen = Form(asked, own.ranks)
+    else:
+        raise ValueError(
+            "`forms` must give 'dense', 'two_stage', a Form, or a kind made of the layer's own "
+            f"factors. Received: {asked!r} for {layer.name!r}, whose factors are "
+            f"{layer.matricization!r}; the kinds are {KINDS}, and others need a Form with ranks."
+        )
+    reason = obstacle(layer, chosen.kind)
+    if reason is not None:
+        raise ValueError(
+            f"`forms` must give a form the layer has. Received: {str(asked)!r} for "
+            f"{layer.name!r}, but {reason}"
+        )
+    return chosen
+
+
+def _by_plan(layer: SVDLayer, planned: Form) -> Form:
+    own = own_form(layer)
+    same = planned.matricization == own.matricization
+    fits = not same or planned.ranks[0] <= own.ranks[0]
+    if fits and form_error(layer, planned) <= 1.01 * planned.error + _ROUNDING:
+        return planned
+    raise ValueError(
+        "`plan` must have been made for the weights of this model. Received: "
+        f"{planned} for {layer.name!r}, which has rank {own.ranks[0]} and is not within "
+        f"{planned.error:.2g} of that form; make the plan anew with dprp_tf.deploy.plan."
+    )
+
+
+def _by_rule(layer: SVDLayer, form: str) -> tuple[Form, str]:
+    dense, own = Form("dense"), own_form(layer)
+    reason = obstacle(layer, own.kind)
+    weights = math.prod(layer.kernel_shape)
+    if form == "dense":
+        return dense, "asked for"
+    if reason is not None:
+        return dense, reason
+    if form == "two_stage":
+        return own, "asked for"
+    if form == "fast":
+        effort = two_stage_effort(layer.kernel_shape, layer.matricization, own.ranks[0])
+        chosen = own if effort <= _WORTH_TWO_STAGES else dense
+        return chosen, f"two stages would take about {effort:.2f} of the time"
+    least = own.parameters(layer.kernel_shape)
+    if least < weights:
+        return own, f"{least} weights instead of {weights}"
+    return dense, f"two stages would store {least} weights instead of {weights}"
+
+
+def _same_matricization(kind: str, own: Form) -> bool:
+    return Form(kind, own.ranks).matricization == own.matricization
