@@ -4,11 +4,20 @@ Everything here works on any Functional or Sequential Keras model on the TensorF
 Importing this package loads neither TensorFlow nor a runtime; the functions do when called.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from dprp_tf.deploy.benchmark import BenchmarkResult, Comparison, Ratio, benchmark, compare
 from dprp_tf.deploy.onnx import export_onnx
 from dprp_tf.deploy.parity import ExportReport, OutputParity, ParityError
 from dprp_tf.deploy.runtime import evaluate_file, run_file
 from dprp_tf.deploy.tflite import export_tflite
+
+if TYPE_CHECKING:
+    from dprp_tf.deploy.latencies import latency_table
+    from dprp_tf.deploy.planner import plan
 
 __all__ = [
     "BenchmarkResult",
@@ -22,5 +31,25 @@ __all__ = [
     "evaluate_file",
     "export_onnx",
     "export_tflite",
+    "latency_table",
+    "plan",
     "run_file",
 ]
+
+# These work on low-rank layers, so they load Keras: imported when first used.
+_HOMES = {
+    "latency_table": "latencies",
+    "plan": "planner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"dprp_tf.deploy.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'dprp_tf.deploy' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import io
-import json
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dprp_tf.deploy.conditions import condition_warnings
 from dprp_tf.deploy.runtime import require_model_file
+from dprp_tf.deploy.targets import Target, resolve_target
+from dprp_tf.deploy.targets.edge import write_arrays
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-__all__ = ["BenchmarkResult", "Comparison", "Ratio", "benchmark", "compare"]
+__all__ = ["BenchmarkResult", "Comparison", "Ratio", "benchmark", "compare", "measure_files"]
 
-_TARGETS = ("local",)
-_RUNNER = Path(__file__).with_name("edge_runner.py")
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
 
@@ -33,15 +30,18 @@ _CONFIDENCE = 0.95
 class BenchmarkResult:
     """What one file costs on a target.
 
+    Every `_ms` field about latency is `None` on an emulated target, where time means nothing;
+    `instructions` is `None` everywhere else.
+
     Args:
         path: The file.
-        target: Where it ran: `"local"`.
+        target: Where it ran, as its target names itself: `"local"`, `"ssh://pi@host:22"`.
         machine: Architecture, system, number of CPUs and Python version of the target.
         runtime: `"LiteRT"` or `"ONNX Runtime"`.
         runtime_version: Its version.
         threads: Threads the runtime used.
         warmup: Untimed invocations before.
-        repeats: Timed samples.
+        repeats: Samples.
         invocations_per_sample: Invocations averaged in one sample.
         median_ms: Median latency of one inference, in milliseconds.
         p10_ms: 10th percentile.
@@ -54,6 +54,11 @@ class BenchmarkResult:
             Python and the runtime; `None` where the system does not tell.
         model_memory_bytes: The part of it above Python, numpy and the loaded runtime.
         samples_ms: The samples, in order.
+        instructions: Instructions of one inference on an emulated processor: a proxy for time,
+            free of noise.
+        cold_start_ms: Loading the runtime and the file and the first inference, in a fresh
+            process; `None` where it was not measured.
+        warnings: What casts doubt on the figures, a busy machine for example. Defaults to none.
     """
 
     path: Path
@@ -65,24 +70,48 @@ class BenchmarkResult:
     warmup: int
     repeats: int
     invocations_per_sample: int
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    min_ms: float
-    mean_ms: float
-    spread: float
+    median_ms: float | None
+    p10_ms: float | None
+    p90_ms: float | None
+    min_ms: float | None
+    mean_ms: float | None
+    spread: float | None
     size_bytes: int
     peak_memory_bytes: int | None
     model_memory_bytes: int | None
     samples_ms: tuple[float, ...]
+    instructions: float | None = None
+    cold_start_ms: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """What `cost` and `samples` count: `"ms"` or `"instructions"`."""
+        return "ms" if self.instructions is None else "instructions"
+
+    @property
+    def cost(self) -> float:
+        """Median cost of one inference, in `unit`."""
+        return float(np.median(self.samples))
+
+    @property
+    def samples(self) -> tuple[float, ...]:
+        """The samples in `unit`, in order."""
+        return self.samples_ms if self.instructions is None else (self.instructions,)
 
     def as_dict(self) -> dict[str, Any]:
         """Give the result as JSON-ready values.
 
         Returns:
-            Field name to value; the path as a string.
+            Field name to value, and `"unit"`; the path as a string.
         """
-        return {**asdict(self), "path": str(self.path), "samples_ms": list(self.samples_ms)}
+        return {
+            **asdict(self),
+            "path": str(self.path),
+            "samples_ms": list(self.samples_ms),
+            "warnings": list(self.warnings),
+            "unit": self.unit,
+        }
 
     def table(self) -> Table:
         """Lay the result out for `rich`.
@@ -101,11 +130,12 @@ class BenchmarkResult:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Latency of one file relative to the first of a comparison.
+    """Cost of one file relative to the first of a comparison.
 
     Args:
         path: The file.
-        ratio: Its median latency over the first file's; below 1 is faster.
+        ratio: Its median cost over the first file's; below 1 is cheaper. Latency, or
+            instructions on an emulated target.
         low: Lower end of the bootstrap interval.
         high: Upper end.
         confidence: Confidence of the interval, 0 to 1.
@@ -127,7 +157,7 @@ class Comparison:
 
     Args:
         results: One per file, in the order given.
-        ratios: Each file's latency relative to the first, the first itself (1) included.
+        ratios: Each file's cost relative to the first, the first itself (1) included.
     """
 
     results: tuple[BenchmarkResult, ...]
@@ -164,7 +194,7 @@ def benchmark(
     threads: int = 1,
     warmup: int = 10,
     repeats: int = 50,
-    target: str = "local",
+    target: str | Target = "local",
     inputs: np.ndarray | Mapping[str, np.ndarray] | None = None,
 ) -> BenchmarkResult:
     """Measure latency at batch 1, peak memory and size of one exported file.
@@ -177,7 +207,8 @@ def benchmark(
         threads: Threads of the runtime, 1 or more. Defaults to 1.
         warmup: Untimed invocations first, 0 or more. Defaults to 10.
         repeats: Timed samples, 1 or more. Defaults to 50.
-        target: Where to run; today `"local"`, this machine. Defaults to `"local"`.
+        target: Where to run: `"local"`, `"qemu:cortex-a72"`, `"ssh://user@host"`,
+            `"adb://serial"`, or a target made by hand. Defaults to `"local"`, this machine.
         inputs: An array `(samples, ...)`, or a dict of them by input name, whose first sample is
             fed. Defaults to seeded random values.
 
@@ -188,7 +219,7 @@ def benchmark(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is of another format, truncated or does not take `inputs`, or
             another argument is out of range.
-        RuntimeError: If the runtime's process dies.
+        TargetError: If the target can't be reached, lacks a runtime, or its process dies.
 
     Example:
 
@@ -202,7 +233,7 @@ def benchmark(
     ('ONNX Runtime', 5, True)
     """
     checked = [require_model_file(path)]
-    return _measure(checked, threads, warmup, repeats, target, inputs)[0]
+    return measure_files(checked, threads, warmup, repeats, target, inputs)[0]
 
 
 def compare(
@@ -210,14 +241,15 @@ def compare(
     threads: int = 1,
     warmup: int = 10,
     repeats: int = 50,
-    target: str = "local",
+    target: str | Target = "local",
     inputs: np.ndarray | Mapping[str, np.ndarray] | None = None,
 ) -> Comparison:
     """Time several files in turns in one process and give their latency ratios.
 
     Each round times every file once, so that a slow moment of the machine hits all of them. The
     interval is a paired bootstrap: rounds are drawn with replacement (2,000 times, seeded), the
-    ratio of medians is taken each time, and the middle 95 % are reported.
+    ratio of medians is taken each time, and the middle 95 % are reported. On an emulated target
+    the ratios are of instructions, which stand for time without being it.
 
     Args:
         paths: Two or more `.tflite` or `.onnx` files; ratios are relative to the first. Files of
@@ -225,7 +257,8 @@ def compare(
         threads: Threads of each runtime, 1 or more. Defaults to 1.
         warmup: Untimed invocations of each file first, 0 or more. Defaults to 10.
         repeats: Rounds, 1 or more. Defaults to 50.
-        target: Where to run; today `"local"`, this machine. Defaults to `"local"`.
+        target: Where to run: `"local"`, `"qemu:cortex-a72"`, `"ssh://user@host"`,
+            `"adb://serial"`, or a target made by hand. Defaults to `"local"`, this machine.
         inputs: As for `benchmark`; the same for every file.
 
     Returns:
@@ -235,7 +268,7 @@ def compare(
         FileNotFoundError: If there is no such file.
         ValueError: If there are fewer than two paths, a file is of another format or truncated,
             or another argument is out of range.
-        RuntimeError: If the runtime's process dies.
+        TargetError: If the target can't be reached, lacks a runtime, or its process dies.
 
     Example:
 
@@ -253,13 +286,107 @@ def compare(
             " For one file use benchmark."
         )
     checked = [require_model_file(path, "paths") for path in paths]
-    results = _measure(checked, threads, warmup, repeats, target, inputs)
-    reference = np.asarray(results[0].samples_ms)
+    results = measure_files(checked, threads, warmup, repeats, target, inputs)
+    reference = np.asarray(results[0].samples)
     ratios = tuple(
-        Ratio(result.path, *_ratio(np.asarray(result.samples_ms), reference), _CONFIDENCE)
+        Ratio(result.path, *_ratio(np.asarray(result.samples), reference), _CONFIDENCE)
         for result in results
     )
     return Comparison(tuple(results), ratios)
+
+
+def measure_files(
+    paths: Sequence[str | Path],
+    threads: int = 1,
+    warmup: int = 10,
+    repeats: int = 50,
+    target: str | Target = "local",
+    inputs: np.ndarray | Mapping[str, np.ndarray] | None = None,
+    memory: bool = True,
+) -> list[BenchmarkResult]:
+    """Measure one file or more in turns, without comparing them.
+
+    Args:
+        paths: One `.tflite` or `.onnx` file or more.
+        threads: Threads of each runtime, 1 or more. Defaults to 1.
+        warmup: Untimed invocations of each file first, 0 or more. Defaults to 10.
+        repeats: Rounds, 1 or more. Defaults to 50.
+        target: As for `benchmark`. Defaults to `"local"`.
+        inputs: As for `benchmark`; the same for every file.
+        memory: Whether to measure memory and the cold start too, each in a process of its own.
+            Defaults to true; without, many small files take far less time.
+
+    Returns:
+        A result per file, in the order given.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a file is of another format or truncated, or another argument is out of
+            range.
+        TargetError: If the target can't be reached, lacks a runtime, or its process dies.
+
+    Example:
+
+    >>> import tempfile, keras
+    >>> from dprp_tf.deploy import export_onnx
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> path = Path(tempfile.mkdtemp()) / "dense.onnx"
+    >>> _ = export_onnx(model, path)
+    >>> [len(result.samples) for result in measure_files([path], repeats=5, memory=False)]
+    [5]
+    """
+    place = resolve_target(target)
+    for name, value, minimum in (
+        ("threads", threads, 1),
+        ("warmup", warmup, 0),
+        ("repeats", repeats, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(
+                f"`{name}` must be an integer of {minimum} or more. Received: {name}={value!r}."
+            )
+    checked = [require_model_file(path, "paths") for path in paths]
+    with tempfile.TemporaryDirectory() as folder:
+        given = None if inputs is None else write_arrays(_first(inputs), Path(folder) / "inputs")
+        answer = place.measure(
+            checked, threads=threads, warmup=warmup, repeats=repeats, inputs=given, memory=memory
+        )
+    warnings = condition_warnings(answer)
+    return [
+        _result(path, place.spec, answer["machine"], entry, doubts)
+        for path, entry, doubts in zip(checked, answer["models"], warnings, strict=True)
+    ]
+
+
+def _first(
+    inputs: np.ndarray | Mapping[str, np.ndarray],
+) -> np.ndarray | dict[str, np.ndarray]:
+    if isinstance(inputs, Mapping):
+        return {name: np.asarray(array)[:1] for name, array in inputs.items()}
+    return np.asarray(inputs)[:1]
+
+
+def _result(
+    path: Path,
+    target: str,
+    machine: dict[str, Any],
+    entry: Mapping[str, Any],
+    warnings: tuple[str, ...],
+) -> BenchmarkResult:
+    # A target may tell more than a result keeps, or less: time, where it is emulated.
+    values: dict[str, Any] = {
+        field.name: entry.get(field.name) for field in fields(BenchmarkResult)
+    }
+    load, first = entry.get("load_ms"), entry.get("first_inference_ms")
+    values |= {
+        "path": path,
+        "target": target,
+        "machine": machine,
+        "samples_ms": tuple(entry.get("samples_ms") or ()),
+        "cold_start_ms": None if load is None or first is None else load + first,
+        "warnings": warnings,
+    }
+    return BenchmarkResult(**values)
 
 
 def _ratio(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
@@ -272,101 +399,46 @@ def _ratio(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float, fl
     return float(np.median(samples) / np.median(reference)), float(low), float(high)
 
 
-def _measure(
-    paths: Sequence[Path],
-    threads: int,
-    warmup: int,
-    repeats: int,
-    target: str,
-    inputs: np.ndarray | Mapping[str, np.ndarray] | None,
-) -> list[BenchmarkResult]:
-    if target not in _TARGETS:
-        raise ValueError(
-            f"`target` must be one of {list(_TARGETS)} today. Received: target={target!r}. For "
-            "another machine, copy edge_runner.py and the files there and run it."
-        )
-    for name, value, minimum in (
-        ("threads", threads, 1),
-        ("warmup", warmup, 0),
-        ("repeats", repeats, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ValueError(
-                f"`{name}` must be an integer of {minimum} or more. Received: {name}={value!r}."
-            )
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-P", str(_RUNNER), *(str(path) for path in paths)]
-        command += ["--threads", str(threads), "--warmup", str(warmup), "--repeats", str(repeats)]
-        if inputs is not None:
-            command += ["--input", str(_write_inputs(inputs, Path(folder)))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise _failure(done, paths)
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return [
-        BenchmarkResult(
-            **{
-                **entry,
-                "path": path,
-                "samples_ms": tuple(entry["samples_ms"]),
-                "target": target,
-                "machine": answer["machine"],
-            }
-        )
-        for path, entry in zip(paths, answer["models"], strict=True)
-    ]
-
-
-def _write_inputs(inputs: np.ndarray | Mapping[str, np.ndarray], folder: Path) -> Path:
-    if isinstance(inputs, Mapping):
-        path = folder / "inputs.npz"
-        first: dict[str, Any] = {name: np.asarray(array)[:1] for name, array in inputs.items()}
-        np.savez(path, **first)
-        return path
-    path = folder / "inputs.npy"
-    np.save(path, np.asarray(inputs)[:1], allow_pickle=False)
-    return path
-
-
-def _failure(done: subprocess.CompletedProcess[str], paths: Sequence[Path]) -> Exception:
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    prefix = "edge_runner: error: "
-    for line in lines:
-        if line.startswith(prefix):
-            return ValueError(f"`path` must name a file that runs. Received: {line[len(prefix) :]}")
-    names = ", ".join(str(path) for path in paths)
-    if done.returncode < 0:
-        cause = signal.Signals(-done.returncode).name
-        return RuntimeError(f"The runtime crashed ({cause}) on {names}. Is a file damaged?")
-    return RuntimeError(f"The benchmark of {names} failed: {(lines or ['no message'])[-1]}")
-
-
 def _table(results: Sequence[BenchmarkResult], ratios: Sequence[Ratio] | None) -> Table:
     from rich.table import Table
 
     first = results[0]
+    timed = first.unit == "ms"
+    settings = f"{first.threads} thread{'s' if first.threads > 1 else ''}, batch 1"
+    if timed:
+        settings += f", {first.repeats} samples"
+    else:
+        settings += ", emulated: instructions of one inference, a proxy for time"
+    warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
     table = Table(
-        title=f"{first.target}: {first.machine.get('architecture')}, {first.threads} "
-        f"thread{'s' if first.threads > 1 else ''}, batch 1, {first.repeats} samples"
+        title=f"{first.target}: {first.machine.get('architecture')}, {settings}",
+        caption="\n".join(f"warning: {warning}" for warning in warnings) or None,
     )
     table.add_column("file", overflow="fold")
-    for heading in ("runtime", "median ms", "p10..p90", "spread", "size kB", "peak MB", "model MB"):
-        table.add_column(heading, justify="left" if heading == "runtime" else "right")
+    table.add_column("runtime")
+    headings = ["median ms", "p10..p90", "spread"] if timed else ["instructions (proxy)"]
+    for heading in (*headings, "size kB", "peak MB", "model MB"):
+        table.add_column(heading, justify="right")
     if ratios is not None:
-        table.add_column("ratio (95 % interval)", justify="right")
+        heading = "ratio (95 % interval)" if timed else "ratio (proxy)"
+        table.add_column(heading, justify="right")
     for position, result in enumerate(results):
-        row = [
-            result.path.name,
-            f"{result.runtime} {result.runtime_version}",
-            f"{result.median_ms:.4g}",
-            f"{result.p10_ms:.4g}..{result.p90_ms:.4g}",
-            f"{result.spread:.1%}",
+        row = [result.path.name, f"{result.runtime} {result.runtime_version}"]
+        if timed:
+            row += [
+                f"{result.median_ms:.4g}",
+                f"{result.p10_ms:.4g}..{result.p90_ms:.4g}",
+                f"{result.spread:.1%}",
+            ]
+        else:
+            row.append(f"{result.cost:,.0f}")
+        row += [
             f"{result.size_bytes / 1000:,.1f}",
             _megabytes(result.peak_memory_bytes),
             _megabytes(result.model_memory_bytes),
         ]
         if ratios is not None:
-            row.append(str(ratios[position]))
+            row.append(str(ratios[position]) if timed else f"{ratios[position].ratio:.3f}")
         table.add_row(*row)
     return table
 

@@ -5,14 +5,18 @@ Copy this one file and the models to a device. It needs Python 3.9+, numpy, and 
 (ai-edge-litert for .tflite, onnxruntime for .onnx); neither TensorFlow nor Keras.
 
     python edge_runner.py a.tflite b.tflite --threads 1 --warmup 10 --repeats 50 --json out.json
+    python edge_runner.py a.tflite --input samples.npz --outputs outputs.npz
+    python edge_runner.py --describe
 
 Models are timed in turns, round by round, so that a slow minute of the machine hits all of them.
-Peak memory is measured for each model alone, in a child process.
+Peak memory and cold start are measured for each model alone, in a fresh child process. Load,
+clock frequencies and temperatures around the timing are reported as the system gives them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -20,15 +24,53 @@ import platform
 import subprocess
 import sys
 import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RunnerError", "main", "measure"]
+__all__ = [
+    "MARKER_SYSCALL",
+    "RunnerError",
+    "count_instructions",
+    "describe",
+    "main",
+    "measure",
+    "write_outputs",
+]
+
+# No kernel has this system call: it fails everywhere, and only an emulator's counting plugin
+# that knows the number takes notice of its argument.
+MARKER_SYSCALL = 0x64707270
 
 _MINIMUM_SAMPLE_NS = 1_000_000
 _MAXIMUM_INVOCATIONS = 1000
 _MEMORY_RUNS = 3
+_INSTRUCTION_WARMUP = 3
 _ONNX_DTYPES = {"float": "float32", "float16": "float16", "double": "float64"}
+_ARM_PARTS = {
+    0xC07: "Cortex-A7",
+    0xD03: "Cortex-A53",
+    0xD04: "Cortex-A35",
+    0xD05: "Cortex-A55",
+    0xD07: "Cortex-A57",
+    0xD08: "Cortex-A72",
+    0xD09: "Cortex-A73",
+    0xD0A: "Cortex-A75",
+    0xD0B: "Cortex-A76",
+    0xD0C: "Neoverse-N1",
+    0xD0D: "Cortex-A77",
+    0xD40: "Neoverse-V1",
+    0xD41: "Cortex-A78",
+    0xD44: "Cortex-X1",
+    0xD46: "Cortex-A510",
+    0xD47: "Cortex-A710",
+    0xD48: "Cortex-X2",
+    0xD49: "Neoverse-N2",
+    0xD4D: "Cortex-A715",
+    0xD4E: "Cortex-X3",
+    0xD4F: "Neoverse-V2",
+}
 
 
 class RunnerError(Exception):
@@ -62,6 +104,27 @@ class _LiteRT:
 
     def invoke(self) -> None:
         self._interpreter.invoke()
+
+    def aliases(self) -> dict[str, str]:
+        # LiteRT decorates an input's own name (serving_default_image:0); the signature keeps it.
+        signature = self._signature()
+        if signature is None:
+            return {}
+        return {entry["name"]: name for name, entry in signature.get_input_details().items()}
+
+    def outputs(self) -> dict[str, Any]:
+        self.invoke()
+        details = {entry["name"]: entry for entry in self._interpreter.get_output_details()}
+        signature = self._signature()
+        if signature is not None:
+            details = signature.get_output_details()
+        return {
+            name: self._interpreter.get_tensor(entry["index"]) for name, entry in details.items()
+        }
+
+    def _signature(self) -> Any:
+        names = list(self._interpreter.get_signature_list())
+        return self._interpreter.get_signature_runner(names[0]) if names else None
 
 
 class _OnnxRuntime:
@@ -104,6 +167,28 @@ class _OnnxRuntime:
     def invoke(self) -> None:
         self._session.run(self._outputs, self._feeds)
 
+    def aliases(self) -> dict[str, str]:
+        return {}
+
+    def outputs(self) -> dict[str, Any]:
+        arrays = self._session.run(self._outputs, self._feeds)
+        return dict(zip(self._outputs, arrays))  # noqa: B905
+
+
+def describe() -> dict[str, Any]:
+    """Tell what this machine is and which runtimes it has.
+
+    Returns:
+        `"machine"`, and under `"runtimes"` the version of each runtime, `None` where it can't be
+        imported.
+    """
+    runtimes: dict[str, str | None] = {"LiteRT": None, "ONNX Runtime": None}
+    with contextlib.suppress(RunnerError):
+        runtimes["LiteRT"] = _litert()[1]
+    with contextlib.suppress(RunnerError):
+        runtimes["ONNX Runtime"] = str(_onnxruntime().__version__)
+    return {"machine": _machine(), "runtimes": runtimes}
+
 
 def measure(
     paths: list[Path],
@@ -114,7 +199,7 @@ def measure(
     seed: int = 0,
     memory: bool = True,
 ) -> dict[str, Any]:
-    """Time models in turns and measure each one's peak memory alone.
+    """Time models in turns, and measure each one's peak memory and cold start alone.
 
     Args:
         paths: The `.tflite` and `.onnx` files.
@@ -125,10 +210,11 @@ def measure(
         input_path: `.npy` (one input) or `.npz` (by input name) with inputs to feed. Defaults to
             seeded random values.
         seed: Seed of the random values. Defaults to 0.
-        memory: Whether to measure peak memory too. Defaults to true.
+        memory: Whether to measure peak memory and cold start too. Defaults to true.
 
     Returns:
-        Settings, machine, and one entry per model under `"models"`; times in milliseconds.
+        Machine, `"conditions"` around the timing, and one entry per model under `"models"`; times
+        in milliseconds.
 
     Raises:
         RunnerError: If a file can't be loaded or inputs do not fit.
@@ -141,6 +227,7 @@ def measure(
     samples: list[list[float]] = [[] for _ in paths]
     collecting = gc.isenabled()
     gc.disable()
+    before = _conditions()
     try:
         for turn in range(repeats):
             for offset in range(len(runners)):
@@ -149,30 +236,134 @@ def measure(
     finally:
         if collecting:
             gc.enable()
+    after = _conditions()
     models = []
     for position, path in enumerate(paths):
         entry = {
-            "path": str(path),
-            "runtime": runners[position].runtime,
-            "runtime_version": runners[position].version,
-            "threads": threads,
+            **_settings(path, runners[position], threads),
             "warmup": warmup,
             "repeats": repeats,
             "invocations_per_sample": invocations[position],
-            "size_bytes": path.stat().st_size,
             **_statistics(samples[position]),
             "samples_ms": samples[position],
         }
         entry.update(_memory(path, threads, input_path, seed) if memory else _no_memory())
         models.append(entry)
     return {
-        "machine": {
-            "architecture": platform.machine(),
-            "system": platform.system(),
-            "cpus": os.cpu_count(),
-            "python": platform.python_version(),
+        "machine": _machine(),
+        "conditions": {
+            "before": before,
+            "after": after,
+            "drift": [_drift(timed) for timed in samples],
         },
         "models": models,
+    }
+
+
+def count_instructions(
+    paths: list[Path], threads: int = 1, input_path: Path | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Invoke each model once between two marker system calls, for an emulator that counts.
+
+    The counts are the emulator's to add: the answer says which markers enclose which model. On
+    a real processor nothing counts, and the answer holds no figures.
+
+    Args:
+        paths: The `.tflite` and `.onnx` files.
+        threads: Threads of each runtime, 1 or more. Defaults to 1.
+        input_path: Inputs, as for `measure`. Defaults to seeded random values.
+        seed: Seed of the random values. Defaults to 0.
+
+    Returns:
+        Machine, and one entry per model under `"models"` with the `"markers"` around its
+        inference.
+
+    Raises:
+        RunnerError: If a file can't be loaded or inputs do not fit.
+    """
+    mark = _marker()
+    # The first call of a foreign function is a long one.
+    mark(0)
+    models = []
+    for position, path in enumerate(paths):
+        runner = _load(path, threads)
+        runner.feed(_arrays(runner, path, input_path, seed))
+        _warm_up(runner, path, _INSTRUCTION_WARMUP)
+        first, last = 2 * position + 1, 2 * position + 2
+        gc.collect()
+        gc.disable()
+        mark(first)
+        runner.invoke()
+        mark(last)
+        gc.enable()
+        models.append(
+            {
+                **_settings(path, runner, threads),
+                "warmup": _INSTRUCTION_WARMUP,
+                "repeats": 1,
+                "invocations_per_sample": 1,
+                "markers": [first, last],
+                **_no_memory(),
+            }
+        )
+    return {"machine": _machine(), "models": models}
+
+
+def write_outputs(
+    path: Path,
+    output_path: Path,
+    threads: int = 1,
+    input_path: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Run a model on every sample of the inputs and write what it computes.
+
+    Args:
+        path: The `.tflite` or `.onnx` file.
+        output_path: `.npz` to write: output name to array `(samples, ...)`, integers where the
+            model's output is quantized.
+        threads: Threads of the runtime, 1 or more. Defaults to 1.
+        input_path: Inputs, as for `measure`. Defaults to one sample of seeded random values.
+        seed: Seed of the random values. Defaults to 0.
+
+    Returns:
+        Machine, and shape and dtype of each output under `"outputs"`.
+
+    Raises:
+        RunnerError: If the file can't be loaded or the inputs do not fit.
+    """
+    import numpy as np
+
+    runner = _load(path, threads)
+    given = _loaded(runner, path, input_path, seed)
+    samples = min(len(array) for array in given)
+    batch = runner.inputs[0]["shape"][0]
+    batches: dict[str, list[Any]] = {}
+    for start in range(0, samples, batch):
+        missing = max(0, start + batch - samples)
+        part = [array[start : min(start + batch, samples)] for array in given]
+        part = [np.concatenate([array, *[array[-1:]] * missing]) for array in part]
+        runner.feed([_fit(a, entry, path) for a, entry in zip(part, runner.inputs)])  # noqa: B905
+        try:
+            computed = runner.outputs()
+        except Exception as error:  # runtimes raise whatever their kernels raise
+            raise _unreadable(path, error) from error
+        for name, array in computed.items():
+            batches.setdefault(name, []).append(np.atleast_1d(array))
+    joined = {name: np.concatenate(parts)[:samples] for name, parts in batches.items()}
+    beside = output_path.with_name(f".{output_path.name}.part")
+    # numpy's savez takes names as keywords, and an output may be called anything.
+    with zipfile.ZipFile(beside, "w") as archive:
+        for name, array in joined.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+    os.replace(beside, output_path)
+    return {
+        "machine": _machine(),
+        "outputs": {
+            name: {"shape": list(array.shape), "dtype": array.dtype.name}
+            for name, array in joined.items()
+        },
     }
 
 
@@ -188,30 +379,48 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="edge_runner",
         description="Time .tflite and .onnx files on this machine, in turns.",
+        allow_abbrev=False,
         epilog="example: python edge_runner.py a.tflite b.tflite --threads 1 --json out.json",
     )
-    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    parser.add_argument("models", nargs="*", type=Path, metavar="MODEL")
     parser.add_argument("--threads", type=_at_least(1), default=1)
     parser.add_argument("--warmup", type=_at_least(0), default=10)
     parser.add_argument("--repeats", type=_at_least(1), default=50)
     parser.add_argument("--input", type=Path, help=".npy, or .npz by input name")
     parser.add_argument("--seed", type=_at_least(0), default=0)
-    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument(
+        "--no-memory", action="store_true", help="do not measure peak memory and cold start"
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--describe", action="store_true", help="tell machine and runtimes, exit")
+    mode.add_argument(
+        "--outputs", type=Path, metavar="NPZ", help="write what one MODEL computes, time nothing"
+    )
+    mode.add_argument("--instructions", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="write the result there as well as to stdout")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    single = options.memory_only or options.outputs is not None
+    if not options.describe and (not options.models or (single and len(options.models) > 1)):
+        parser.error("name one MODEL" if single else "name a MODEL or more, or give --describe")
+    given = {"threads": options.threads, "input_path": options.input, "seed": options.seed}
     try:
-        if options.memory_only:
-            result = _own_memory(options.models[0], options.threads, options.input, options.seed)
+        if options.describe:
+            result = describe()
+        elif options.memory_only:
+            mark = _marker() if options.instructions else None
+            result = _own_memory(options.models[0], mark=mark, **given)
+        elif options.outputs is not None:
+            result = write_outputs(options.models[0], options.outputs, **given)
+        elif options.instructions:
+            result = count_instructions(options.models, **given)
         else:
             result = measure(
                 options.models,
-                threads=options.threads,
                 warmup=options.warmup,
                 repeats=options.repeats,
-                input_path=options.input,
-                seed=options.seed,
                 memory=not options.no_memory,
+                **given,
             )
         text = json.dumps(result)
         if options.json is not None:
@@ -223,6 +432,138 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(text)
     return 0
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "architecture": platform.machine(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        with contextlib.suppress(OSError):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.stdout.strip():
+                return done.stdout.strip()
+    fields: dict[str, list[str]] = {}
+    for line in (_text("/proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if value.strip():
+            fields.setdefault(name.strip(), []).append(value.strip())
+    if "CPU part" in fields:
+        # One name per kind of core, in order: big and little ones stand in one machine.
+        parts = [_ARM_PARTS.get(_hexadecimal(part), part) for part in fields["CPU part"]]
+        name = " + ".join(dict.fromkeys(parts))
+        board = (_text("/proc/device-tree/model") or "").strip("\0\n ")
+        return f"{name} ({board})" if board else name
+    if "model name" in fields:
+        return fields["model name"][0]
+    return platform.processor() or platform.machine()
+
+
+def _hexadecimal(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        return -1
+
+
+def _conditions() -> dict[str, Any]:
+    cpus = []
+    for folder in sorted(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq")):
+        cpus.append(
+            {
+                "cpu": folder.parent.name,
+                "governor": _text(folder / "scaling_governor"),
+                "current_khz": _integer(folder / "scaling_cur_freq"),
+                "limit_khz": _integer(folder / "scaling_max_freq"),
+                "maximum_khz": _integer(folder / "cpuinfo_max_freq"),
+            }
+        )
+    temperatures = {}
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        thousandths = _integer(zone / "temp")
+        if thousandths is not None:
+            temperatures[f"{zone.name} {_text(zone / 'type') or ''}".strip()] = thousandths / 1000
+    try:
+        load = list(os.getloadavg())
+    except (OSError, AttributeError):
+        load = None
+    return {
+        "clock_s": time.monotonic(),
+        "load_average": load,
+        "process_cpu_s": time.process_time(),
+        **_machine_seconds(),
+        "cpu_frequencies": cpus,
+        "temperatures_celsius": temperatures,
+    }
+
+
+def _machine_seconds() -> dict[str, float | None]:
+    # /proc/stat: user nice system idle iowait irq softirq steal guest guest_nice, in ticks; guest
+    # time is counted in user already.
+    first = (_text("/proc/stat") or "").splitlines()[:1]
+    values = [int(value) for value in first[0].split()[1:]] if first else []
+    if len(values) < 8 or not hasattr(os, "sysconf"):
+        return {"machine_cpu_s": None, "stolen_cpu_s": None}
+    ticks = os.sysconf("SC_CLK_TCK")
+    busy = sum(values[:3]) + sum(values[5:7])
+    return {"machine_cpu_s": busy / ticks, "stolen_cpu_s": values[7] / ticks}
+
+
+def _drift(samples: list[float]) -> float | None:
+    import numpy as np
+
+    third = len(samples) // 3
+    if third == 0:
+        return None
+    return float(np.median(samples[-third:]) / np.median(samples[:third]))
+
+
+def _text(path: str | Path) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _integer(path: Path) -> int | None:
+    try:
+        return int(_text(path) or "")
+    except ValueError:
+        return None
+
+
+def _marker() -> Callable[[int], None]:
+    import ctypes
+
+    try:
+        call = ctypes.CDLL(None).syscall
+    except (OSError, AttributeError, TypeError) as error:
+        raise RunnerError(f"--instructions needs Linux: {error}") from error
+    call.restype = ctypes.c_long
+    call.argtypes = [ctypes.c_long, ctypes.c_long]
+
+    def mark(tag: int) -> None:
+        call(MARKER_SYSCALL, tag)
+
+    return mark
+
+
+def _settings(path: Path, runner: _LiteRT | _OnnxRuntime, threads: int) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "runtime": runner.runtime,
+        "runtime_version": runner.version,
+        "threads": threads,
+        "size_bytes": path.stat().st_size,
+    }
 
 
 def _load(path: Path, threads: int) -> _LiteRT | _OnnxRuntime:
@@ -263,6 +604,13 @@ def _onnxruntime() -> Any:
 def _arrays(
     runner: _LiteRT | _OnnxRuntime, path: Path, input_path: Path | None, seed: int
 ) -> list[Any]:
+    given = _loaded(runner, path, input_path, seed)
+    return [_fit(array, entry, path) for array, entry in zip(given, runner.inputs)]  # noqa: B905
+
+
+def _loaded(
+    runner: _LiteRT | _OnnxRuntime, path: Path, input_path: Path | None, seed: int
+) -> list[Any]:
     if input_path is None:
         return [_random_array(entry, path, seed) for entry in runner.inputs]
     import numpy as np
@@ -275,16 +623,13 @@ def _arrays(
     if isinstance(loaded, np.ndarray):
         if len(names) != 1:
             raise RunnerError(f"{path} takes {len(names)} inputs, {names}: give --input an .npz")
-        return [_fit(loaded, runner.inputs[0], path)]
-    # LiteRT decorates an input's own name: serving_default_image:0
+        return [loaded]
     plain = {name: name.split(":")[0].split("serve_")[-1] for name in names}
+    plain.update(runner.aliases())
     missing = [name for name in names if name not in loaded and plain[name] not in loaded]
     if missing:
         raise RunnerError(f"--input {input_path} lacks arrays for {missing} of {path}")
-    return [
-        _fit(loaded[name if name in loaded else plain[name]], entry, path)
-        for name, entry in zip(names, runner.inputs)  # noqa: B905
-    ]
+    return [loaded[name if name in loaded else plain[name]] for name in names]
 
 
 def _random_array(entry: dict[str, Any], path: Path, seed: int) -> Any:
@@ -356,7 +701,12 @@ def _statistics(samples: list[float]) -> dict[str, float]:
 
 
 def _no_memory() -> dict[str, Any]:
-    return {"peak_memory_bytes": None, "model_memory_bytes": None}
+    return {
+        "peak_memory_bytes": None,
+        "model_memory_bytes": None,
+        "load_ms": None,
+        "first_inference_ms": None,
+    }
 
 
 def _memory(path: Path, threads: int, input_path: Path | None, seed: int) -> dict[str, Any]:
@@ -372,23 +722,77 @@ def _memory(path: Path, threads: int, input_path: Path | None, seed: int) -> dic
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _own_memory(path: Path, threads: int, input_path: Path | None, seed: int) -> dict[str, Any]:
+def _own_memory(
+    path: Path,
+    threads: int,
+    input_path: Path | None,
+    seed: int,
+    mark: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    emulated = mark is not None
+    mark = mark or (lambda tag: None)
+    mark(1)
+    start = time.perf_counter_ns()
     import numpy as np
 
-    np.random.default_rng(seed).random(1)
     if path.suffix.lower() == ".tflite":
         _litert()
     else:
         _onnxruntime()
+    imported = time.perf_counter_ns()
+    mark(2)
+    np.random.default_rng(seed).random(1)
     baseline = _peak_bytes()
+    resident = _resident_bytes() if emulated else None
+    mark(3)
+    begun = time.perf_counter_ns()
     runner = _load(path, threads)
+    loaded = time.perf_counter_ns()
+    mark(4)
     runner.feed(_arrays(runner, path, input_path, seed))
-    for _ in range(_MEMORY_RUNS):
+    mark(5)
+    fed = time.perf_counter_ns()
+    runner.invoke()
+    inferred = time.perf_counter_ns()
+    mark(6)
+    for _ in range(_MEMORY_RUNS - 1):
         runner.invoke()
     peak = _peak_bytes()
-    if baseline is None or peak is None:
-        return _no_memory()
-    return {"peak_memory_bytes": peak, "model_memory_bytes": peak - baseline}
+    answer = {
+        "peak_memory_bytes": peak,
+        "model_memory_bytes": None if peak is None or baseline is None else peak - baseline,
+        "load_ms": (imported - start + loaded - begun) / 1e6,
+        "first_inference_ms": (inferred - fed) / 1e6,
+    }
+    if emulated:
+        final = _resident_bytes()
+        answer["resident_memory_bytes"] = final
+        answer["model_resident_memory_bytes"] = (
+            None if final is None or resident is None else final - resident
+        )
+    return answer
+
+
+def _resident_bytes() -> int | None:
+    # An emulator's own memory is none of the guest's. It shows the guest's regions under
+    # /proc/self/maps, where guests look, and lets its own list through under another name.
+    guest, everything = _text("/proc/self/maps"), _text("/proc/thread-self/smaps")
+    if not guest or not everything:
+        return None
+    own = []
+    for line in guest.splitlines():
+        start, _, end = line.split(" ", 1)[0].partition("-")
+        own.append((int(start, 16), int(end, 16)))
+    kibibytes, inside = 0, False
+    for line in everything.splitlines():
+        word = line.split(" ", 1)[0]
+        if not word.endswith(":"):
+            start, _, end = word.partition("-")
+            low, high = int(start, 16), int(end, 16)
+            inside = any(low < last and first < high for first, last in own)
+        elif inside and word == "Rss:":
+            kibibytes += int(line.split()[1])
+    return kibibytes * 1024 or None
 
 
 def _peak_bytes() -> int | None:

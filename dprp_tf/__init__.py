@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from dprp_tf.callbacks import RankHistory, RankPruning
     from dprp_tf.factorizing import factorize
     from dprp_tf.folding import FoldedLayer, FoldPlan, Form, choose_forms, fold
+    from dprp_tf.latency import LatencyTable
     from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense
     from dprp_tf.models import load_model
     from dprp_tf.summaries import Summary, summary
@@ -20,6 +21,7 @@ __all__ = [
     "FoldPlan",
     "FoldedLayer",
     "Form",
+    "LatencyTable",
     "RankHistory",
     "RankPruning",
     "SVDConv1D",
@@ -42,6 +44,7 @@ _HOMES = {
     "FoldPlan": "folding",
     "FoldedLayer": "folding",
     "Form": "folding",
+    "LatencyTable": "latency",
     "RankHistory": "callbacks",
     "RankPruning": "callbacks",
     "SVDConv1D": "layers",

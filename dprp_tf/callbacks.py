@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from dprp_tf import factorization, resizing
 from dprp_tf.atomic import write_json
 from dprp_tf.costs import model_cost
 from dprp_tf.folding import fold
+from dprp_tf.latency import LatencyTable
 from dprp_tf.layers import SVDLayer, low_rank_layers
+from dprp_tf.selection import BudgetError, allocate_ranks
 
 __all__ = ["RankHistory", "RankPruning"]
 
@@ -44,13 +46,20 @@ class RankPruning(keras.callbacks.Callback):
         minimum_rank: Rank no layer falls below, 1 or more. Default 1.
         minimum_removed: Singular values, over all layers, that must be pending before a
             shrink is made; the last epoch of a run cuts whatever is pending. Default 1.
+        cost: Time per layer and rank on a target, as `dprp_tf.deploy.latency_table` measures it.
+            Default: none.
+        budget: With `cost`, the time the folded model may take, in the table's unit. What the
+            model may take falls in a straight line from the dense model's time to the budget at
+            `stop_epoch` (the last epoch without one); what the threshold does not cut is cut
+            where the time saved costs least energy. Once within budget the pressure ends.
         verbose: 1 to print a line per shrink. Default 0.
 
     Raises:
         ValueError: At construction if an argument is out of range; in training if the model is
-            not a `DPRPModel`, a layer name is unknown, or a factor is not finite.
+            not a `DPRPModel`, a layer name is unknown, a factor is not finite, or no ranks meet
+            the budget (`BudgetError`, before the first epoch).
 
-    Source: DPRP (arXiv 2401.08014) III-D.
+    Source: DPRP (arXiv 2401.08014) III-D; with a budget, also BSR/LeSS thesis Eq. 2.2 and 2.3.
 
     Example:
 
@@ -69,9 +78,16 @@ class RankPruning(keras.callbacks.Callback):
         layers: Iterable[str] | None = None,
         minimum_rank: int = 1,
         minimum_removed: int = 1,
+        cost: LatencyTable | None = None,
+        budget: float | None = None,
         verbose: int = 0,
     ) -> None:
         super().__init__()
+        if (cost is None) != (budget is None):
+            raise ValueError(
+                "`cost` and `budget` must be given together. Received: "
+                f"cost={cost and cost.target!r}, budget={budget}"
+            )
         if threshold is not None and not 0.0 < threshold < 1.0:
             raise ValueError(f"`threshold` must lie in (0, 1). Received: threshold={threshold}")
         if not 0.0 <= discarded_energy < 1.0:
@@ -99,6 +115,8 @@ class RankPruning(keras.callbacks.Callback):
         self.layer_names = None if layers is None else tuple(layers)
         self.minimum_rank = minimum_rank
         self.minimum_removed = minimum_removed
+        self.cost = cost
+        self.budget = budget
         self.verbose = verbose
         self.shrinks: list[dict[str, Any]] = []
         self._epoch: int | None = None
@@ -119,6 +137,10 @@ class RankPruning(keras.callbacks.Callback):
                 raise ValueError(
                     f"`layers` must name SVD layers of the model: {known}. Received: {unknown}"
                 )
+        if self.cost is not None and self.budget is not None:
+            least = self._predicted(dict.fromkeys(self._layers(), self.minimum_rank))
+            if least > self.budget:
+                raise BudgetError(self.budget, least)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch, self._done = epoch, False
@@ -134,6 +156,8 @@ class RankPruning(keras.callbacks.Callback):
         self._epoch = None
         if logs is not None:
             logs.update(self.model.rank_logs())
+            if self.cost is not None:
+                logs["predicted_cost"] = self._predicted({})
 
     def pending_ranks(self) -> dict[SVDLayer, int]:
         """Return the layers that would be cut now and the rank each would get.
@@ -156,6 +180,46 @@ class RankPruning(keras.callbacks.Callback):
             if rank < len(ordered):
                 pending[layer] = rank
         return pending
+
+    def _predicted(self, changes: Mapping[SVDLayer, int]) -> float:
+        """The model's cost with some ranks changed."""
+        assert self.cost is not None
+        ranks = {layer.name: int(layer.rank or 1) for layer in low_rank_layers(self.model)}
+        changed = {layer.name: min(rank, ranks[layer.name]) for layer, rank in changes.items()}
+        return self.cost.model_cost(ranks | changed)
+
+    def _within(self, allowance: float, pending: dict[SVDLayer, int]) -> dict[SVDLayer, int]:
+        """Lower more ranks, where it costs least energy, until the model takes `allowance`."""
+        assert self.cost is not None
+        if self._predicted(pending) <= allowance:
+            return pending
+        layers = {layer.name: layer for layer in self._layers()}
+        spectra = {}
+        for name, layer in layers.items():
+            ordered = np.sort(np.abs(layer.factors.s))[::-1]
+            spectra[name] = ordered[: pending.get(layer, len(ordered))]
+        rows = {name: self.cost.layer(name) for name in layers}
+        spent = sum(rows[name].cost(int(layer.rank or 1)) for name, layer in layers.items())
+        found = allocate_ranks(
+            spectra,
+            lambda name, rank: rows[name].cost(rank),
+            allowance,
+            fixed_cost=self._predicted({}) - spent,
+            minimum_rank=self.minimum_rank,
+        )
+        return {
+            layer: found.ranks[name]
+            for name, layer in layers.items()
+            if found.ranks[name] < int(layer.rank or 1)
+        }
+
+    def _allowance(self, epoch: int) -> float:
+        """What the model may take after this epoch."""
+        assert self.cost is not None
+        assert self.budget is not None
+        stop = self.stop_epoch or int(self.params.get("epochs") or epoch + 1)
+        share = min(1.0, (epoch + 1 - self.start_epoch) / max(stop - self.start_epoch, 1))
+        return self.cost.dense + share * (self.budget - self.cost.dense)
 
     def _release(self) -> None:
         settings = self.model.settings
@@ -200,6 +264,10 @@ class RankPruning(keras.callbacks.Callback):
             self._require_finite()
             self.model.restore_structure()
         pending = self.pending_ranks()
+        if self.cost is not None and self.budget is not None:
+            pending = self._within(max(self._allowance(epoch), self.budget), pending)
+            if self._predicted(pending) <= self.budget:
+                self._release()
         if not pending:
             return
         before = {layer.name: int(layer.rank or 0) for layer in pending}

@@ -10,10 +10,12 @@ from typing import Any
 from dprp_tf import factorization
 
 __all__ = [
+    "LayerCall",
     "LayerCost",
     "ModelCost",
     "break_even_rank",
     "factor_parameters",
+    "layer_calls",
     "model_cost",
     "two_stage_effort",
     "two_stage_kernels",
@@ -216,8 +218,11 @@ def model_cost(model: Any) -> ModelCost:
     (108, 6912)
     """
     calls: dict[int, tuple[Any, list[tuple[int | None, int | None]]]] = {}
-    for layer, output_shape in _calls(model):
-        calls.setdefault(id(layer), (layer, []))[1].append(_macs(layer, output_shape))
+    for call in layer_calls(model):
+        # A transposed convolution spends its kernel once per input position.
+        transposed = "Transpose" in type(call.layer).__name__
+        visited = call.input_shape if transposed else call.output_shape
+        calls.setdefault(id(call.layer), (call.layer, []))[1].append(_macs(call.layer, visited))
     rows = []
     for layer, macs in calls.values():
         parameters = sum(math.prod(w.shape) for w in layer.weights)
@@ -254,8 +259,44 @@ def _is_low_rank(layer: Any) -> bool:
     return hasattr(layer, "matricization") and hasattr(layer, "kernel_shape")
 
 
-def _calls(model: Any) -> Iterator[tuple[Any, tuple[int | None, ...]]]:
-    """Yield (layer, shape whose positions it visits) for each call in the model's graph."""
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a layer in a model's graph.
+
+    Attributes:
+        layer: The layer.
+        input_shape: Shape of its first input, with the batch axis.
+        output_shape: Shape of its first output.
+        consumers: What takes that output, within the same model.
+    """
+
+    layer: Any
+    input_shape: tuple[int | None, ...]
+    output_shape: tuple[int | None, ...]
+    consumers: tuple[Any, ...]
+
+
+def layer_calls(model: Any) -> Iterator[LayerCall]:
+    """Yield each call of a layer in the graph of a model, nested models included.
+
+    Args:
+        model: A built Functional or Sequential model.
+
+    Yields:
+        One `LayerCall` per call, from inputs to outputs; a nested model's come in its place.
+
+    Raises:
+        ValueError: If the model has no graph.
+
+    Example:
+
+    >>> import keras
+    >>> inputs = keras.Input((8, 8, 3))
+    >>> convolved = keras.layers.Conv2D(4, 3, name="it")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.ReLU()(convolved))
+    >>> [call.consumers[0].name for call in layer_calls(model) if call.layer.name == "it"]
+    ['re_lu']
+    """
     graph = getattr(model, "_functional", None) or model
     if not hasattr(graph, "_nodes_by_depth"):
         raise ValueError(
@@ -264,15 +305,25 @@ def _calls(model: Any) -> Iterator[tuple[Any, tuple[int | None, ...]]]:
             "keras.Model(inputs, outputs)."
         )
     by_depth = graph._nodes_by_depth
-    for node in (node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]):
+    nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+    consumers: dict[int, list[Any]] = {}
+    for node in nodes:
+        for tensor in node.input_tensors:
+            consumers.setdefault(id(tensor), []).append(node.operation)
+    for node in nodes:
         layer = node.operation
         if hasattr(layer, "layers"):
-            yield from _calls(layer)
+            yield from layer_calls(layer)
         elif hasattr(layer, "weights"):
-            # A transposed convolution spends its kernel once per input position.
-            transposed = "Transpose" in type(layer).__name__
-            tensors = node.input_tensors if transposed else node.output_tensors
-            yield layer, tuple(tensors[0].shape)
+            output = node.output_tensors[0]
+            # An input layer's node has no inputs.
+            entering = node.input_tensors[0] if node.input_tensors else output
+            yield LayerCall(
+                layer,
+                tuple(entering.shape),
+                tuple(output.shape),
+                tuple(consumers.get(id(output), ())),
+            )
 
 
 _KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")

@@ -16,7 +16,8 @@ import pytest
 from keras import layers
 
 from dprp_tf.deploy import benchmark, compare, export_onnx, export_tflite
-from dprp_tf.deploy.benchmark import _RUNNER, _ratio
+from dprp_tf.deploy.benchmark import _ratio
+from dprp_tf.deploy.targets.edge import RUNNER as _RUNNER
 
 
 def _network(filters: int, depth: int) -> keras.Model:
@@ -154,8 +155,8 @@ def test_bad_arguments(files: dict[str, Path], tmp_path: Path) -> None:
         compare([good, tmp_path / "absent.onnx"])
     with pytest.raises(ValueError, match=r"\.tflite or \.onnx"):
         benchmark(tmp_path / "model.keras")
-    with pytest.raises(ValueError, match=r"`target` must be one of \['local'\].*ssh://pi"):
-        benchmark(good, target="ssh://pi")
+    with pytest.raises(ValueError, match=r"`target` must be .*target='raspberrypi'"):
+        benchmark(good, target="raspberrypi")
     with pytest.raises(ValueError, match="two files or more"):
         compare([good])
     with pytest.raises(ValueError, match="two files or more"):

@@ -18,6 +18,7 @@ from dprp_tf.layers import SVDConv3D, SVDDense, SVDLayer
 __all__ = [
     "FormWeights",
     "dense_kernel",
+    "form_error",
     "form_weights",
     "layer_forms",
     "obstacle",

@@ -1,0 +1,253 @@
+"""Where a model's low-rank layers stand, and small networks that cost what they cost there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dprp_tf.costs import layer_calls
+from dprp_tf.factorization import Factors, matrix_shape
+from dprp_tf.folding import Form, assemble, random_weights
+from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense, SVDLayer, low_rank_layers
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["Geometry", "Site", "calibration_inputs", "layer_sites", "probe"]
+
+_CLASSES: dict[str, type[SVDLayer]] = {
+    cls.__name__: cls for cls in (SVDConv1D, SVDConv2D, SVDConv3D, SVDDense)
+}
+# What decides a layer's cost; the rest of its configuration does not.
+_KEPT = (
+    "filters",
+    "units",
+    "kernel_size",
+    "strides",
+    "padding",
+    "data_format",
+    "dilation_rate",
+    "use_bias",
+    "activation",
+)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything about a place of a layer that decides what its forms cost.
+
+    Two places of equal geometry cost the same and are measured once.
+
+    Attributes:
+        type: Class of the SVD layer.
+        config: Its arguments that matter, as JSON.
+        input_shape: Shape of one sample.
+        normalized: Whether a BatchNormalization follows, which only some forms take in.
+        rectified: Whether a ReLU follows (behind the normalization, if there is one).
+    """
+
+    type: str
+    config: str
+    input_shape: tuple[int, ...]
+    normalized: bool
+    rectified: bool
+
+    def layer(self, name: str = "layer") -> SVDLayer:
+        """Return a built SVD layer of this geometry, of rank 1 and without meaning.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The layer.
+        """
+        arguments: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in json.loads(self.config).items()
+        }
+        layer = _CLASSES[self.type](**arguments, name=name)
+        height, width = matrix_shape(self.kernel_shape, "spatial")
+        layer.start_from(
+            Factors(
+                np.zeros((height, 1), np.float32),
+                np.ones(1, np.float32),
+                np.zeros((width, 1), np.float32),
+            )
+        )
+        layer.build((None, *self.input_shape))
+        return layer
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Keras kernel shape of the layer."""
+        config = json.loads(self.config)
+        if "units" in config:
+            return self.input_shape[-1], config["units"]
+        first = config["data_format"] == "channels_first"
+        return (*config["kernel_size"], self.input_shape[0 if first else -1], config["filters"])
+
+    @property
+    def key(self) -> str:
+        """A text equal for equal geometries, the same in every process."""
+        return json.dumps(
+            [self.type, self.config, self.input_shape, self.normalized, self.rectified]
+        )
+
+    def macs(self, form: Form) -> int:
+        """Return the MACs of a form at this place, for one sample.
+
+        Args:
+            form: The form.
+
+        Returns:
+            The number of MACs.
+        """
+        layer = self.layer()
+        output = layer.compute_output_shape((None, *self.input_shape))[1:]
+        config = json.loads(self.config)
+        if "units" in config:
+            before = after = tuple(output[:-1])
+        elif config["data_format"] == "channels_first":
+            before, after = self.input_shape[1:], tuple(output[1:])
+        else:
+            before, after = self.input_shape[:-1], tuple(output[:-1])
+        return form.macs(self.kernel_shape, before, after)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A low-rank layer and the geometry of each of its calls.
+
+    Attributes:
+        layer: The layer.
+        geometries: One per call; several for a shared layer.
+    """
+
+    layer: SVDLayer
+    geometries: tuple[Geometry, ...]
+
+
+def layer_sites(model: keras.Model) -> list[Site]:
+    """Find the SVD layers of a model and what they are called on.
+
+    Args:
+        model: A model with SVD layers and inputs of fixed shape.
+
+    Returns:
+        One `Site` per SVD layer, in model order.
+
+    Raises:
+        ValueError: If the model has no graph, or a layer's input has a size that is not fixed.
+
+    Example:
+
+    >>> import keras, dprp_tf as dprp
+    >>> inputs = keras.Input((8, 8, 16))
+    >>> outputs = keras.layers.Conv2D(16, 3, name="a")(inputs)
+    >>> lowrank = dprp.factorize(keras.Model(inputs, outputs), ranks=2)
+    >>> layer_sites(lowrank)[0].geometries[0].kernel_shape
+    (3, 3, 16, 16)
+    """
+    found: dict[int, list[Geometry]] = {}
+    for call in layer_calls(model):
+        if not isinstance(call.layer, SVDLayer):
+            continue
+        shape = call.input_shape[1:]
+        if None in shape:
+            raise ValueError(
+                "`model` must have inputs of fixed shape to be measured. Received: layer "
+                f"{call.layer.name!r} on {call.input_shape}. Rebuild it on a fixed keras.Input."
+            )
+        found.setdefault(id(call.layer), []).append(
+            Geometry(
+                type(call.layer).__name__,
+                _config(call.layer),
+                tuple(int(size) for size in shape if size is not None),
+                *_followed_by(model, call.consumers),
+            )
+        )
+    return [Site(layer, tuple(found.get(id(layer), ()))) for layer in low_rank_layers(model)]
+
+
+def probe(geometry: Geometry, form: Form, copies: int = 1, seed: int = 0) -> keras.Model:
+    """Build a network of copies of one form side by side, added up at the end.
+
+    Its cost, less that of an empty network, over `copies` is the cost of the form at that place:
+    with the normalization and ReLU behind it, which the converters take into some forms only.
+
+    Args:
+        geometry: The place.
+        form: The form.
+        copies: How many, 1 or more. Defaults to 1.
+        seed: Seed of the random weights. Defaults to 0.
+
+    Returns:
+        A plain Keras model.
+    """
+    import keras
+
+    inputs = keras.Input(geometry.input_shape, name="inputs")
+    parts = []
+    for copy in range(copies):
+        layer = geometry.layer(f"copy{copy}")
+        weights = random_weights(geometry.kernel_shape, form, seed + copy)
+        outputs = assemble(layer, form, weights)(inputs)
+        if geometry.normalized:
+            first = getattr(layer, "data_format", "channels_last") == "channels_first"
+            normalization = keras.layers.BatchNormalization(axis=1 if first else -1)
+            outputs = normalization(outputs)
+            generator = np.random.default_rng(seed)
+            for weight in normalization.weights:
+                weight.assign(generator.uniform(0.5, 1.5, weight.shape))
+        if geometry.rectified:
+            outputs = keras.layers.ReLU()(outputs)
+        parts.append(outputs)
+    return keras.Model(inputs, parts[0] if copies == 1 else keras.layers.Add()(parts))
+
+
+def calibration_inputs(model: keras.Model, samples: int = 4, seed: int = 0) -> list[np.ndarray]:
+    """Return random inputs of a model, which do to calibrate what is only timed.
+
+    Args:
+        model: A model with inputs of fixed shape.
+        samples: How many. Defaults to 4.
+        seed: Seed of the generator. Defaults to 0.
+
+    Returns:
+        One array per input, standard normal.
+    """
+    generator = np.random.default_rng(seed)
+    return [
+        generator.standard_normal((samples, *tensor.shape[1:])).astype(np.float32)
+        for tensor in model.inputs
+    ]
+
+
+def _config(layer: SVDLayer) -> str:
+    config = layer.get_config()
+    return json.dumps({key: config[key] for key in _KEPT if key in config}, sort_keys=True)
+
+
+def _followed_by(model: Any, consumers: tuple[Any, ...]) -> tuple[bool, bool]:
+    """(a normalization follows, a ReLU follows) where exactly one layer takes the output."""
+    names = [type(consumer).__name__ for consumer in consumers]
+    if len(names) != 1:
+        return False, False
+    if names[0] != "BatchNormalization":
+        return False, _rectifies(consumers[0])
+    behind = [
+        after
+        for call in layer_calls(model)
+        if call.layer is consumers[0]
+        for after in call.consumers
+    ]
+    return True, len(behind) == 1 and _rectifies(behind[0])
+
+
+def _rectifies(layer: Any) -> bool:
+    activation = getattr(layer, "activation", None)
+    name = getattr(activation, "__name__", "")
+    return type(layer).__name__ in ("ReLU", "Relu", "Relu6") or name in ("relu", "relu6")
