@@ -9,10 +9,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.deploy.benchmark import BenchmarkResult, Comparison, Ratio, benchmark, compare
+from dprp_tf.deploy.benchmark import (
+    BenchmarkResult,
+    Comparison,
+    Ratio,
+    benchmark,
+    compare,
+    measure_files,
+)
 from dprp_tf.deploy.onnx import export_onnx
 from dprp_tf.deploy.parity import ExportReport, OutputParity, ParityError
 from dprp_tf.deploy.runtime import evaluate_file, run_file
+from dprp_tf.deploy.targets import Target, TargetError, resolve_target
 from dprp_tf.deploy.tflite import export_tflite
 
 if TYPE_CHECKING:
@@ -26,13 +34,17 @@ __all__ = [
     "OutputParity",
     "ParityError",
     "Ratio",
+    "Target",
+    "TargetError",
     "benchmark",
     "compare",
     "evaluate_file",
     "export_onnx",
     "export_tflite",
     "latency_table",
+    "measure_files",
     "plan",
+    "resolve_target",
     "run_file",
 ]
 

@@ -25,17 +25,18 @@ _LEAST_SAMPLES = 9
 def condition_warnings(answer: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     """Say what makes the timing of each file doubtful, what was seen and what to do.
 
-    Five things are looked for: other work (the CPUs that other processes kept busy during the
+    These things are looked for: other work (the CPUs that other processes kept busy during the
     timing; for less than a second, the one-minute load average before it), frequency scaling or
     a lowered clock, a hot CPU, a drift above 5 % from the first to the last third of a file's
-    samples, and samples whose interquartile range exceeds 10 % of their median.
+    samples, samples whose interquartile range exceeds 10 % of their median, more threads than
+    CPUs, and instructions counted of several threads.
 
     Args:
         answer: What `Target.measure` gives. Read are `machine` (`cpus`), `conditions`
             (`before` and `after`, each with `clock_s`, `load_average`, `process_cpu_s`,
             `machine_cpu_s`, `stolen_cpu_s`, `cpu_frequencies` and `temperatures_celsius`; and
-            `drift`, one per file) and, of each of `models`, `threads`, `repeats` and `spread`. A
-            part that is absent or `None` is taken for unknown and warned of by nothing.
+            `drift`, one per file) and, of each of `models`, `threads`, `repeats`, `spread` and
+            `instructions`. A part that is absent or `None` is unknown, and nothing warns of it.
 
     Returns:
         For each of `models` its warnings, those of the machine first; the machine's are the same
@@ -62,6 +63,7 @@ runs there and measure again; ratios suffer less than times.'
     for model, drift in zip(models, drifts, strict=True):
         threads = _number(model.get("threads"))
         said = (
+            _counted_waiting(model, threads),
             _too_many_threads(cpus, threads),
             _busy(before, after, cpus, threads),
             _stolen(before, after),
@@ -72,6 +74,15 @@ runs there and measure again; ratios suffer less than times.'
         )
         found.append(tuple(warning for warning in said if warning))
     return tuple(found)
+
+
+def _counted_waiting(model: Mapping[str, Any], threads: float) -> str:
+    if model.get("instructions") is None or not threads > 1:
+        return ""
+    return (
+        f"Waiting counted: instructions of {threads:.0f} threads include those of threads that "
+        "wait for others. Count with 1 thread."
+    )
 
 
 def _too_many_threads(cpus: float, threads: float) -> str:
@@ -175,16 +186,17 @@ def _drift(
         )
     earlier, later = _temperatures(before), _temperatures(after)
     rises = [(later[name] - earlier[name], name) for name in later if name in earlier]
-    rise, zone = max(rises, default=(math.nan, ""))
-    kind, heated = "Thermal drift", ""
-    if rise >= 1:
-        heated = f", while {zone} went from {earlier[zone]:.0f} to {later[zone]:.0f} °C"
-    elif rise < 1:
-        kind, heated = "Drift", ", though nothing warmed up"
+    rise, zone = max(rises, default=(0.0, ""))
+    if rise < 1:
+        return (
+            f"Drift: the last third of the samples took {100 * change:.0f} % longer than the "
+            "first. The machine heats up or other work began; let it cool and stop what else runs "
+            "there; ratios of files timed in turns stay fair."
+        )
     return (
-        f"{kind}: the last third of the samples took {100 * change:.0f} % longer than the first"
-        f"{heated}. Let the machine cool or stop what else runs there, and measure again; ratios "
-        "of files timed in turns stay fair."
+        f"Thermal drift: the last third of the samples took {100 * change:.0f} % longer than the "
+        f"first, while {zone} went from {earlier[zone]:.0f} to {later[zone]:.0f} °C. Let the "
+        "machine cool, or cool it better; ratios of files timed in turns stay fair."
     )
 
 

@@ -150,6 +150,13 @@ def _choose(
     return PlannedLayer(site.layer.name, chosen.form, reason, tuple(candidates))
 
 
+def _kept_dense(layer: PlannedLayer) -> PlannedLayer:
+    if layer.form == _DENSE:
+        return layer
+    reason = f"{layer.form} takes {layer.chosen.ratio:.2f} x, but the model gained nothing"
+    return replace(layer, form=_DENSE, reason=reason)
+
+
 def _noise(candidate: Candidate) -> float:
     # A single exact count has an interval of no width.
     return _COUNTING_NOISE if candidate.low == candidate.high else 0.0
@@ -164,11 +171,10 @@ def _prove(
     progress: Callable[[str], None],
 ) -> FoldPlan:
     """Time the whole model as planned against its dense fold, and step back if it loses."""
-    dense_layers = [replace(layer, form=_DENSE) for layer in layers]
+    dense_layers = [_kept_dense(layer) for layer in layers]
     plans = [("the plan", list(layers))]
     cautious = [
-        layer if layer.chosen.ratio < _CLEAR_GAIN else replace(layer, form=_DENSE)
-        for layer in layers
+        layer if layer.chosen.ratio < _CLEAR_GAIN else _kept_dense(layer) for layer in layers
     ]
     if cautious != list(layers) and any(layer.form != _DENSE for layer in cautious):
         plans.append((f"its gains below {_CLEAR_GAIN} x", cautious))
@@ -186,19 +192,25 @@ def _prove(
             folded = fold(model, forms={layer.name: layer.form for layer in choice})
             models.append(folded)
             paths.append(setting.convert(folded, folder / f"plan{position}", integer_io=False))
-        progress(f"measuring the whole model on {setting.target.spec}")
-        results = measure_files(
-            paths,
-            threads=setting.threads,
-            warmup=5,
-            repeats=2 * rounds,
-            target=setting.target,
-            memory=False,
-        )
-    dense = results[0]
+        for repeats in (2 * rounds, 6 * rounds):
+            progress(f"measuring the whole model on {setting.target.spec}")
+            results = measure_files(
+                paths,
+                threads=setting.threads,
+                warmup=5,
+                repeats=repeats,
+                target=setting.target,
+                memory=False,
+            )
+            dense = results[0]
+            ratios = [ratio_interval(result.samples, dense.samples) for result in results[1:]]
+            if not any(low < 1 < high for _, low, high in ratios):
+                break
     measured = []
-    for (label, choice), folded, result in zip(plans, models, results[1:], strict=True):
-        ratio, low, high = ratio_interval(result.samples, dense.samples)
+    for (label, choice), folded, result, interval in zip(
+        plans, models, results[1:], ratios, strict=True
+    ):
+        ratio, low, high = interval
         noise = _COUNTING_NOISE if setting.target.unit != "ms" else 0.0
         if high <= 1 - noise:
             macs = int(model_cost(folded).macs or 0)
@@ -218,7 +230,8 @@ def _prove(
         notes += dict.fromkeys(warning for result in results for warning in result.warnings)
     else:
         notes.append("instructions of an emulated processor are a proxy for time")
-    saved = sum(layer.chosen.cost - layer.dense.cost for layer in choice)
+    # Noise may let the layers sum up to more than the whole: the rest is never negative.
+    rest = max(dense.cost - sum(layer.dense.cost for layer in choice), 0.0)
     return FoldPlan(
         layers=tuple(choice),
         target=setting.target.spec,
@@ -229,7 +242,7 @@ def _prove(
         processor=str(identity["processor"]),
         runtime_version=str(identity["runtime_version"]),
         dense_cost=dense.cost,
-        predicted_cost=dense.cost + saved,
+        predicted_cost=rest + sum(layer.chosen.cost for layer in choice),
         planned_cost=cost,
         ratio=ratio,
         low=low,

@@ -1,11 +1,12 @@
-"""The command `dprp`: demo, train, fold, export, bench, inspect, report, reproduce."""
+"""The command `dprp`: what the library does, one command each."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,11 @@ Mean = Annotated[
 ]
 Std = Annotated[list[float] | None, typer.Option(help="Per channel, with --mean.")]
 ImageSize = Annotated[int | None, typer.Option(min=1, help="Resize images to this.")]
+Target = Annotated[
+    str, typer.Option(help="local, qemu:cortex-a72, ssh://user@host or adb://serial.")
+]
+Runtime = Annotated[str, typer.Option(help="litert or onnxruntime.")]
+Precision = Annotated[str, typer.Option(help="float32, float16 (litert) or int8.")]
 Fresh = Annotated[bool, typer.Option(help="Discard what the run folder holds.")]
 
 
@@ -84,6 +90,20 @@ def _load_keras() -> None:
 
     with quiet():
         import keras  # noqa: F401
+
+
+@contextlib.contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """Yield what shows the step at work on standard error, without importing Keras."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("measuring") as status:
+        yield (
+            lambda step: (
+                status.update(step) if console.is_terminal else console.print(step, highlight=False)
+            )
+        )
 
 
 def _print_json(value: Any) -> None:
@@ -155,6 +175,12 @@ def train(
     frequency: Annotated[int, typer.Option(min=1, help="Epochs between shrinks.")] = 1,
     minimum_removed: Annotated[int, typer.Option(min=1, help="Values that justify a shrink.")] = 1,
     minimum_rank: Annotated[int, typer.Option(min=1, help="Rank no layer falls below.")] = 1,
+    latency_table: Annotated[
+        Path | None, typer.Option(help="What `dprp latency` wrote; with --budget.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Milliseconds the folded model may take there.")
+    ] = None,
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
@@ -195,6 +221,8 @@ def train(
         frequency=frequency,
         minimum_rank=minimum_rank,
         minimum_removed=minimum_removed,
+        latency_table=None if latency_table is None else str(latency_table),
+        budget=budget,
         augment=augment,
         padding=padding,
         flip=flip,
@@ -217,31 +245,142 @@ def train(
 
 
 @_command
+def plan(
+    model: Annotated[Path, typer.Argument(help="A .keras file with SVD layers.")],
+    output: Annotated[Path, typer.Argument(help="The plan to write, such as plan.json.")],
+    target: Target = "local",
+    runtime: Runtime = "litert",
+    precision: Precision = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    tolerance: Annotated[
+        float, typer.Option(help="Relative kernel error a form may have; 0 is exact.")
+    ] = 0.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds per form.")] = 30,
+    as_json: Json = False,
+) -> None:
+    """Measure on a target which form of each low-rank layer is fastest; for `dprp fold --plan`.
+
+    Example: dprp plan runs/cifar/model.keras plan.json --target ssh://pi@raspberrypi.local
+    """
+    _load_keras()
+    from dprp_tf import deploy
+    from dprp_tf.models import load_model
+
+    loaded = load_model(model)
+    with _status() as progress:
+        found = deploy.plan(
+            loaded,
+            target,
+            runtime,
+            precision,
+            threads=threads,
+            tolerance=tolerance,
+            rounds=rounds,
+            progress=progress,
+        )
+    found.save(output)
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        _print(found)
+        typer.echo(f"{output}; apply it: dprp fold {model} small.keras --plan {output}")
+
+
+@_command
+def latency(
+    model: Annotated[str, typer.Argument(help="A network of the zoo, or a .keras file.")],
+    output: Annotated[Path, typer.Argument(help="The table to write, such as latency.json.")],
+    target: Target = "local",
+    runtime: Runtime = "litert",
+    precision: Precision = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    matricization: Annotated[str, typer.Option(help="spatial, channel or separable.")] = "spatial",
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A layer that stays dense; repeat for more.")
+    ] = None,
+    input_shape: Annotated[
+        str, typer.Option(help="Height, width, channels; for a network of the zoo.")
+    ] = "32,32,3",
+    classes: Annotated[int, typer.Option(min=2, help="For a network of the zoo.")] = 10,
+    rank: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="A rank to measure; repeat for more. [all up to 9, else six]"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds per form.")] = 30,
+    as_json: Json = False,
+) -> None:
+    """Measure on a target what each layer takes at each rank, before training.
+
+    Example: dprp latency resnet20 latency.json --target ssh://pi@raspberrypi.local
+    """
+    _load_keras()
+    from dprp_tf import deploy, zoo
+    from dprp_tf.factorizing import factorize
+    from dprp_tf.layers import low_rank_layers
+    from dprp_tf.models import load_model
+    from dprp_tf.runs import all_but
+
+    if model.endswith(".keras"):
+        network = load_model(model)
+    else:
+        try:
+            shape = tuple(int(size) for size in input_shape.split(","))
+        except ValueError:
+            shape = ()
+        if len(shape) != 3:
+            raise ValueError(
+                f"`input_shape` must be height,width,channels. Received: {input_shape}"
+            )
+        network = zoo.build(model, input_shape=shape, classes=classes)
+    if not low_rank_layers(network):
+        network = factorize(network, matricization, layers=all_but(network, exclude or ()))
+    with _status() as progress:
+        table = deploy.latency_table(
+            network,
+            target,
+            runtime,
+            precision,
+            threads=threads,
+            ranks=rank,
+            rounds=rounds,
+            progress=progress,
+        )
+    table.save(output)
+    if as_json:
+        _print_json(json.loads(output.read_text(encoding="utf-8")))
+    else:
+        _print(table)
+        typer.echo(f"{output}; train towards a time: dprp train --latency-table {output} --budget")
+
+
+@_command
 def fold(
     model: Annotated[Path, typer.Argument(help="A .keras file with SVD layers.")],
     output: Annotated[Path, typer.Argument(help="The .keras file to write.")],
     form: Annotated[str, typer.Option(help="smallest, fast, dense or two_stage.")] = "smallest",
+    plan: Annotated[Path | None, typer.Option(help="What `dprp plan` wrote; wins.")] = None,
     as_json: Json = False,
 ) -> None:
     """Fold a low-rank model into plain Keras layers.
 
-    Example: dprp fold runs/cifar/model.keras small.keras
+    Example: dprp fold runs/cifar/model.keras small.keras --plan plan.json
     """
     _load_keras()
     from dataclasses import asdict
 
     from dprp_tf.atomic import atomic_path
-    from dprp_tf.folding import choose_forms
+    from dprp_tf.folding import FoldPlan, choose_forms
     from dprp_tf.folding import fold as fold_model
     from dprp_tf.models import load_model
 
     if output.suffix != ".keras":
         raise ValueError(f"`output` must end in .keras. Received: {output}")
     loaded = load_model(model)
-    folded = fold_model(loaded, form)
+    found = None if plan is None else FoldPlan.load(plan)
+    folded = fold_model(loaded, form, plan=found)
     with atomic_path(output) as temporary:
         folded.save(temporary)
-    rows = [asdict(row) for row in choose_forms(loaded, form)]
+    rows = [asdict(row) for row in choose_forms(loaded, form, plan=found)]
     if as_json:
         _print_json({"output": str(output), "parameters": folded.count_params(), "layers": rows})
         return
@@ -309,27 +448,69 @@ def export(
 @_command
 def bench(
     files: Annotated[list[Path], typer.Argument(help="One or more .tflite or .onnx files.")],
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Threads of the runtime, 1 by default; repeat for more."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="local (the default), qemu:cortex-a72, ssh://user@host, adb://serial; repeat."
+        ),
+    ] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Untimed runs first.")] = 10,
     repeats: Annotated[int, typer.Option(min=1, help="Timed samples per file.")] = 50,
+    data: Annotated[str | None, typer.Option(help="Data to find each file's accuracy on.")] = None,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Test images for the accuracy; all by default.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for bench.json and plots, such as a run folder.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time files on this machine; several are timed in turns and compared with the first.
+    """Time files on targets; those of one target are timed in turns and compared with the first.
 
-    Example: dprp bench dense.tflite small.tflite --threads 1
+    Example: dprp bench dense.tflite small.tflite --threads 1 --threads 4 --data digits
     """
-    from dprp_tf import deploy
+    from dprp_tf.atomic import write_json
+    from dprp_tf.deploy.sweep import sweep
+    from dprp_tf.report import NothingToPlotError, bench_report, save_bench_plots
 
-    options = {"threads": threads, "warmup": warmup, "repeats": repeats}
-    result: Any
-    if len(files) == 1:
-        result = deploy.benchmark(files[0], **options)
-    else:
-        result = deploy.compare(files, **options)
+    dataset = split = None
+    if data is not None:
+        _load_keras()
+        dataset = _load_data(data, image_size, mean, std)
+        split = dataset.x_test[:samples].astype("float32"), dataset.y_test[:samples]
+    with _status() as progress:
+        found = sweep(
+            files,
+            threads=threads or (1,),
+            targets=target or ("local",),
+            warmup=warmup,
+            repeats=repeats,
+            data=split,
+            progress=progress,
+        )
+    content = found.as_dict()
+    if dataset is not None and split is not None:
+        content |= {"data": dataset.description, "samples": len(split[1])}
+    if output is not None:
+        write_json(output / "bench.json", content)
+        with contextlib.suppress(NothingToPlotError):
+            save_bench_plots(content, output)
     if as_json:
-        _print_json(result.as_dict())
+        _print_json(content)
     else:
-        _print(result)
+        _print(bench_report(content))
+        if output is not None:
+            typer.echo(f"{output / 'bench.json'}; its page: dprp report {output}")
+    if found.failures:
+        places = ", ".join(dict.fromkeys(failure.target for failure in found.failures))
+        raise RuntimeError(f"some targets could not measure: {places}; see the messages above")
 
 
 @_command
@@ -356,7 +537,7 @@ def inspect(
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
 ) -> None:
-    """Draw a run's plots and its HTML report anew.
+    """Gather a run's results, benchmarks, fold plan and quantization in plots and one HTML page.
 
     Example: dprp report runs/demo
     """

@@ -8,9 +8,13 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dprp_tf.atomic import write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
 
 __all__ = ["LatencyTable", "LayerLatency"]
 
@@ -163,13 +167,41 @@ class LatencyTable:
         Raises:
             ValueError: If a name is unknown or a rank out of range.
         """
-        rows = [self.layer(name) for name in ranks]
-        return self.dense + sum(row.cost(ranks[row.name]) - row.dense for row in rows)
+        costs = {row.name: row.dense for row in self.layers}
+        # Noise may let the layers sum up to more than the whole: the rest is never negative.
+        rest = max(self.dense - sum(costs.values()), 0.0)
+        costs |= {name: self.layer(name).cost(rank) for name, rank in ranks.items()}
+        return rest + sum(costs.values())
 
     @property
     def least(self) -> float:
         """The predicted cost with every layer at rank 1."""
         return self.model_cost({row.name: 1 for row in self.layers})
+
+    def table(self) -> Table:
+        """Lay the table out for `rich`: per layer its dense cost and the costs by rank."""
+        from rich.table import Table
+
+        unit = "ms" if self.unit == "ms" else "instructions (proxy)"
+        view = Table(
+            title=f"{self.target}, {self.runtime} {self.runtime_version}, {self.precision}, "
+            f"{self.threads} thread{'s' if self.threads > 1 else ''}: {self.dense:.4g} {unit} "
+            f"with every layer dense, {self.least:.4g} at rank 1 (predicted)"
+        )
+        view.add_column("layer", overflow="fold")
+        view.add_column(f"dense {unit}", justify="right")
+        view.add_column(f"rank: share of the dense {unit}, quickest form", overflow="fold")
+        for row in self.layers:
+            entries = zip(row.ranks, row.costs, row.forms, strict=True)
+            view.add_row(
+                row.name,
+                f"{row.dense:.4g}",
+                ", ".join(f"{rank}: {cost / row.dense:.2f} {form}" for rank, cost, form in entries),
+            )
+        return view
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.table()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table as JSON, whole or not at all.

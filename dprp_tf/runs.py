@@ -23,15 +23,17 @@ from dprp_tf.device_fit import fit_on_device
 from dprp_tf.evaluation import accuracy
 from dprp_tf.factorizing import factorize
 from dprp_tf.folding import choose_forms, fold
+from dprp_tf.latency import LatencyTable
 from dprp_tf.layers import low_rank_layers, walk_layers
 from dprp_tf.models import load_model
 from dprp_tf.report import save_plots, write_report
 from dprp_tf.resizing import sync
 from dprp_tf.summaries import summary
 
-__all__ = ["TrainSettings", "finish", "train"]
+__all__ = ["TrainSettings", "all_but", "finish", "train"]
 
 _SCHEDULES = ("constant", "cosine", "plateau")
+_TABLE = "latency.json"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class TrainSettings:
             retraction_period: As `dprp_tf.factorize`.
         discarded_energy, start_epoch, stop_epoch, frequency, minimum_rank,
             minimum_removed: As `dprp_tf.RankPruning`.
+        latency_table: A file that `LatencyTable.save` wrote; the run folder keeps a copy.
+        budget: With it, the time the folded model may take; see `dprp_tf.RankPruning`.
 
     Raises:
         ValueError: If a value is out of range; the messages name it.
@@ -103,6 +107,8 @@ class TrainSettings:
     frequency: int = 1
     minimum_rank: int = 1
     minimum_removed: int = 1
+    latency_table: str | None = None
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in ("dense", "dprp"):
@@ -116,6 +122,11 @@ class TrainSettings:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"`{name}` must be 0 or more and finite. Received: {value}")
+        if (self.latency_table is None) != (self.budget is None):
+            raise ValueError(
+                "`latency_table` and `budget` must be given together. Received: "
+                f"latency_table={self.latency_table}, budget={self.budget}"
+            )
         if not 0 < self.threshold < 1:
             raise ValueError(f"`threshold` must lie in (0, 1). Received: {self.threshold}")
 
@@ -159,7 +170,9 @@ def train(
     state_path, history_path = folder / "state.json", folder / "history.json"
     config = {"settings": json.loads(json.dumps(asdict(settings))), "data": dataset.name}
     if fresh:
-        for stale in (state_path, history_path, folder / "ranks.json", folder / "config.json"):
+        for name in ("ranks.json", "config.json", _TABLE):
+            (folder / name).unlink(missing_ok=True)
+        for stale in (state_path, history_path):
             stale.unlink(missing_ok=True)
     _check_config(folder / "config.json", config)
     keras.utils.set_random_seed(settings.seed)
@@ -179,6 +192,8 @@ def train(
     own: list[keras.callbacks.Callback] = [schedule]
     if settings.method == "dprp":
         pruning = RankPruning(
+            cost=_latency_table(folder, settings),
+            budget=settings.budget,
             discarded_energy=settings.discarded_energy,
             start_epoch=settings.start_epoch,
             stop_epoch=settings.stop_epoch,
@@ -259,7 +274,7 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
         model = factorize(
             model,
             settings.matricization,
-            layers=_all_but(model, settings.exclude),
+            layers=all_but(model, settings.exclude),
             structure=settings.structure,
             compression=settings.compression,
             compression_weight=settings.compression_weight,
@@ -281,9 +296,39 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
     return model
 
 
-def _all_but(
+def _latency_table(folder: Path, settings: TrainSettings) -> LatencyTable | None:
+    """The run's own copy if it has one: a table measured anew must not change a run."""
+    if settings.latency_table is None:
+        return None
+    own = folder / _TABLE
+    if own.exists():
+        return LatencyTable.load(own)
+    table = LatencyTable.load(settings.latency_table)
+    table.save(own)
+    return table
+
+
+def all_but(
     model: keras.Model, exclude: Sequence[str]
 ) -> Callable[[keras.layers.Layer], bool] | None:
+    """Return what `factorize(layers=...)` takes to leave some layers dense.
+
+    Args:
+        model: The model.
+        exclude: Names of layers that stay dense.
+
+    Returns:
+        A test of layers; None if none is left out.
+
+    Raises:
+        ValueError: If the model has no layer of a name.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+    >>> all_but(model, ["head"])(model.get_layer("head"))
+    False
+    """
     unknown = sorted(set(exclude) - {layer.name for layer in walk_layers(model)})
     if unknown:
         raise ValueError(

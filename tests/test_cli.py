@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from dprp_tf import data
 from dprp_tf.cli import app
+from dprp_tf.deploy import evaluate_file
 
 
 def invoke(*arguments: object) -> Any:
@@ -68,30 +70,85 @@ def test_train_goes_on_where_it_was(run: Path) -> None:
     assert trained["accuracy"] == pytest.approx(folded["accuracy"], abs=0.003)
 
 
-def test_inspect_fold_export_and_bench(run: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def exported(
+    run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Files of the run's model with what `export` said: folded as int8, unfolded as ONNX."""
+    folder = tmp_path_factory.mktemp("exported")
+    options = ["--data", "digits", "--image-size", "8", "--samples", "100"]
+    small, int8, onnx = folder / "small.keras", folder / "a.tflite", folder / "a.onnx"
+    return {
+        "folded": (small, answer("fold", run / "model.keras", small)),
+        "int8": (int8, answer("export", small, int8, "--quantization", "int8", *options)),
+        # An unfolded model is folded on the way.
+        "onnx": (onnx, answer("export", run / "model.keras", onnx, *options)),
+    }
+
+
+def test_inspect_fold_and_export(
+    run: Path, exported: dict[str, tuple[Path, dict[str, Any]]]
+) -> None:
     listed = answer("inspect", run / "model.keras")
     fallen = [row for row in listed["layers"] if row["rank"] and row["rank"] < row["full_rank"]]
     assert fallen
     kept = next(row for row in listed["layers"] if row["name"] == "logits")
     assert kept["skipped"] == "kept dense"
-    small = tmp_path / "small.keras"
-    folded = answer("fold", run / "model.keras", small)
+    folded, int8, onnx = (said for _, said in exported.values())
     by_name = {row["name"]: row for row in folded["layers"]}
     assert {row["name"]: row["rank"] for row in fallen}.items() <= {
         name: row["rank"] for name, row in by_name.items()
     }.items()
-    data = ["--data", "digits", "--image-size", "8", "--samples", "100"]
-    int8 = answer("export", small, tmp_path / "a.tflite", "--quantization", "int8", *data)
-    # An unfolded model is folded on the way.
-    onnx = answer("export", run / "model.keras", tmp_path / "a.onnx", *data)
     assert int8["passed"]
     assert int8["samples"] == 100
     assert int8["max_error"] > onnx["max_error"]
-    single = answer("bench", tmp_path / "a.tflite", "--repeats", 3)
-    assert single["repeats"] == 3
-    assert single["median_ms"] > 0
-    both = answer("bench", tmp_path / "a.tflite", tmp_path / "a.onnx", "--repeats", 3)
-    assert next(entry["ratio"] for entry in both["ratios"]) == 1.0
+
+
+def test_bench_and_report(
+    run: Path, exported: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path
+) -> None:
+    files = [exported["int8"][0], exported["onnx"][0]]
+    options = ["--threads", 1, "--threads", 2, "--repeats", 3, "--data", "digits"]
+    options += ["--image-size", 8]
+    found = answer("bench", *files, *options, "--samples", 60, "--output", run)
+    assert json.loads((run / "bench.json").read_text(encoding="utf-8")) == found
+    assert [(entry["target"], entry["threads"]) for entry in found["runs"]] == [
+        ("local", 1),
+        ("local", 2),
+    ]
+    for entry in found["runs"]:
+        assert [result["repeats"] for result in entry["results"]] == [3, 3]
+        assert all(result["median_ms"] > 0 for result in entry["results"])
+        assert entry["ratios"][0]["ratio"] == 1
+    assert (found["samples"], found["data"]["name"]) == (60, "digits")
+    for file, path in zip(found["files"], files, strict=True):
+        dataset = data.load("digits", image_size=8)
+        expected = evaluate_file(path, dataset.x_test[:60], dataset.y_test[:60])
+        assert file["accuracy"] == pytest.approx(expected)
+    for name in ("bench.png", "bench_dark.png"):
+        assert (run / "plots" / name).stat().st_size > 10_000
+    page = run / "report.html"
+    page.unlink()
+    assert invoke("report", run).stdout.strip() == str(page)
+    text = page.read_text(encoding="utf-8")
+    assert 'id="benchmarks"' in text
+    assert "on 60 test samples of digits" in text
+    # Without data or a folder: the table alone.
+    result = invoke("bench", files[0], "--repeats", 3)
+    assert result.exit_code == 0, result.output
+    assert "local, 1 thread" in result.stdout
+    assert "Accuracy" not in result.stdout
+    # A target that can't be reached is named; what the others measured is kept.
+    partly = invoke(
+        *("bench", files[0], "--repeats", 3, "--output", tmp_path / "partly"),
+        *("--target", "local", "--target", "ssh://nobody@127.0.0.1:1"),
+    )
+    assert partly.exit_code == 2
+    assert "a.tflite" in partly.stdout
+    assert "error: some targets could not measure: ssh://nobody@127.0.0.1:1" in partly.stderr
+    kept = json.loads((tmp_path / "partly" / "bench.json").read_text(encoding="utf-8"))
+    assert [entry["target"] for entry in kept["runs"]] == ["local"]
+    assert [entry["target"] for entry in kept["failures"]] == ["ssh://nobody@127.0.0.1:1"]
 
 
 def test_demo_ends_with_verified_files_and_a_report(tmp_path: Path) -> None:
@@ -125,9 +182,17 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     npz = folder / "truncated.npz"
     np.savez(npz, x_train=np.zeros((4, 2, 2, 1), "uint8"))
     npz.write_bytes(npz.read_bytes()[:60])
+    tflite = folder / "truncated.tflite"
+    tflite.write_bytes(b"\x1c\x00\x00\x00TFL3 cut off")
     one_class = folder / "one_class"
     (one_class / "only").mkdir(parents=True)
-    return {"truncated": truncated, "npz": npz, "one_class": one_class, "folder": folder}
+    return {
+        "truncated": truncated,
+        "npz": npz,
+        "tflite": tflite,
+        "one_class": one_class,
+        "folder": folder,
+    }
 
 
 TRAIN = ["train", "--data", "digits", "--folder", "{folder}/r"]
@@ -169,7 +234,11 @@ CASES = [
     (["fold", "{truncated}", "{folder}/o.h5"], "`output` must end in .keras"),
     (["export", "{truncated}", "{folder}/o.bin"], "`output` must end in .tflite or .onnx"),
     (["export", "{truncated}", "{folder}/o.onnx", "--quantization", "int8"], "`quantization`"),
-    (["bench", "{truncated}"], "`path`.*tflite or .onnx"),
+    (["bench", "{truncated}"], "`paths`.*tflite or .onnx"),
+    (["bench", "{tflite}", "--target", "raspberry"], "`target` must be.*'raspberry'"),
+    (["bench", "{tflite}", "--target", "ssh://nobody@127.0.0.1:1"], "127.0.0.1"),
+    (["bench", "{tflite}"], "tflite"),
+    (["bench", "{tflite}", "--data", "digits", "--mean", "3"], "`mean` and `std`"),
     (["report", "{folder}/nothing"], "nothing"),
     (["reproduce", "nope"], "`row`.*'nope'"),
     (["reproduce"], "`row`"),

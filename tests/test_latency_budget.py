@@ -55,6 +55,8 @@ def test_a_model_costs_what_its_layers_save() -> None:
     assert table.model_cost({}) == 10.0
     assert table.model_cost({"a": 2}) == 7.0
     assert table.model_cost({"a": 2, "b": 4}) == table.least == 6.0
+    noisy = _table(_row("a", 8, 4.0, (2, 1.0)), _row("b", 8, 3.0, (4, 2.0)), dense=2.0)
+    assert noisy.model_cost({"a": 2, "b": 4}) == 3.0, "never less than its layers take"
     with pytest.raises(ValueError, match=r"\['a', 'b'\].*'c'"):
         table.model_cost({"c": 1})
 

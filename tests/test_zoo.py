@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dprp_tf import zoo
+from dprp_tf.costs import model_cost
 from dprp_tf.zoo.residual import residual_network
 
 
@@ -43,6 +44,86 @@ def _randomize(model: keras.Model, seed: int = 0) -> None:
 )
 def test_parameters_are_those_of_the_paper(name: str, shortcut: str, expected: int) -> None:
     assert _trainable(zoo.build(name, shortcut=shortcut)) == expected
+
+
+# Parameters and GMACs that torchvision's documentation publishes for its ResNet18_Weights,
+# ResNet34_Weights and ResNet50_Weights ("num_params", "_ops").
+@pytest.mark.parametrize(
+    ("name", "parameters", "gigamacs"),
+    [
+        ("resnet18", 11_689_512, 1.814),
+        ("resnet34", 21_797_672, 3.664),
+        ("resnet50", 25_557_032, 4.089),
+    ],
+)
+def test_parameters_and_macs_are_the_published_ones(
+    name: str, parameters: int, gigamacs: float
+) -> None:
+    cost = model_cost(zoo.build(name))
+    assert cost.parameters == parameters
+    assert cost.macs is not None
+    assert round(cost.macs / 1e9, 3) == gigamacs
+
+
+def test_imagenet_network_halves_five_times_and_strides_where_it_says() -> None:
+    model = zoo.resnet50(width=4, classes=5)
+    shapes = {layer.name: layer.output.shape[1:] for layer in model.layers}
+    assert shapes["stem_relu"] == (112, 112, 4)
+    assert shapes["stem_pool"] == (56, 56, 4)
+    last = {1: "block2", 2: "block3", 3: "block5", 4: "block2"}
+    for stage, side, filters in ((1, 56, 16), (2, 28, 32), (3, 14, 64), (4, 7, 128)):
+        assert shapes[f"stage{stage}_{last[stage]}_relu3"] == (side, side, filters)
+        assert f"stage{stage}_block6_relu3" not in shapes
+    strided = [
+        (layer.name, layer.kernel_size)
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Conv2D) and layer.strides != (1, 1)
+    ]
+    assert dict(strided) == {
+        "stem_conv": (7, 7),
+        **{f"stage{n}_block0_conv2": (3, 3) for n in (2, 3, 4)},
+        **{f"stage{n}_block0_shortcut_conv": (1, 1) for n in (2, 3, 4)},
+    }
+    # A bottleneck's first stage widens without a stride: a projection there too.
+    assert "stage1_block0_shortcut_conv" in shapes
+    assert not {n for n in shapes if "shortcut" in n} & {
+        layer.name for layer in zoo.resnet18(width=4, classes=5).layers if "stage1" in layer.name
+    }
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", "_bn2"), ("resnet50", "_bn3")])
+def test_an_imagenet_block_adds_its_residual_to_the_shortcut(name: str, last: str) -> None:
+    model = zoo.build(name, input_shape=(32, 32, 3), classes=3, width=4)
+    _randomize(model)
+    add = model.get_layer("stage1_block1_add")
+    probe = keras.Model(model.inputs[0], [*add.input, add.output])
+    x = _images((2, 32, 32, 3))
+    shortcut, residual, total = (np.asarray(t) for t in probe(x))
+    np.testing.assert_allclose(total, shortcut + residual, rtol=1e-5)
+    assert np.abs(residual).max() > 1e-2
+    before = model.get_layer("stage1_block0_relu" + last[-1]).output
+    np.testing.assert_array_equal(shortcut, keras.Model(model.inputs[0], before)(x))
+
+
+def test_imagenet_shortcut_a_saves_the_projections() -> None:
+    with_a, with_b = (zoo.resnet18(width=4, classes=3, shortcut=s) for s in ("A", "B"))
+    # 1x1 kernels 4 -> 8 -> 16 -> 32 and two batch normalization vectors each
+    expected = 4 * 8 + 8 * 16 + 16 * 32 + 2 * (8 + 16 + 32)
+    assert _trainable(with_b) - _trainable(with_a) == expected
+
+
+def test_imagenet_options_reach_the_network() -> None:
+    model = zoo.resnet18(
+        input_shape=(32, 32, 3),
+        classes=3,
+        width=4,
+        weight_decay=3e-4,
+        preprocess=((120.0, 115.0, 100.0), (60.0, 61.0, 62.0)),
+        name="small",
+    )
+    assert model.name == "small"
+    assert model.get_layer("preprocess").output.shape == (None, 32, 32, 3)
+    assert len(model.losses) == 1 + 16 + 3 + 1
 
 
 def test_classes_and_width_change_the_size_by_what_they_should() -> None:
@@ -228,6 +309,7 @@ def test_onnx_computes_the_same(shortcut: Any) -> None:
         ({"widths": (8, 0)}, "`widths`"),
         ({"widths": (8, 4)}, '`widths` must not fall.*shortcut="B"'),
         ({"blocks": 0}, "`blocks`.*blocks=0"),
+        ({"blocks": (1, 2, 3)}, r"`blocks`.*2 in `widths`.*\(1, 2, 3\)"),
         ({"shortcut": "C"}, "`shortcut`.*'C'"),
         ({"weight_decay": -1e-4}, "`weight_decay`.*-0.0001"),
         ({"weight_decay": float("nan")}, "`weight_decay`.*nan"),
@@ -242,6 +324,26 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
         zoo.resnet_small(**{"widths": (4, 8), **arguments})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"stem": "5x5"}, "`stem`.*'5x5'"), ({"block": "wide"}, "`block`.*'wide'")],
+)
+def test_unknown_parts_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        residual_network((8, 8, 1), 2, widths=(4,), blocks=1, **arguments)
+
+
+@pytest.mark.parametrize("depth", [17, 20, 101])
+def test_an_unpublished_imagenet_depth_is_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=rf"`depth`.*\[18, 34, 50\].*depth={depth}"):
+        zoo.resnet_imagenet(depth)
+
+
+def test_an_imagenet_width_below_1_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`width`.*width=0"):
+        zoo.resnet18(width=0)
+
+
 @pytest.mark.parametrize("depth", [2, 18, 21, -4])
 def test_a_depth_that_is_no_6n_plus_2_is_refused(depth: int) -> None:
     with pytest.raises(ValueError, match=rf"`depth` must be 6n \+ 2.*depth={depth}"):
@@ -254,5 +356,5 @@ def test_widths_may_fall_with_projections() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"resnet20, resnet32, resnet56, resnet_small.*'resnet21'"):
+    with pytest.raises(ValueError, match=r"resnet18, resnet20, resnet32.*resnet_small.*'resnet21'"):
         zoo.build("resnet21")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dprp_tf.report.bench_plot import plot_bench, save_bench_plots
 from dprp_tf.report.html import write_report
 from dprp_tf.report.plots import (
     NothingToPlotError,
@@ -12,10 +13,12 @@ from dprp_tf.report.plots import (
     plot_training,
     save_plots,
 )
-from dprp_tf.report.tables import results_markdown, results_table
+from dprp_tf.report.tables import bench_report, results_markdown, results_table
 
 __all__ = [
     "NothingToPlotError",
+    "bench_report",
+    "plot_bench",
     "plot_cost_by_epoch",
     "plot_ranks_by_layer",
     "plot_singular_values",
@@ -23,6 +26,7 @@ __all__ = [
     "plot_training",
     "results_markdown",
     "results_table",
+    "save_bench_plots",
     "save_plots",
     "write_report",
 ]

@@ -126,8 +126,14 @@ def percent_ticks(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}"))
 
 
-def position_axis(axes: Axes, values: Sequence[float], unit: str = "") -> None:
-    """Start the x axis at zero, or make it logarithmic where values span a factor above 20."""
+def position_axis(axes: Axes, values: Sequence[float], unit: str | None = None) -> None:
+    """Start the x axis at zero, or make it logarithmic where values span a factor above 20.
+
+    Args:
+        axes: Axes to set.
+        values: Every value drawn; at least one.
+        unit: Written behind short counts, such as `"B"` in `250 kB`. Defaults to plain numbers.
+    """
     from matplotlib.ticker import FuncFormatter
 
     low, high = min(values), max(values)
@@ -139,7 +145,7 @@ def position_axis(axes: Axes, values: Sequence[float], unit: str = "") -> None:
         value_ticks(axes.xaxis)
     axes.xaxis.set_major_formatter(
         FuncFormatter(
-            lambda value, _: _bare(short_count_text(value, unit)) if unit else f"{value:g}"
+            lambda value, _: f"{value:g}" if unit is None else _bare(short_count_text(value, unit))
         )
     )
 

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dprp_tf.report.cells import (
+    Cell,
+    Column,
+    ComparisonTable,
+    accuracy_cell,
+    latency_cell,
+    less_is_better_cell,
+    ratio_cell,
+    without_empty_columns,
+)
 from dprp_tf.report.formatting import (
     DASH,
-    MINUS,
     TIMES,
-    change_text,
     clean_name,
     count_text,
     error_text,
     interval_ends,
-    milliseconds_text,
     number,
     percent_text,
-    points_text,
-    ratio_text,
     size_text,
 )
 from dprp_tf.report.loading import mapping, records
 
 __all__ = [
-    "Cell",
-    "Column",
-    "ComparisonTable",
     "Verdict",
     "baseline_first",
     "files_by_format",
@@ -39,56 +41,6 @@ __all__ = [
 ]
 
 _BASELINE = "dense"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure and, where there is a baseline, its change.
-
-    Args:
-        text: The figure.
-        note: The change from the baseline, such as `"−41 %"`. Defaults to none.
-        tone: `"better"`, `"worse"` or `""` for neither. Defaults to `""`.
-
-    Example:
-
-    >>> Cell("412 kB", note="−41 %", tone="better").note
-    '−41 %'
-    """
-
-    text: str
-    note: str = ""
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading; `numeric` columns are aligned to the right.
-
-    Example:
-
-    >>> Column("Size", numeric=True).numeric
-    True
-    """
-
-    title: str
-    numeric: bool = False
-
-
-@dataclass(frozen=True)
-class ComparisonTable:
-    """Columns and rows of cells; `starts` are the rows where a new group begins.
-
-    Example:
-
-    >>> ComparisonTable("Models", (Column("Model"),), ((Cell("Dense"),),)).rows[0][0].text
-    'Dense'
-    """
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -183,13 +135,13 @@ def models_table(results: Mapping[str, Any]) -> ComparisonTable:
         rows.append(
             [
                 Cell(model_label(model)),
-                _accuracy_cell(model, reference),
-                _less_is_better(model, reference, "parameters", count_text),
-                _less_is_better(model, reference, "macs", count_text),
+                accuracy_cell(model.get("accuracy"), reference.get("accuracy")),
+                _cost(model, reference, "parameters", count_text),
+                _cost(model, reference, "macs", count_text),
                 Cell(count_text(model.get("trained_parameters"))),
             ]
         )
-    return _without_empty_columns("Models", columns, rows)
+    return without_empty_columns("Models", columns, rows)
 
 
 def files_table(results: Mapping[str, Any]) -> ComparisonTable:
@@ -239,16 +191,16 @@ def files_table(results: Mapping[str, Any]) -> ComparisonTable:
                         labels.get(model) or model_label({"name": model}),
                         clean_name(file.get("file") or ""),
                     ),
-                    _less_is_better(file, reference, "size_bytes", size_text),
-                    _accuracy_cell(file, reference),
+                    _cost(file, reference, "size_bytes", size_text),
+                    accuracy_cell(file.get("accuracy"), reference.get("accuracy")),
                     _latency_cell(file),
                     _ratio_cell(file),
-                    _less_is_better(file, reference, "peak_memory_bytes", size_text),
+                    _cost(file, reference, "peak_memory_bytes", size_text),
                     _error_cell(file),
                     Cell(percent_text(file.get("top1_agreement"))),
                 ]
             )
-    return _without_empty_columns("Files", columns, rows, tuple(starts))
+    return without_empty_columns("Files", columns, rows, tuple(starts))
 
 
 def baseline_first(items: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -270,63 +222,25 @@ def model_label(model: Mapping[str, Any]) -> str:
     return clean_name(model.get("label") or {"dense": "Dense", "dprp": "DPRP"}.get(name, name))
 
 
-def _accuracy_cell(item: Mapping[str, Any], reference: Mapping[str, Any]) -> Cell:
-    accuracy, baseline = item.get("accuracy"), reference.get("accuracy")
-    note = points_text(accuracy, baseline)
-    # Judged as printed: a difference that shows as ±0.00 pt is neither better nor worse.
-    tone = "better" if note.startswith("+") else "worse" if note.startswith(MINUS) else ""
-    return Cell(percent_text(accuracy), note, tone)
-
-
-def _less_is_better(
-    item: Mapping[str, Any], reference: Mapping[str, Any], key: str, text: Any
+def _cost(
+    item: Mapping[str, Any], reference: Mapping[str, Any], key: str, text: Callable[[Any], str]
 ) -> Cell:
-    note = change_text(item.get(key), reference.get(key))
-    tone = "better" if note.startswith(MINUS) else "worse" if note.startswith("+") else ""
-    return Cell(text(item.get(key)), note, tone)
+    return less_is_better_cell(item.get(key), reference.get(key), text)
 
 
 def _latency_cell(file: Mapping[str, Any]) -> Cell:
     latency = mapping(file, "latency_ms")
-    low, high = number(latency.get("p10")), number(latency.get("p90"))
-    known = not (math.isnan(low) or math.isnan(high))
-    spread = f"{milliseconds_text(low).removesuffix(' ms')} to {milliseconds_text(high)}"
-    return Cell(milliseconds_text(latency.get("median")), spread if known else "")
+    return latency_cell(latency.get("median"), latency.get("p10"), latency.get("p90"))
 
 
 def _ratio_cell(file: Mapping[str, Any]) -> Cell:
-    ratio = number(file.get("latency_ratio"))
-    low, high = interval_ends(file.get("latency_ratio_interval"))
-    if math.isnan(ratio):
+    if math.isnan(number(file.get("latency_ratio"))):
         is_reference = file.get("model") == _BASELINE and mapping(file, "latency_ms")
         return Cell(f"1{TIMES}" if is_reference else DASH)
-    whole = ratio_text(ratio, [low, high])
-    text, _, interval = whole.partition(" ")
-    least, most = (ratio, ratio) if math.isnan(low) or math.isnan(high) else (low, high)
-    tone = "better" if most < 1 else "worse" if least > 1 else ""
-    return Cell(text, interval, tone)
+    return ratio_cell(file["latency_ratio"], *interval_ends(file.get("latency_ratio_interval")))
 
 
 def _error_cell(file: Mapping[str, Any]) -> Cell:
     verified = file.get("verified")
     note = "" if verified is None else "verified" if verified is True else "NOT VERIFIED"
     return Cell(error_text(file.get("max_error")), note, "worse" if note.isupper() else "")
-
-
-def _without_empty_columns(
-    title: str,
-    columns: list[Column],
-    rows: list[list[Cell]],
-    starts: tuple[int, ...] = (),
-) -> ComparisonTable:
-    kept = [
-        index
-        for index in range(len(columns))
-        if index == 0 or any(row[index] != Cell(DASH) for row in rows)
-    ]
-    return ComparisonTable(
-        title,
-        tuple(columns[index] for index in kept),
-        tuple(tuple(row[index] for index in kept) for row in rows),
-        starts,
-    )

@@ -11,6 +11,7 @@ __all__ = [
     "TIMES",
     "change_text",
     "clean_name",
+    "cost_text",
     "count_text",
     "duration_text",
     "error_text",
@@ -185,6 +186,17 @@ def milliseconds_text(value: Any) -> str:
     """
     amount = number(value)
     return DASH if math.isnan(amount) else f"{_three_digits(amount)} ms"
+
+
+def cost_text(value: Any, unit: str) -> str:
+    """Return the cost of an inference: milliseconds, or a short count of instructions.
+
+    Example:
+
+    >>> cost_text(0.41234, "ms"), cost_text(12_345_678, "instructions")
+    ('0.412 ms', '12.3 M')
+    """
+    return milliseconds_text(value) if unit == "ms" else short_count_text(value)
 
 
 def duration_text(value: Any) -> str:

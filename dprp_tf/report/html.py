@@ -15,14 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dprp_tf.atomic import write_text
+from dprp_tf.report.benchmarks import bench_table, bench_warnings, run_label
+from dprp_tf.report.cells import Cell, ComparisonTable
 from dprp_tf.report.comparison import (
-    Cell,
-    ComparisonTable,
     files_by_format,
     files_table,
     model_label,
     models_table,
     verdict,
+)
+from dprp_tf.report.fold_plan import (
+    candidates_table,
+    plan_figures,
+    plan_notes,
+    plan_table,
 )
 from dprp_tf.report.formatting import (
     DASH,
@@ -35,6 +41,7 @@ from dprp_tf.report.formatting import (
 )
 from dprp_tf.report.loading import RunData, load_run, mapping, records
 from dprp_tf.report.plots import run_figures
+from dprp_tf.report.quantization import quantization_table
 from dprp_tf.report.style import STYLE
 
 if TYPE_CHECKING:
@@ -47,6 +54,11 @@ _CAPTIONS = {
         "Accuracy against cost",
         "Every file beside its dense counterpart. A line joins the two files of one format; up and "
         "to the left is better.",
+    ),
+    "bench": (
+        "Benchmarks",
+        "A panel for each target and number of threads; the bar below a point spans the 10th to "
+        "the 90th percentile. Left is faster, and smaller in the panel of sizes.",
     ),
     "cost_by_epoch": (
         "Cost by epoch",
@@ -75,14 +87,16 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
     reader's light or dark preference, and fits a phone.
 
     Args:
-        run_folder: Folder that a run wrote. `results.json` in it is required; plots of training
-            are added as far as `ranks.json` and `history.json` are there.
+        run_folder: Folder that a run wrote. Whatever it holds is shown: `results.json` (verdict
+            and tables), `ranks.json` and `history.json` (plots), `bench.json`, `plan.json` and
+            `quantization.json` (a section each).
 
     Returns:
         The path of the report, `run_folder/report.html`.
 
     Raises:
-        FileNotFoundError: If the folder or `results.json` is missing.
+        FileNotFoundError: If the folder is missing, or holds nothing but plots of a training
+            that has not finished.
         ValueError: If a file in it isn't valid.
         OSError: If the folder can't be written.
 
@@ -95,22 +109,29 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
     'report.html'
     """
     run = load_run(run_folder)
-    if run.results is None:
+    finished = (run.results, run.bench, run.plan, run.quantization)
+    if all(part is None for part in finished):
         raise FileNotFoundError(
             f"`run_folder` must hold results.json. Received: run_folder={run.folder}, without "
             f"{run.folder / 'results.json'}. Let the run finish, or resume it with the command "
             "that started it."
         )
     path = run.folder / "report.html"
-    write_text(path, _page(run, run.results))
+    write_text(path, _page(run))
     return path
 
 
-def _page(run: RunData, results: Mapping[str, Any]) -> str:
-    title = clean_name(results.get("title") or "DPRP run")
+def _page(run: RunData) -> str:
+    results = run.results or {}
+    title = clean_name(
+        results.get("title") or ("DPRP measurements" if run.results is None else "DPRP run")
+    )
     sections = [
         ("models", "Models", _comparison(models_table(results), _MODELS_NOTE)),
         ("files", "Files", _comparison(files_table(results), _files_note(results))),
+        ("quantization", "Quantization", _quantization(run)),
+        ("benchmarks", "Benchmarks", _benchmarks(run)),
+        ("fold-plan", "Fold plan", _fold_plan(run)),
         ("plots", "Plots", _plots(run)),
         ("layers", "Layers", _layers(results)),
         ("skipped", "Skipped layers", _skipped(results)),
@@ -141,7 +162,7 @@ def _page(run: RunData, results: Mapping[str, Any]) -> str:
 <h1>{escape(title)}</h1>
 {_origin(results)}
 </header>
-{_verdict(results)}
+{_verdict(results) if run.results is not None else ""}
 {contents}
 {bodies}
 </main>
@@ -183,14 +204,19 @@ def _origin(results: Mapping[str, Any]) -> str:
 
 
 def _time(created: str) -> str:
+    moment = _moment(created)
+    if moment == clean_name(created):
+        return escape(moment)
+    return f'<time datetime="{escape(created)}">{escape(moment)}</time>'
+
+
+def _moment(created: str) -> str:
     try:
         moment = datetime.fromisoformat(created)
     except ValueError:
-        return _text(created)
+        return clean_name(created)
     zone = "" if moment.tzinfo is None else f" {moment.tzname()}"
-    return (
-        f'<time datetime="{escape(created)}">{moment:%Y-%m-%d}, {moment:%H:%M}{escape(zone)}</time>'
-    )
+    return f"{moment:%Y-%m-%d}, {moment:%H:%M}{zone}"
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
@@ -232,39 +258,50 @@ def _tiles(results: Mapping[str, Any]) -> str:
                 if column.title in ("Size", "Latency ratio") and cell.text != DASH:
                     tiles.append((f"{column.title.split()[0]}, {row[0].text}", cell))
             break
-    if not tiles:
-        return ""
+    return _tile_list(tiles)
+
+
+def _tile_list(tiles: Sequence[tuple[str, Cell]]) -> str:
     shown = "".join(
         f"<div><dt>{escape(title)}</dt><dd>{_cell_body(cell)}</dd></div>" for title, cell in tiles
     )
-    return f'<dl class="tiles">{shown}</dl>'
+    return f'<dl class="tiles">{shown}</dl>' if shown else ""
 
 
-def _comparison(table: ComparisonTable, note: str) -> str:
+def _comparison(table: ComparisonTable, note: str, group_rows: bool = False) -> str:
+    """Lay a table out; its groups are named beside their rows, or in a row above them."""
     if not table.rows:
         return ""
     starts = [*(table.starts or (0,)), len(table.rows)]
     bodies = []
     for start, end in itertools.pairwise(starts):
+        heading = _cell_body(table.rows[start][0])
         rows = []
+        if group_rows:
+            width = len(table.columns) - 1
+            rows.append(
+                f'<tr class="group"><th scope="rowgroup" colspan="{width}">{heading}</th></tr>'
+            )
         for index in range(start, end):
             cells = list(zip(table.columns, table.rows[index], strict=True))
+            named = cells[1:2] if group_rows else cells[:1]
             # One heading spans the rows of a group.
-            span = f' rowspan="{end - start}"' if table.starts and end - start > 1 else ""
-            heading = f'<th scope="row"{span}>{_cell_body(cells[0][1])}</th>'
+            span = ""
+            if table.starts and not group_rows:
+                span = f' rowspan="{end - start}"' if end - start > 1 else ""
+                named = named if index == start else []
             rows.append(
                 "<tr>"
-                + (heading if index == start or not table.starts else "")
+                + "".join(f'<th scope="row"{span}>{_cell_body(cell)}</th>' for _, cell in named)
                 + "".join(
                     f"<td{_NUMERIC if column.numeric else ''}>{_cell_body(cell)}</td>"
-                    for column, cell in cells[1:]
+                    for column, cell in cells[1 + group_rows :]
                 )
                 + "</tr>"
             )
         bodies.append("<tbody>" + "\n".join(rows) + "</tbody>")
-    return _table(
-        table.title, [(column.title, column.numeric) for column in table.columns], bodies, note
-    )
+    columns = table.columns[1:] if group_rows else table.columns
+    return _table(table.title, [(column.title, column.numeric) for column in columns], bodies, note)
 
 
 def _table(
@@ -310,6 +347,81 @@ def _files_note(results: Mapping[str, Any]) -> str:
     return " ".join(text for title, text in said if title in titles)
 
 
+def _quantization(run: RunData) -> str:
+    table = quantization_table(run.quantization or [])
+    titles = [column.title for column in table.columns]
+    said = [f"Changes are from {table.rows[0][0].text}."] if len(table.rows) > 1 else []
+    if "Compressed" in titles:
+        said.append("Compressed is the size of the file in a zip archive.")
+    if "Same top-1" in titles:
+        said.append("Same top-1 is the share of test samples put into the first row's class.")
+    return _comparison(table, " ".join(said))
+
+
+def _benchmarks(run: RunData) -> str:
+    bench = run.bench or {}
+    table = bench_table(bench)
+    titles = [column.title for column in table.columns]
+    said = []
+    if "Latency" in titles:
+        said.append(
+            "Latency is the median of one inference at batch 1, below it the 10th to 90th "
+            "percentile."
+        )
+    if "Instructions (proxy)" in titles:
+        said.append(
+            "An emulated target counts the instructions of one inference, a proxy for time, which "
+            "means nothing there."
+        )
+    if "Ratio" in titles:
+        said.append(
+            "The ratio to the first file comes from files timed in turns in one run, with its "
+            "interval."
+        )
+    if "Accuracy" in titles:
+        samples, data = count_text(bench.get("samples")), mapping(bench, "data")
+        on = f" on {samples} test samples" if samples != DASH else ""
+        of = f" of {clean_name(data['name'])}" if on and data.get("name") else ""
+        said.append(f"Accuracy is that of the very file{on}{of}, whatever the target.")
+    if bench.get("created"):
+        said.append(f"Measured {_moment(str(bench['created']))}.")
+    warnings = "".join(
+        f"<li><strong>{escape(warning.kind)}:</strong> {escape(warning.advice)}"
+        + "".join(
+            f"<p>{escape(seen)} <span>{escape('; '.join(places))}</span></p>"
+            for seen, places in warning.seen
+        )
+        + "</li>"
+        for warning in bench_warnings(bench)
+    )
+    listed = f'<ul class="warnings" aria-label="Warnings">{warnings}</ul>' if warnings else ""
+    return f"{listed}{_comparison(table, ' '.join(said), group_rows=True)}"
+
+
+def _fold_plan(run: RunData) -> str:
+    plan = run.plan or {}
+    chosen, candidates = plan_table(plan), candidates_table(plan)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in plan_notes(plan))
+    version = f"{plan.get('runtime') or ''} {plan.get('runtime_version') or ''}"
+    said = (run_label(plan), plan.get("processor"), version, plan.get("precision"))
+    about = " · ".join(_text(part) for part in said if part and clean_name(part)) if plan else ""
+    return "\n".join(
+        part
+        for part in (
+            f'<p class="about">{about}</p>' if about else "",
+            _tile_list(plan_figures(plan)),
+            f'<ul class="notes">{notes}</ul>' if notes else "",
+            _comparison(chosen, "The cost of a layer is that of its form, measured alone."),
+            _comparison(
+                candidates,
+                "Cost of each form measured, relative to the dense layer, with its interval; "
+                "✓ marks the form chosen.",
+            ),
+        )
+        if part
+    )
+
+
 def _plots(run: RunData) -> str:
     light, dark = (dict(run_figures(run, theme)) for theme in ("light", "dark"))
     figures = []
@@ -338,6 +450,12 @@ def _alternative(name: str, run: RunData) -> str:
     if name == "tradeoff":
         count = len(records(run.results or {}, "files"))
         return f"Scatter plots of accuracy against latency and size of {count} files."
+    if name == "bench":
+        bench = run.bench or {}
+        return (
+            f"Scatter plots of accuracy against cost and size of {len(records(bench, 'files'))} "
+            f"files in {len(records(bench, 'runs'))} runs."
+        )
     if name == "training":
         ends = []
         for run_name, entries in mapping(run.history or {}, "runs").items():

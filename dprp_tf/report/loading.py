@@ -21,6 +21,9 @@ class RunData:
         ranks: Content of `ranks.json`, or `None`.
         history: Content of `history.json`, or `None`.
         results: Content of `results.json`, or `None`.
+        bench: Content of `bench.json`, which `dprp bench --output` writes, or `None`.
+        plan: Content of `plan.json`, a fold plan, or `None`.
+        quantization: Content of `quantization.json`, a list of rows, or `None`.
 
     Example:
 
@@ -32,20 +35,24 @@ class RunData:
     ranks: dict[str, Any] | None = None
     history: dict[str, Any] | None = None
     results: dict[str, Any] | None = None
+    bench: dict[str, Any] | None = None
+    plan: dict[str, Any] | None = None
+    quantization: list[dict[str, Any]] | None = None
 
 
 def load_run(run_folder: str | os.PathLike[str]) -> RunData:
-    """Read `ranks.json`, `history.json` and `results.json` of a run folder.
+    """Read every JSON file of a run folder that a report can show.
 
     Args:
-        run_folder: Folder that a training run or the demo wrote.
+        run_folder: Folder that a training run, the demo or a benchmark wrote.
 
     Returns:
-        The three contents; `None` for each file that is not there.
+        The contents; `None` for each file that is not there.
 
     Raises:
-        FileNotFoundError: If the folder doesn't exist, or holds none of the three files.
-        ValueError: If a file isn't valid JSON, or isn't a JSON object.
+        FileNotFoundError: If the folder doesn't exist, or holds none of the files.
+        ValueError: If a file isn't valid JSON, or isn't a JSON object (`quantization.json`: a
+            list of objects).
 
     Example:
 
@@ -62,33 +69,44 @@ def load_run(run_folder: str | os.PathLike[str]) -> RunData:
             f"`run_folder` must be a folder that a run wrote. Received: run_folder={folder}, "
             f"{what}. Run `dprp demo` or `dprp train` first, or give the folder it named."
         )
-    names = ("ranks", "history", "results")
+    names = ("ranks", "history", "results", "bench", "plan")
     parts = {name: _read_object(folder / f"{name}.json") for name in names}
-    if all(part is None for part in parts.values()):
+    quantization = _read_rows(folder / "quantization.json")
+    if quantization is None and all(part is None for part in parts.values()):
         raise FileNotFoundError(
-            f"`run_folder` must hold ranks.json, history.json or results.json. Received: "
-            f"run_folder={folder}, which holds none of them. Give the folder that `dprp demo` or "
-            "`dprp train` named at its end."
+            "`run_folder` must hold ranks.json, history.json or results.json, or at least "
+            f"bench.json, plan.json or quantization.json. Received: run_folder={folder}, which "
+            "holds none of them. Give the folder that `dprp demo` or `dprp train` named at its "
+            "end, or the one given to `dprp bench --output`."
         )
-    return RunData(folder, **parts)
+    return RunData(folder, **parts, quantization=quantization)
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} must hold valid JSON. Received: a file that can't be read as JSON ({error}). "
-            "Repeat the run, or delete the file to report without it."
-        ) from error
-    if not isinstance(value, dict):
+    value = _read(path)
+    if value is not None and not isinstance(value, dict):
         raise ValueError(
             f"{path} must hold a JSON object. Received: {type(value).__name__}. "
             "Repeat the run, or delete the file to report without it."
         )
     return value
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]] | None:
+    value = _read(path)
+    return None if value is None else records({path.name: value}, path.name)
+
+
+def _read(path: Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} must hold valid JSON. Received: a file that can't be read as JSON ({error}). "
+            "Repeat the run, or delete the file to report without it."
+        ) from error
 
 
 def records(source: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

@@ -23,7 +23,9 @@ from dprp_tf.report.axes import (
     title_legend,
     value_ticks,
 )
+from dprp_tf.report.bench_plot import plot_bench
 from dprp_tf.report.comparison import files_by_format, model_label
+from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.formatting import (
     change_text,
     clean_name,
@@ -60,16 +62,6 @@ _LOSS_TERMS = (
     ("comp_loss", "Compression"),
 )
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
-
-
-class NothingToPlotError(ValueError):
-    """The run holds none of the figures that a plot would show.
-
-    Example:
-
-    >>> issubclass(NothingToPlotError, ValueError)
-    True
-    """
 
 
 def plot_cost_by_epoch(ranks: Mapping[str, Any], theme: str = "light") -> Figure:
@@ -496,7 +488,7 @@ def plot_tradeoff(results: Mapping[str, Any], theme: str = "light") -> Figure:
                     linestyle="none",
                     zorder=3,
                 )
-        position_axis(axes, [x for _, x, _ in everything], "B" if unit == "File size" else "")
+        position_axis(axes, [x for _, x, _ in everything], "B" if unit == "File size" else None)
         accuracy_axis(axes, [y for _, _, y in everything])
         place_labels(
             axes,
@@ -546,6 +538,7 @@ def run_figures(run: RunData, theme: str = "light") -> Iterator[tuple[str, Figur
     """
     for name, source, draw in (
         ("tradeoff", run.results, plot_tradeoff),
+        ("bench", run.bench, plot_bench),
         ("cost_by_epoch", run.ranks, plot_cost_by_epoch),
         ("ranks_by_layer", run.ranks, plot_ranks_by_layer),
         ("singular_values", run.ranks, plot_singular_values),

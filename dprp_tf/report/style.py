@@ -101,12 +101,18 @@ thead th {{
 tbody th {{ font-weight: 600; min-width: 7rem; }}
 #layers tbody th {{ min-width: 12.5rem; max-width: 22rem; }}
 #skipped tbody th {{ min-width: 10rem; max-width: 22rem; }}
+#fold-plan td:last-child:not(.num) {{ min-width: 15rem; }}
 tbody th[rowspan] {{ white-space: nowrap; }}
 tbody tr + tr td {{ border-top-color: transparent; }}
 tbody:only-of-type tr + tr td {{ border-top-color: var(--line); }}
+tr.group th {{ background: var(--page); padding-top: .45rem; padding-bottom: .45rem; }}
+tr.group th small {{ display: inline; margin-left: .75rem; }}
+tr.group ~ tr td {{ border-top-color: var(--line); }}
 tfoot th, tfoot td {{ font-weight: 600; border-top-width: 2px; }}
 .num {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
-td small {{ display: block; font-size: .8rem; color: var(--muted); font-weight: 400; }}
+td small, tbody th small {{
+  display: block; font-size: .8rem; color: var(--muted); font-weight: 400;
+}}
 #layers td small {{ display: inline-block; min-width: 3.9rem; }}
 small.better {{ color: var(--good); }}
 small.worse {{ color: var(--missed); font-weight: 600; }}
@@ -115,6 +121,19 @@ small.worse {{ color: var(--missed); font-weight: 600; }}
   background: var(--track); overflow: hidden; vertical-align: .05em;
 }}
 .bar i {{ display: block; height: 100%; background: var(--accent); }}
+.warnings {{ list-style: none; margin: 0 0 1rem; padding: 0; display: grid; gap: .5rem; }}
+.warnings li {{
+  padding: .6rem .9rem; border: 1px solid var(--line); border-left: 4px solid var(--missed);
+  border-radius: 8px; background: var(--missed-page); font-size: .9rem;
+}}
+.warnings strong {{ color: var(--missed); }}
+.warnings p {{ margin: .1rem 0 0; padding-left: 1rem; }}
+.warnings span {{ color: var(--muted); }}
+.warnings span::before {{ content: "· "; }}
+.about {{ margin: 0; color: var(--muted); }}
+section > .tiles {{ margin: .75rem 0 1rem; }}
+.notes {{ margin: 0 0 1rem; padding-left: 1.2rem; font-size: .9rem; }}
+.card + .card, .note + .card {{ margin-top: 1.25rem; }}
 
 figure {{ margin: 0 0 1.25rem; padding: 1.1rem 1.25rem; }}
 figure img {{ display: block; max-width: 100%; height: auto; margin: 0 auto; }}

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.report.comparison import (
-    Cell,
-    ComparisonTable,
-    files_table,
-    models_table,
-    verdict,
-)
+from dprp_tf.report.benchmarks import bench_warnings, run_tables
+from dprp_tf.report.cells import Cell, ComparisonTable
+from dprp_tf.report.comparison import files_table, models_table, verdict
 from dprp_tf.report.formatting import clean_name
 
 if TYPE_CHECKING:
@@ -19,9 +15,14 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["results_markdown", "results_table"]
+__all__ = ["bench_report", "results_markdown", "results_table"]
 
-_NOTES = {"file names": "Model", "latency spread": "Latency", "ratio interval": "Latency ratio"}
+_NOTES = {
+    "file names": ("Model",),
+    "runtime": ("File",),
+    "latency spread": ("Latency",),
+    "ratio interval": ("Latency ratio", "Ratio"),
+}
 _STYLES = {"better": "green", "worse": "yellow", "": "dim"}
 
 
@@ -103,12 +104,52 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def bench_report(bench: Mapping[str, Any]) -> Group:
+    """Lay out a benchmark for `rich.print`: a table for each run, and what casts doubt on it.
+
+    Args:
+        bench: Content of `bench.json`.
+
+    Returns:
+        A renderable that fits the terminal's width.
+
+    Raises:
+        ValueError: If a list in `bench` doesn't hold objects.
+
+    Example:
+
+    >>> from rich.console import Console
+    >>> console = Console(width=80)
+    >>> with console.capture() as capture:
+    ...     console.print(bench_report({"files": [{"name": "a.onnx", "size_bytes": 900}],
+    ...         "runs": [{"target": "local", "results": [{"median_ms": 0.4}]}]}))
+    >>> "a.onnx   0.400 ms   900 B" in capture.get()
+    True
+    """
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
+    parts: list[Any] = [
+        part for table in run_tables(bench) for part in (_FittedTable(table), Text())
+    ]
+    for warning in bench_warnings(bench):
+        heading = Text.assemble((f"{warning.kind}: ", "bold yellow"), warning.advice)
+        parts.append(Padding(heading, (0, 0, 0, 2)))
+        for seen, places in warning.seen:
+            line = Text.assemble(f"- {seen}", (f" ({'; '.join(places)})", "dim"))
+            parts.append(Padding(line, (0, 0, 0, 4)))
+    return Group(*parts)
+
+
 class _FittedTable:
     """A table that leaves out what fits least well into a narrow terminal, and says so."""
 
     # From the first to leave to the last; a column with a warning in it always stays.
     _LEAVING = (
         "file names",
+        "runtime",
+        "Cold start",
         "Peak memory",
         "Same top-1",
         "latency spread",
@@ -131,7 +172,7 @@ class _FittedTable:
         leaving = [
             name
             for name in self._LEAVING
-            if (_NOTES.get(name, name) in titles and name not in kept_for_warning)
+            if (set(_NOTES.get(name, (name,))) & set(titles) and name not in kept_for_warning)
             and (name != "file names" or "Format" in titles)
         ]
         left_out: list[str] = []
@@ -156,7 +197,7 @@ def _rich_table(table: ComparisonTable, left_out: Collection[str]) -> Table:
 
     view = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     shown = [index for index, column in enumerate(table.columns) if column.title not in left_out]
-    without_note = {_NOTES[name] for name in left_out if name in _NOTES}
+    without_note = {title for name in left_out for title in _NOTES.get(name, ())}
     columns = []
     for index in shown:
         column = table.columns[index]

@@ -8,13 +8,29 @@ from typing import Any
 import keras
 
 from dprp_tf.zoo.resnet_cifar import resnet20, resnet32, resnet56, resnet_cifar
+from dprp_tf.zoo.resnet_imagenet import resnet18, resnet34, resnet50, resnet_imagenet
 from dprp_tf.zoo.resnet_small import resnet_small
 
-__all__ = ["ZOO", "build", "resnet20", "resnet32", "resnet56", "resnet_cifar", "resnet_small"]
+__all__ = [
+    "ZOO",
+    "build",
+    "resnet18",
+    "resnet20",
+    "resnet32",
+    "resnet34",
+    "resnet50",
+    "resnet56",
+    "resnet_cifar",
+    "resnet_imagenet",
+    "resnet_small",
+]
 
 ZOO: dict[str, Callable[..., keras.Model]] = {
+    "resnet18": resnet18,
     "resnet20": resnet20,
     "resnet32": resnet32,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
     "resnet56": resnet56,
     "resnet_small": resnet_small,
 }

@@ -1,4 +1,4 @@
-"""The residual network all of the zoo's ResNets are: stages of two-convolution blocks."""
+"""The residual network all of the zoo's ResNets are: a stem, then stages of residual blocks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Literal
 
 import keras
 
-__all__ = ["Preprocess", "Shortcut", "residual_network"]
+__all__ = ["Block", "Preprocess", "Shortcut", "Stem", "residual_network"]
 
+Block = Literal["basic", "bottleneck"]
 Shortcut = Literal["A", "B"]
+Stem = Literal["cifar", "imagenet"]
 Preprocess = tuple[float | Sequence[float], float | Sequence[float]]
 
+_EXPANSION = 4
 _CHANNELS_LAST = "channels_last"
 
 
@@ -20,16 +23,19 @@ def residual_network(
     input_shape: tuple[int, int, int],
     classes: int,
     widths: Sequence[int],
-    blocks: int,
+    blocks: int | Sequence[int],
     shortcut: Shortcut = "A",
     weight_decay: float = 0.0,
     preprocess: Preprocess | None = None,
     name: str | None = None,
+    *,
+    stem: Stem = "cifar",
+    block: Block = "basic",
 ) -> keras.Model:
-    """Build a residual network of basic blocks that returns logits.
+    """Build a residual network that returns logits.
 
-    A 3x3 stem of `widths[0]` filters, then one stage per width; every stage after the first
-    halves height and width in its first block. A block computes
+    A stem of `widths[0]` filters, then one stage per width; every stage after the first halves
+    height and width in its first block. A basic block computes
     `relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))`. Only Keras' own layers are used, so a
     saved model loads without this library and converts to TFLite and ONNX.
 
@@ -37,7 +43,7 @@ def residual_network(
         input_shape: Height, width and channels of one image, each at least 1.
         classes: Number of logits, at least 2.
         widths: Filters of each stage, never falling from one stage to the next for `"A"`.
-        blocks: Blocks per stage, at least 1.
+        blocks: Blocks per stage, at least 1; one number for all stages or one for each.
         shortcut: What bridges a change of shape. `"A"`: every second pixel, missing channels
             filled with zeros, no parameters. `"B"`: a strided 1x1 convolution with batch
             normalization. Defaults to `"A"`.
@@ -47,6 +53,10 @@ def residual_network(
         preprocess: `(mean, std)`, each a number or one per channel: the model then takes raw
             values and computes `(x - mean) / std` itself. Defaults to None, input as it is.
         name: Name of the model.
+        stem: `"cifar"`, a 3x3 convolution, or `"imagenet"`, a 7x7 convolution and a 3x3 max
+            pooling with stride 2 each. Defaults to `"cifar"`.
+        block: `"basic"`, two 3x3 convolutions, or `"bottleneck"`: 1x1 to the stage's width, 3x3
+            with the stage's stride, 1x1 to four times the width. Defaults to `"basic"`.
 
     Returns:
         A functional model, `(batch, height, width, channels) -> (batch, classes)`.
@@ -54,24 +64,26 @@ def residual_network(
     Raises:
         ValueError: If an argument is outside its range.
 
-    Source: He et al., "Deep Residual Learning for Image Recognition", section 4.2.
+    Source: He et al., "Deep Residual Learning for Image Recognition", sections 3.3, 4.1 and 4.2.
 
     Example:
 
     >>> residual_network((8, 8, 1), 2, widths=(4, 8), blocks=1).output_shape
     (None, 2)
     """
-    _check(input_shape, classes, widths, blocks, shortcut, weight_decay)
+    counts = [blocks] * len(widths) if isinstance(blocks, int) else list(blocks)
+    _check(input_shape, classes, widths, counts, shortcut, weight_decay, stem, block)
     decay = weight_decay / 2
     inputs = keras.Input(shape=tuple(input_shape), name="image")
     x = inputs
     if preprocess is not None:
         x = _preprocess(preprocess, channels=input_shape[-1])(x)
-    x = _convolution(x, widths[0], "stem", decay)
-    for stage, width in enumerate(widths, start=1):
-        for block in range(blocks):
-            strides = 2 if stage > 1 and block == 0 else 1
-            x = _block(x, width, strides, shortcut, decay, f"stage{stage}_block{block}")
+    x = _stem(x, widths[0], stem, decay)
+    build_block = _basic if block == "basic" else _bottleneck
+    for stage, (width, count) in enumerate(zip(widths, counts, strict=True), start=1):
+        for index in range(count):
+            strides = 2 if stage > 1 and index == 0 else 1
+            x = build_block(x, width, strides, shortcut, decay, f"stage{stage}_block{index}")
     x = keras.layers.GlobalAveragePooling2D(data_format=_CHANNELS_LAST, name="pool")(x)
     logits = keras.layers.Dense(
         classes,
@@ -82,7 +94,16 @@ def residual_network(
     return keras.Model(inputs, logits, name=name)
 
 
-def _block(
+def _stem(x: keras.KerasTensor, filters: int, stem: Stem, decay: float) -> keras.KerasTensor:
+    if stem == "cifar":
+        return _convolution(x, filters, "stem", decay)
+    x = _convolution(x, filters, "stem", decay, kernel_size=7, strides=2)
+    return keras.layers.MaxPooling2D(
+        3, strides=2, padding="same", data_format=_CHANNELS_LAST, name="stem_pool"
+    )(x)
+
+
+def _basic(
     x: keras.KerasTensor,
     filters: int,
     strides: int,
@@ -92,11 +113,41 @@ def _block(
 ) -> keras.KerasTensor:
     residual = _convolution(x, filters, name, decay, number="1", strides=strides)
     residual = _convolution(residual, filters, name, decay, number="2", activation=False)
+    return _joined(x, residual, strides, shortcut, decay, name, number="2")
+
+
+def _bottleneck(
+    x: keras.KerasTensor,
+    filters: int,
+    strides: int,
+    shortcut: Shortcut,
+    decay: float,
+    name: str,
+) -> keras.KerasTensor:
+    wide = _EXPANSION * filters
+    residual = _convolution(x, filters, name, decay, number="1", kernel_size=1)
+    residual = _convolution(residual, filters, name, decay, number="2", strides=strides)
+    residual = _convolution(
+        residual, wide, name, decay, number="3", kernel_size=1, activation=False
+    )
+    return _joined(x, residual, strides, shortcut, decay, name, number="3")
+
+
+def _joined(
+    x: keras.KerasTensor,
+    residual: keras.KerasTensor,
+    strides: int,
+    shortcut: Shortcut,
+    decay: float,
+    name: str,
+    number: str,
+) -> keras.KerasTensor:
+    filters = residual.shape[-1]
     if strides != 1 or x.shape[-1] != filters:
         bridge = _subsample_and_pad if shortcut == "A" else _project
         x = bridge(x, filters, strides, decay, f"{name}_shortcut")
     x = keras.layers.Add(name=f"{name}_add")([x, residual])
-    return keras.layers.ReLU(name=f"{name}_relu2")(x)
+    return keras.layers.ReLU(name=f"{name}_relu{number}")(x)
 
 
 def _convolution(
@@ -200,9 +251,11 @@ def _check(
     input_shape: tuple[int, int, int],
     classes: int,
     widths: Sequence[int],
-    blocks: int,
+    blocks: Sequence[int],
     shortcut: str,
     weight_decay: float,
+    stem: str,
+    block: str,
 ) -> None:
     if len(input_shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in input_shape):
         raise ValueError(
@@ -216,8 +269,19 @@ def _check(
             "`widths` must hold the filters of at least one stage, each at least 1. "
             f"Received: widths={tuple(widths)}."
         )
-    if blocks < 1:
-        raise ValueError(f"`blocks` must be at least 1. Received: blocks={blocks}.")
+    if len(blocks) != len(widths) or any(count < 1 for count in blocks):
+        received = blocks[0] if len(set(blocks)) == 1 else tuple(blocks)
+        raise ValueError(
+            "`blocks` must be at least 1, one number for all stages or one for each of the "
+            f"{len(widths)} in `widths`. Received: blocks={received}."
+        )
+    if stem not in ("cifar", "imagenet"):
+        raise ValueError(
+            '`stem` must be "cifar" (3x3) or "imagenet" (7x7 and pooling). Received: '
+            f"stem={stem!r}."
+        )
+    if block not in ("basic", "bottleneck"):
+        raise ValueError(f'`block` must be "basic" or "bottleneck". Received: block={block!r}.')
     if shortcut not in ("A", "B"):
         raise ValueError(
             '`shortcut` must be "A" (zero-padded channels, no parameters) or "B" (1x1 '

@@ -1,0 +1,242 @@
+"""Accuracy against cost and size of benchmarked files, a panel for each target."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dprp_tf.atomic import atomic_path
+from dprp_tf.report.axes import (
+    accuracy_axis,
+    position_axis,
+    short_count_ticks,
+    style_axes,
+)
+from dprp_tf.report.benchmarks import run_label
+from dprp_tf.report.errors import NothingToPlotError
+from dprp_tf.report.formatting import clean_name, number
+from dprp_tf.report.loading import records
+from dprp_tf.report.theme import FONT_SIZE, Theme, new_figure, theme_named
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_bench", "save_bench_plots"]
+
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+_PANELS_PER_ROW = 3
+_NAME_LIMIT = 38
+_CLOSE = 7.0
+
+
+@dataclass(frozen=True)
+class _Point:
+    file: int
+    x: float
+    y: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    unit: str
+    points: tuple[_Point, ...]
+    # What follows a short count on the x axis; None for plain numbers.
+    prefixed: str | None = None
+
+
+def plot_bench(bench: Mapping[str, Any], theme: str = "light") -> Figure:
+    """Draw accuracy against latency on each target, and against size.
+
+    Up and to the left is better. The bar below a point spans the 10th to the 90th percentile of
+    its samples. Emulated targets show instructions. Without accuracies the height is the size of
+    the file, and down and to the left is better.
+
+    Args:
+        bench: Content of `bench.json`.
+        theme: `"light"` or `"dark"`. Defaults to `"light"`.
+
+    Returns:
+        A figure with a panel for each target and number of threads, and one for size.
+
+    Raises:
+        NothingToPlotError: If nothing was measured.
+        ValueError: If `theme` is unknown.
+
+    Example:
+
+    >>> figure = plot_bench({
+    ...     "files": [{"name": "a.onnx", "size_bytes": 900, "accuracy": 0.9}],
+    ...     "runs": [{"target": "local", "threads": 1, "results": [{"median_ms": 0.4}]}]})
+    >>> [axes.lines[0].get_xdata().tolist() for axes in figure.axes]
+    [[0.4], [900.0]]
+    """
+    colours = theme_named(theme)
+    files = records(bench, "files")
+    accuracies = [number(file.get("accuracy")) for file in files]
+    sizes = [number(file.get("size_bytes")) for file in files]
+    with_accuracy = not all(math.isnan(accuracy) for accuracy in accuracies)
+    heights = accuracies if with_accuracy else sizes
+    panels = [_run_panel(run, heights) for run in records(bench, "runs")]
+    if with_accuracy:
+        points = [_Point(i, *pair) for i, pair in enumerate(zip(sizes, heights, strict=True))]
+        panels.append(_Panel("File size", "File size", _known(points), "B"))
+    panels = [panel for panel in panels if panel.points]
+    if not panels:
+        raise NothingToPlotError("`bench` holds no file with a cost and an accuracy or size.")
+    columns = 2 if len(panels) == 4 else min(len(panels), _PANELS_PER_ROW)
+    rows = math.ceil(len(panels) / columns)
+    figure = new_figure(4.1 * max(columns, 1.5), 3.3 * rows + 0.5, colours)
+    for index, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        height = "Accuracy (%)" if with_accuracy else "File size"
+        style_axes(axes, colours, "", x=panel.unit, y=height, grid="both")
+        axes.set_title(
+            clean_name(panel.title, _NAME_LIMIT),
+            loc="left",
+            fontsize=FONT_SIZE + 1.5,
+            fontweight="bold",
+            color=colours.text,
+            pad=9,
+            parse_math=False,
+        )
+        position_axis(axes, _reach(panel), panel.prefixed)
+        if with_accuracy:
+            # One scale for all panels: the same file stands at the same height.
+            accuracy_axis(axes, [value for value in heights if not math.isnan(value)])
+        else:
+            axes.set_ylim(0, max(value for value in heights if not math.isnan(value)) * 1.18)
+            short_count_ticks(axes.yaxis, "B")
+        _draw(axes, panel, colours)
+    _legend(figure, files, sorted({point.file for p in panels for point in p.points}), colours)
+    return figure
+
+
+def save_bench_plots(bench: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write `plot_bench` for light and for dark pages, as PNG at 150 dots per inch.
+
+    Args:
+        bench: Content of `bench.json`.
+        folder: The run folder; the files go to `plots/` in it.
+
+    Returns:
+        The paths written, `bench.png` and `bench_dark.png`.
+
+    Raises:
+        NothingToPlotError: If nothing was measured.
+        OSError: If the folder can't be written.
+
+    Example:
+
+    >>> import tempfile
+    >>> bench = {"files": [{"size_bytes": 900}],
+    ...          "runs": [{"target": "local", "results": [{"median_ms": 0.4}]}]}
+    >>> [path.name for path in save_bench_plots(bench, tempfile.mkdtemp())]
+    ['bench.png', 'bench_dark.png']
+    """
+    written = []
+    for theme, name in (("light", "bench.png"), ("dark", "bench_dark.png")):
+        path = Path(folder) / "plots" / name
+        with atomic_path(path) as temporary:
+            plot_bench(bench, theme).savefig(temporary, dpi=150, format="png")
+        written.append(path)
+    return written
+
+
+def _run_panel(run: Mapping[str, Any], heights: list[float]) -> _Panel:
+    timed = run.get("unit") != "instructions"
+    points = []
+    for index, result in enumerate(records(run, "results")[: len(heights)]):
+        cost = number(result.get("median_ms" if timed else "instructions"))
+        low, high = (number(result.get(key)) if timed else math.nan for key in ("p10_ms", "p90_ms"))
+        points.append(_Point(index, cost, heights[index], low, high))
+    unit = "Median latency (ms)" if timed else "Instructions per inference (proxy)"
+    return _Panel(run_label(run), unit, _known(points), None if timed else "")
+
+
+def _known(points: list[_Point]) -> tuple[_Point, ...]:
+    return tuple(point for point in points if not math.isnan(point.x + point.y))
+
+
+def _reach(panel: _Panel) -> list[float]:
+    """What the x axis must hold: points and bars, but no bar far beyond every point."""
+    points = [point.x for point in panel.points]
+    return points + [
+        min(point.high, 1.5 * max(points)) for point in panel.points if not math.isnan(point.high)
+    ]
+
+
+def _draw(axes: Axes, panel: _Panel, colours: Theme) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
+    places = axes.transData.transform([(point.x, point.y) for point in panel.points])
+    for index, point in enumerate(panel.points):
+        colour, marker = _look(point.file, colours)
+        x, y = places[index]
+        # What later ones would cover is drawn larger, so that all can be seen.
+        beside = [(abs(u - x), abs(v - y)) for u, v in places[index + 1 :]]
+        level = sum(v < _CLOSE for _, v in beside)
+        covered = sum(math.hypot(u, v) < _CLOSE for u, v in beside)
+        axes.plot(
+            [point.x],
+            [point.y],
+            marker=marker,
+            markersize=8 + 5 * covered,
+            color=colour,
+            markeredgecolor=colours.background,
+            markeredgewidth=0.8,
+            linestyle="none",
+            zorder=3,
+        )
+        if not math.isnan(point.low + point.high):
+            # Under the points of one height, so that no bar hides another.
+            down = ScaledTranslation(0, -(9 + 3.5 * level) / 72, axes.figure.dpi_scale_trans)
+            axes.hlines(
+                point.y,
+                point.low,
+                point.high,
+                color=colour,
+                linewidth=1.8,
+                zorder=2,
+                transform=axes.transData + down,
+            )
+
+
+def _look(file: int, colours: Theme) -> tuple[str, str]:
+    """The first file, the reference, has the colour of dense models, the second that of DPRP."""
+    palette = (colours.dense, colours.dprp, *colours.others)
+    return palette[file % len(palette)], _MARKERS[file % len(_MARKERS)]
+
+
+def _legend(figure: Figure, files: list[dict[str, Any]], shown: list[int], colours: Theme) -> None:
+    from matplotlib.lines import Line2D
+
+    handles, labels = [], []
+    for index in shown:
+        colour, marker = _look(index, colours)
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=7, linestyle="none"))
+        name = files[index].get("name") or files[index].get("path") or f"file {index + 1}"
+        labels.append(clean_name(name, _NAME_LIMIT))
+    # As many columns as fit: about 13 characters to the inch.
+    widest = max(map(len, labels)) + 5
+    columns = max(1, int(figure.get_figwidth() * 13) // widest)
+    legend = figure.legend(
+        handles,
+        labels,
+        loc="outside lower left",
+        ncols=min(columns, len(labels)),
+        frameon=False,
+        fontsize=FONT_SIZE,
+        labelcolor=colours.text,
+        handletextpad=0.4,
+        columnspacing=1.6,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
