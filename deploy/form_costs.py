@@ -206,15 +206,13 @@ class FormCosts:
             inputs = keras.Input((1,))
             empty = keras.Model(inputs, keras.layers.Dense(1)(inputs))
             paths = [self.setting.convert(empty, folder / "empty")]
-            copies: dict[Geometry, int] = {}
             for index, (geometry, forms) in enumerate(chunk.items()):
-                copies[geometry] = self._copies(geometry)
                 for position, form in enumerate(forms):
                     self.progress(f"building {form} for {_describe(geometry)}")
-                    network = probe(geometry, form, copies[geometry])
+                    network = probe(geometry, form, self._copies())
                     paths.append(self.setting.convert(network, folder / f"{index}_{position}"))
             self.progress(f"measuring {len(paths) - 1} forms on {self.setting.target.spec}")
-            costs = self._run(paths, chunk, copies, self.rounds)
+            costs = self._run(paths, chunk, self.rounds)
             unsure = {
                 geometry: forms
                 for geometry, forms in chunk.items()
@@ -230,7 +228,7 @@ class FormCosts:
                             next(p for p in paths if p.stem == f"{index}_{position}")
                             for position in range(len(forms))
                         ]
-                costs.update(self._run(again, unsure, copies, 3 * self.rounds))
+                costs.update(self._run(again, unsure, 3 * self.rounds))
         for geometry, forms in chunk.items():
             self._write(geometry, dict(zip(forms, costs[geometry], strict=True)))
 
@@ -238,7 +236,6 @@ class FormCosts:
         self,
         paths: Sequence[Path],
         chunk: Mapping[Geometry, Sequence[Form]],
-        copies: Mapping[Geometry, int],
         rounds: int,
     ) -> dict[Geometry, list[FormCost]]:
         results = measure_files(
@@ -260,16 +257,13 @@ class FormCosts:
             for row in rows:
                 samples = [max(sample - overhead, 1e-9) for sample in row.samples]
                 ratio, low, high = ratio_interval(samples, dense)
-                cost = max(row.cost - overhead, 1e-9) / copies[geometry]
+                cost = max(row.cost - overhead, 1e-9) / self._copies()
                 costs[geometry].append(FormCost(cost, ratio, low, high))
         return costs
 
-    def _copies(self, geometry: Geometry) -> int:
-        """Enough work to stand out from the cost of an invocation; one where counts are exact."""
-        if self.setting.target.unit != "ms":
-            return 1
-        macs = geometry.macs(_DENSE)
-        return 4 if macs < 2e6 else 3 if macs < 2e7 else 2
+    def _copies(self) -> int:
+        """Two, so that a form does not find its own weights in the cache; counts need but one."""
+        return 2 if self.setting.target.unit == "ms" else 1
 
     def _path(self, geometry: Geometry) -> Path:
         key = json.dumps([_VERSION, self.identity, geometry.key], sort_keys=True)

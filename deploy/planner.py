@@ -45,10 +45,11 @@ def plan(
 
     Each distinct form at each distinct place is timed once, as a small network with the
     normalization and ReLU that follow it, in the real runtime; all of them in turns, so that a
-    slow moment hits all. A layer leaves its dense form only where the 95 % interval of the ratio
-    lies below 1. The whole model folded so is then timed against its dense fold; if it does not
-    win beyond the noise, only the clear gains are kept, and if those do not win either, the dense
-    layers: a plan never costs more than the dense model it was measured against.
+    slow moment hits all. Forms with more MACs than the dense one are not tried. A layer leaves
+    its dense form only where the 95 % interval of the ratio lies below 1. The whole model folded
+    so is then timed against its dense fold; if it does not win beyond the noise, only the clear
+    gains are kept, and if those do not win either, the dense layers: a plan never costs more than
+    the dense model it was measured against.
 
     Results are remembered per processor, runtime version, precision and number of threads.
 
@@ -91,7 +92,7 @@ def plan(
             f"{model.name!r}, which has none; make one with dprp_tf.factorize(model)."
         )
     _require_distinct_names(sites)
-    forms = {site.layer.name: layer_forms(site.layer, tolerance) for site in sites}
+    forms = {site.layer.name: _worth_trying(site, tolerance) for site in sites}
     costs = FormCosts(setting, rounds=rounds, cache=cache, progress=progress)
     wanted: dict[Geometry, list[Form]] = {}
     for site in sites:
@@ -100,6 +101,16 @@ def plan(
     measured = costs.measure(wanted)
     layers = [_choose(site, forms[site.layer.name], measured) for site in sites]
     return _prove(model, setting, costs.identity, layers, rounds, progress)
+
+
+def _worth_trying(site: Site, tolerance: float) -> list[Form]:
+    """The forms that multiply no more than the dense one: the others have nothing to win by."""
+    forms = layer_forms(site.layer, tolerance)
+
+    def macs(form: Form) -> int:
+        return sum(geometry.macs(form) for geometry in site.geometries)
+
+    return [forms[0], *(form for form in forms[1:] if macs(form) <= macs(forms[0]))]
 
 
 def _require_distinct_names(sites: Sequence[Site]) -> None:
@@ -140,7 +151,9 @@ def _choose(
     faster = [c for c in candidates[1:] if c.high < 1 - _noise(c)]
     if not faster:
         best = min(candidates[1:], key=lambda c: c.ratio, default=None)
-        reason = "no other form" if best is None else f"{best.form} takes {best.ratio:.2f} x"
+        reason = (
+            "no form has fewer MACs" if best is None else f"{best.form} takes {best.ratio:.2f} x"
+        )
         return PlannedLayer(site.layer.name, _DENSE, reason, tuple(candidates))
     best = min(faster, key=lambda c: c.ratio)
     # Noise does not decide between forms that it can't tell apart: the smaller one does.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -105,16 +106,16 @@ class Geometry:
         Returns:
             The number of MACs.
         """
-        layer = self.layer()
-        output = layer.compute_output_shape((None, *self.input_shape))[1:]
-        config = json.loads(self.config)
-        if "units" in config:
-            before = after = tuple(output[:-1])
-        elif config["data_format"] == "channels_first":
-            before, after = self.input_shape[1:], tuple(output[1:])
-        else:
-            before, after = self.input_shape[:-1], tuple(output[:-1])
-        return form.macs(self.kernel_shape, before, after)
+        return form.macs(self.kernel_shape, *_positions(self))
+
+
+@functools.cache
+def _positions(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Spatial sizes of the input and of the output."""
+    output = geometry.layer().compute_output_shape((None, *geometry.input_shape))[1:]
+    if json.loads(geometry.config).get("data_format") == "channels_first":
+        return geometry.input_shape[1:], tuple(output[1:])
+    return geometry.input_shape[:-1], tuple(output[:-1])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,35 @@ import numpy as np
 from dprp_tf import deploy
 from dprp_tf.costs import model_cost
 from dprp_tf.data import Dataset
-from dprp_tf.folding import choose_forms, fold
+from dprp_tf.folding import FoldPlan, choose_forms, fold
 from dprp_tf.layers import low_rank_layers
 from dprp_tf.summaries import summary
 
-__all__ = ["FORMATS", "accuracy", "compare_models", "plain_model"]
+__all__ = ["FORMATS", "Format", "accuracy", "compare_models", "plain_model"]
 
-# label -> (suffix of the file, quantization of TFLite or None, whether ONNX)
-FORMATS: Mapping[str, tuple[str, Any, bool]] = {
-    "TFLite float32": ("float32.tflite", None, False),
-    "TFLite float16": ("float16.tflite", "float16", False),
-    "TFLite int8": ("int8.tflite", "int8", False),
-    "ONNX float32": ("float32.onnx", None, True),
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that both models are exported to.
+
+    Attributes:
+        suffix: End of the file's name.
+        quantization: As the exporters take it.
+        runtime: `"litert"` or `"onnxruntime"`.
+        precision: What the forms are planned for; half-precision weights compute in float32.
+    """
+
+    suffix: str
+    quantization: Any
+    runtime: str
+    precision: str
+
+
+FORMATS: Mapping[str, Format] = {
+    "TFLite float32": Format("float32.tflite", None, "litert", "float32"),
+    "TFLite float16": Format("float16.tflite", "float16", "litert", "float32"),
+    "TFLite int8": Format("int8.tflite", "int8", "litert", "int8"),
+    "ONNX float32": Format("float32.onnx", None, "onnxruntime", "float32"),
 }
 
 
@@ -76,10 +94,11 @@ def compare_models(
     threads: int = 1,
     progress: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """Fold, export both models in every format, check and time the files, and give a verdict.
+    """Plan, fold and export both models in every format, check and time the files; a verdict.
 
-    Each file is verified against its Keras model on test images while it is written; the files
-    of one format are timed in turns in one run.
+    For each runtime and precision the low-rank model is folded by a plan measured here
+    (`deploy.plan`), which is kept in the folder. Each file is verified against its Keras model on
+    test images while it is written; the files of one format are timed in turns in one run.
 
     Args:
         folder: Where the files go.
@@ -107,29 +126,36 @@ def compare_models(
     True
     """
     folder = Path(folder)
-    progress("folding")
-    folded = fold(lowrank)
+    plans: dict[tuple[str, str], FoldPlan] = {}
+    for entry in FORMATS.values():
+        key = (entry.runtime, entry.precision)
+        if key not in plans:
+            progress(f"planning the fold for {entry.runtime} {entry.precision}")
+            plans[key] = deploy.plan(lowrank, "local", *key, threads=threads)
+            plans[key].save(folder / "plans" / f"{'_'.join(key)}.json")
+    first = plans[("litert", "float32")]
+    first.save(folder / "plan.json")
+    folds = {key: fold(lowrank, plan=plan) for key, plan in plans.items()}
+    folded = folds[("litert", "float32")]
     trained_cost, dense_cost, folded_cost = map(model_cost, (lowrank, dense, folded))
-    models = {"dense": dense, "dprp": folded}
     scores = {"dense": accuracy(dense, dataset), "dprp": accuracy(folded, dataset)}
     images = dataset.x_test[:256].astype("float32")
     calibration = dataset.x_train[:256].astype("float32")
     files: list[dict[str, Any]] = []
-    for label, (suffix, quantization, onnx) in FORMATS.items():
+    for label, entry in FORMATS.items():
         rows = []
-        for name, model in models.items():
+        planned = folds[(entry.runtime, entry.precision)]
+        for name, model in (("dense", dense), ("dprp", planned)):
             progress(f"{label}: {name}")
-            path = folder / f"{name}_{suffix}"
-            if onnx:
-                report = deploy.export_onnx(model, path, verification_data=images)
-            else:
-                report = deploy.export_tflite(
-                    model,
-                    path,
-                    quantization=quantization,
-                    calibration_data=calibration if quantization == "int8" else None,
-                    verification_data=images,
-                )
+            path = folder / f"{name}_{entry.suffix}"
+            export = deploy.export_onnx if entry.runtime == "onnxruntime" else deploy.export_tflite
+            report = export(
+                model,
+                path,
+                quantization=entry.quantization,
+                calibration_data=calibration if entry.quantization == "int8" else None,
+                verification_data=images,
+            )
             rows.append(
                 {
                     "model": name,
@@ -197,7 +223,7 @@ def compare_models(
                 "dense_parameters": row.dense_parameters,
                 "folded_parameters": row.folded_parameters,
             }
-            for row in choose_forms(lowrank)
+            for row in choose_forms(lowrank, plan=first)
         ],
         "skipped": [{"name": row.name, "reason": row.skipped} for row in summary(lowrank).skipped],
         "timing": dict(timing or {}),

@@ -74,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     write_json(chosen.out / "ranks.json", ranks)
     write_json(chosen.out / "history.json", {"runs": histories})
     write_json(chosen.out / "results.json", results)
+    plan = json.loads((chosen.work / "plan.json").read_text(encoding="utf-8"))
+    write_json(chosen.out / "plan.json", plan)
     save_plots(chosen.out)
     print(results["headline"]["text"])
     return 0
