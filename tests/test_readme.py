@@ -20,18 +20,26 @@ def test_the_two_commands_open_it() -> None:
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    block = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None
-    code = block[1]
-    assert "epochs=30" in code
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code = "\n".join(blocks)
+    assert code.count("epochs=30") == 2
+    assert code.count("plan(lowrank, target)") == code.count("table(lowrank, target)") == 1
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (320, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, (320, 1))
     split = (images[:64], labels[:64]), (images[64:], labels[64:])
     monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: split)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DPRP_TF_CACHE", str(tmp_path / "cache"))
+    for shown, quick in (
+        ("epochs=30", "epochs=1"),
+        ("plan(lowrank, target)", "plan(lowrank, target, rounds=3)"),
+        ("table(lowrank, target)", "table(lowrank, target, rounds=3, ranks=(2,))"),
+        ("stop_epoch=24", "stop_epoch=1"),
+    ):
+        code = code.replace(shown, quick)
     names: dict[str, object] = {}
-    exec(compile(code.replace("epochs=30", "epochs=1"), str(README), "exec"), names)  # noqa: S102
+    exec(compile(code, str(README), "exec"), names)  # noqa: S102
     small = names["small"]
     assert isinstance(small, keras.Model)
     assert {type(layer).__module__.split(".")[0] for layer in small.layers} == {"keras"}
