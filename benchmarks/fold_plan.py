@@ -102,7 +102,7 @@ def measure(
         }
     # What the layers' costs sum up to, for the plan and for all two-stage forms alike.
     own = {layer.name: own_form(layer) for layer in low_rank_layers(model)}
-    rest = found.dense_cost - sum(layer.dense.cost for layer in found.layers)
+    dense_sum = sum(layer.dense.cost for layer in found.layers)
     sums = {
         "planned": sum(layer.chosen.cost for layer in found.layers),
         "two_stage": sum(
@@ -111,7 +111,7 @@ def measure(
         ),
     }
     for name, total in sums.items():
-        predicted = (max(rest, 0.0) + total) / found.dense_cost
+        predicted = 1 + (total - dense_sum) / found.dense_cost
         row[name]["predicted_ratio"] = predicted
         row[name]["predicted_to_measured"] = predicted / row[name]["ratio"]
     return row

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dprp_tf.deploy.conditions import condition_warnings
+from dprp_tf.deploy.intervals import CONFIDENCE, ratio_interval
 from dprp_tf.deploy.runtime import require_model_file
 from dprp_tf.deploy.targets import Target, resolve_target
 from dprp_tf.deploy.targets.edge import write_arrays
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["BenchmarkResult", "Comparison", "Ratio", "benchmark", "compare", "measure_files"]
-
-_RESAMPLES = 2000
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -287,10 +285,10 @@ def compare(
         )
     checked = [require_model_file(path, "paths") for path in paths]
     results = measure_files(checked, threads, warmup, repeats, target, inputs)
-    reference = np.asarray(results[0].samples)
     ratios = tuple(
-        Ratio(result.path, *_ratio(np.asarray(result.samples), reference), _CONFIDENCE)
+        Ratio(result.path, ratio, low, high, CONFIDENCE)
         for result in results
+        for ratio, low, high in (ratio_interval(result.samples, results[0].samples),)
     )
     return Comparison(tuple(results), ratios)
 
@@ -387,16 +385,6 @@ def _result(
         "warnings": warnings,
     }
     return BenchmarkResult(**values)
-
-
-def _ratio(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
-    rounds = len(samples)
-    drawn = np.random.default_rng(0).integers(0, rounds, (_RESAMPLES, rounds))
-    # (resamples, rounds) -> (resamples,)
-    resampled = np.median(samples[drawn], axis=1) / np.median(reference[drawn], axis=1)
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return float(np.median(samples) / np.median(reference)), float(low), float(high)
 
 
 def _table(results: Sequence[BenchmarkResult], ratios: Sequence[Ratio] | None) -> Table:

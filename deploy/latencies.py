@@ -36,6 +36,7 @@ def latency_table(
     ranks: Sequence[int] | None = None,
     rounds: int = 30,
     cache: str | os.PathLike[str] | None = None,
+    refresh: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> LatencyTable:
     """Measure the time of every layer of a factorized model at several ranks on a target.
@@ -52,9 +53,10 @@ def latency_table(
         threads: Threads of the runtime, 1 or more. Defaults to 1.
         ranks: Ranks to measure, where a layer has them. Defaults to every rank of full ranks up
             to 9, else to six between a sixteenth and three quarters of the full rank.
-        rounds: Timed rounds per form. Defaults to 30.
+        rounds: Timed rounds per form, 3 or more. Defaults to 30.
         cache: Folder that remembers measured costs. Defaults to the user's cache folder.
-        progress: Called with a line for each step.
+        refresh: Whether to measure anew what is remembered. Defaults to false.
+        progress: Called with a line for each step, such as `print`. Defaults to silence.
 
     Returns:
         The table.
@@ -76,15 +78,14 @@ def latency_table(
     """
     setting = Setting(resolve_target(target), runtime, precision, threads)
     sites = layer_sites(model)
-    if not sites:
-        raise ValueError(
-            "`model` must have SVD layers. Received: "
-            f"{model.name!r}, which has none; make one with dprp_tf.factorize(model)."
-        )
-    if ranks is not None and (not ranks or min(ranks) < 1):
-        raise ValueError(f"`ranks` must hold integers of 1 or more. Received: ranks={ranks}")
+    if ranks is not None:
+        several = isinstance(ranks, Sequence) and len(ranks) > 0
+        if not several or not all(isinstance(rank, int) and rank >= 1 for rank in ranks):
+            raise ValueError(
+                f"`ranks` must be a sequence of integers of 1 or more. Received: ranks={ranks!r}"
+            )
     forms = {site.layer.name: _forms(site, ranks) for site in sites}
-    costs = FormCosts(setting, rounds=rounds, cache=cache, progress=progress)
+    costs = FormCosts(setting, rounds=rounds, cache=cache, refresh=refresh, progress=progress)
     wanted: dict[Geometry, list[Form]] = {}
     for site in sites:
         for geometry in site.geometries:
@@ -94,24 +95,6 @@ def latency_table(
     def total(site: Site, form: Form) -> float:
         return sum(measured[geometry][form].cost for geometry in site.geometries)
 
-    rows = []
-    for site in sites:
-        quickest: dict[int, tuple[float, str]] = {}
-        for form in forms[site.layer.name]:
-            offer = (total(site, form), form.kind)
-            quickest[form.ranks[0]] = min(offer, quickest.get(form.ranks[0], offer))
-        known = tuple(sorted(quickest))
-        rows.append(
-            LayerLatency(
-                name=site.layer.name,
-                matricization=site.layer.matricization,
-                full_rank=site.layer.full_rank,
-                dense=total(site, _DENSE),
-                ranks=known,
-                costs=tuple(quickest[rank][0] for rank in known),
-                forms=tuple(quickest[rank][1] for rank in known),
-            )
-        )
     progress("measuring the dense model")
     with tempfile.TemporaryDirectory() as name:
         dense = fold(model, forms={site.layer.name: _DENSE for site in sites})
@@ -124,6 +107,26 @@ def latency_table(
             target=setting.target,
             memory=False,
         )[0].cost
+    # Noise may let the layers sum up to more than the whole model.
+    scale = min(1.0, whole / sum(total(site, _DENSE) for site in sites))
+    rows = []
+    for site in sites:
+        quickest: dict[int, tuple[float, str]] = {}
+        for form in forms[site.layer.name]:
+            offer = (scale * total(site, form), form.kind)
+            quickest[form.ranks[0]] = min(offer, quickest.get(form.ranks[0], offer))
+        known = tuple(sorted(quickest))
+        rows.append(
+            LayerLatency(
+                name=site.layer.name,
+                matricization=site.layer.matricization,
+                full_rank=site.layer.full_rank,
+                dense=scale * total(site, _DENSE),
+                ranks=known,
+                costs=tuple(quickest[rank][0] for rank in known),
+                forms=tuple(quickest[rank][1] for rank in known),
+            )
+        )
     return LatencyTable(
         layers=tuple(rows),
         dense=whole,

@@ -39,6 +39,7 @@ def plan(
     tolerance: float = 0.0,
     rounds: int = 30,
     cache: str | os.PathLike[str] | None = None,
+    refresh: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> FoldPlan:
     """Find by measurement which form of each low-rank layer is fastest on a target.
@@ -62,16 +63,17 @@ def plan(
         threads: Threads of the runtime, 1 or more. Defaults to 1.
         tolerance: Relative error of a layer's kernel that a form may have; 0 means exact forms
             alone. Defaults to 0.
-        rounds: Timed rounds per form. Defaults to 30.
+        rounds: Timed rounds per form, 3 or more. Defaults to 30.
         cache: Folder that remembers measured costs. Defaults to the user's cache folder.
-        progress: Called with a line for each step.
+        refresh: Whether to measure anew what is remembered. Defaults to false.
+        progress: Called with a line for each step, such as `print`. Defaults to silence.
 
     Returns:
         The plan, for `dprp_tf.fold(model, plan=...)`.
 
     Raises:
-        ValueError: If the model has no graph, no SVD layer or inputs of open shape, or an argument
-            is unknown.
+        ValueError: If the model has no graph, no SVD layer, two of one name, NaN factors or inputs
+            of open shape, or an argument is unknown.
         TargetError: If the target can't be reached or lacks the runtime.
 
     Example:
@@ -86,21 +88,16 @@ def plan(
     """
     setting = Setting(resolve_target(target), runtime, precision, threads)
     sites = layer_sites(model)
-    if not sites:
-        raise ValueError(
-            "`model` must have SVD layers to plan for. Received: "
-            f"{model.name!r}, which has none; make one with dprp_tf.factorize(model)."
-        )
-    _require_distinct_names(sites)
     forms = {site.layer.name: _worth_trying(site, tolerance) for site in sites}
-    costs = FormCosts(setting, rounds=rounds, cache=cache, progress=progress)
+    costs = FormCosts(setting, rounds=rounds, cache=cache, refresh=refresh, progress=progress)
     wanted: dict[Geometry, list[Form]] = {}
     for site in sites:
         for geometry in site.geometries:
             wanted.setdefault(geometry, []).extend(forms[site.layer.name])
     measured = costs.measure(wanted)
-    layers = [_choose(site, forms[site.layer.name], measured) for site in sites]
-    return _prove(model, setting, costs.identity, layers, rounds, progress)
+    noise = _COUNTING_NOISE if setting.exact else 0.0
+    layers = [_choose(site, forms[site.layer.name], measured, noise) for site in sites]
+    return _prove(model, costs, layers, progress)
 
 
 def _worth_trying(site: Site, tolerance: float) -> list[Form]:
@@ -113,18 +110,11 @@ def _worth_trying(site: Site, tolerance: float) -> list[Form]:
     return [forms[0], *(form for form in forms[1:] if macs(form) <= macs(forms[0]))]
 
 
-def _require_distinct_names(sites: Sequence[Site]) -> None:
-    names = [site.layer.name for site in sites]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ValueError(
-            "`model` must have one name per SVD layer to be planned. Received several of "
-            f"{doubled} in nested models; rename them."
-        )
-
-
 def _choose(
-    site: Site, forms: Sequence[Form], measured: Mapping[Geometry, Mapping[Form, FormCost]]
+    site: Site,
+    forms: Sequence[Form],
+    measured: Mapping[Geometry, Mapping[Form, FormCost]],
+    noise: float = 0.0,
 ) -> PlannedLayer:
     """Pick the form of one layer; for a shared layer, the costs of its calls add up."""
     tables = [measured[geometry] for geometry in site.geometries]
@@ -148,51 +138,71 @@ def _choose(
                 macs=sum(geometry.macs(form) for geometry in site.geometries),
             )
         )
-    faster = [c for c in candidates[1:] if c.high < 1 - _noise(c)]
-    if not faster:
-        best = min(candidates[1:], key=lambda c: c.ratio, default=None)
-        reason = (
-            "no form has fewer MACs" if best is None else f"{best.form} takes {best.ratio:.2f} x"
-        )
-        return PlannedLayer(site.layer.name, _DENSE, reason, tuple(candidates))
-    best = min(faster, key=lambda c: c.ratio)
-    # Noise does not decide between forms that it can't tell apart: the smaller one does.
-    near = [c for c in faster if c.low <= best.high]
-    chosen = min(near, key=lambda c: (c.parameters, c.ratio))
-    reason = f"{chosen.ratio:.2f} x the dense form"
-    return PlannedLayer(site.layer.name, chosen.form, reason, tuple(candidates))
+    faster = [c for c in candidates[1:] if c.high < 1 - noise]
+    if faster:
+        quickest = min(faster, key=lambda c: c.ratio)
+        # Noise does not decide between forms that it can't tell apart: the smaller one does.
+        near = [c for c in faster if c.low <= quickest.high]
+        chosen = min(near, key=lambda c: (c.parameters, c.ratio))
+        form, reason = chosen.form, f"{chosen.ratio:.2f} x the dense form"
+    else:
+        form, reason = _DENSE, "no form has fewer MACs"
+        if candidates[1:]:
+            best = min(candidates[1:], key=lambda c: c.ratio)
+            reason = f"{best.form} takes {best.ratio:.2f} x"
+    return PlannedLayer(
+        name=site.layer.name,
+        kernel_shape=tuple(site.layer.kernel_shape),
+        matricization=site.layer.matricization,
+        rank=int(site.layer.rank or 0),
+        form=form,
+        reason=reason,
+        candidates=tuple(candidates),
+    )
 
 
-def _kept_dense(layer: PlannedLayer) -> PlannedLayer:
+def _kept_dense(layer: PlannedLayer, why: str) -> PlannedLayer:
     if layer.form == _DENSE:
         return layer
-    reason = f"{layer.form} takes {layer.chosen.ratio:.2f} x, but the model gained nothing"
-    return replace(layer, form=_DENSE, reason=reason)
+    return replace(
+        layer, form=_DENSE, reason=f"{layer.form} takes {layer.chosen.ratio:.2f} x, but {why}"
+    )
 
 
-def _noise(candidate: Candidate) -> float:
-    # A single exact count has an interval of no width.
-    return _COUNTING_NOISE if candidate.low == candidate.high else 0.0
+def _scaled(layers: Sequence[PlannedLayer], whole: float) -> list[PlannedLayer]:
+    """The same costs, shrunk if noise lets the layers sum up to more than the whole model."""
+    total = sum(layer.dense.cost for layer in layers)
+    scale = min(1.0, whole / total)
+    return [
+        replace(
+            layer,
+            candidates=tuple(replace(c, cost=scale * c.cost) for c in layer.candidates),
+        )
+        for layer in layers
+    ]
 
 
 def _prove(
     model: keras.Model,
-    setting: Setting,
-    identity: Mapping[str, object],
+    costs: FormCosts,
     layers: Sequence[PlannedLayer],
-    rounds: int,
     progress: Callable[[str], None],
 ) -> FoldPlan:
     """Time the whole model as planned against its dense fold, and step back if it loses."""
-    dense_layers = [_kept_dense(layer) for layer in layers]
-    plans = [("the plan", list(layers))]
+    setting, identity, rounds = costs.setting, costs.identity, costs.rounds
+    plans = []
+    if any(layer.form != _DENSE for layer in layers):
+        plans.append(("the plan", list(layers)))
     cautious = [
-        layer if layer.chosen.ratio < _CLEAR_GAIN else _kept_dense(layer) for layer in layers
+        layer
+        if layer.chosen.ratio < _CLEAR_GAIN
+        else _kept_dense(layer, "that is no clear gain and the model without it was faster")
+        for layer in layers
     ]
     if cautious != list(layers) and any(layer.form != _DENSE for layer in cautious):
-        plans.append((f"its gains below {_CLEAR_GAIN} x", cautious))
-    if all(layer.form == _DENSE for layer in layers):
-        plans = []
+        plans.append((f"the plan of gains below {_CLEAR_GAIN} x alone", cautious))
+    why = "the model gained nothing"
+    dense_layers = [_kept_dense(layer, why) for layer in layers]
     dense_model = fold(model, forms={layer.name: _DENSE for layer in layers})
     dense_macs = int(model_cost(dense_model).macs or 0)
     notes: list[str] = []
@@ -224,13 +234,13 @@ def _prove(
         plans, models, results[1:], ratios, strict=True
     ):
         ratio, low, high = interval
-        noise = _COUNTING_NOISE if setting.target.unit != "ms" else 0.0
+        noise = _COUNTING_NOISE if setting.exact else 0.0
         if high <= 1 - noise:
             macs = int(model_cost(folded).macs or 0)
             measured.append((ratio, low, high, choice, result.cost, macs))
         else:
             notes.append(
-                f"{label} was given up: measured whole it takes {ratio:.3f} "
+                f"{label} was given up: measured whole, it takes {ratio:.3f} "
                 f"({low:.3f}..{high:.3f}) x the dense model"
             )
     if measured:
@@ -239,12 +249,13 @@ def _prove(
         ratio = low = high = 1.0
         choice, cost, macs = dense_layers, dense.cost, dense_macs
         notes.append("the dense layers are kept: no other form made the model faster")
-    if setting.target.unit == "ms":
-        notes += dict.fromkeys(warning for result in results for warning in result.warnings)
+    if not setting.exact:
+        said = [warning for result in results for warning in result.warnings]
+        notes += dict.fromkeys([*costs.warnings, *said])
     else:
         notes.append("instructions of an emulated processor are a proxy for time")
-    # Noise may let the layers sum up to more than the whole: the rest is never negative.
-    rest = max(dense.cost - sum(layer.dense.cost for layer in choice), 0.0)
+    choice = _scaled(choice, dense.cost)
+    saved = sum(layer.chosen.cost - layer.dense.cost for layer in choice)
     return FoldPlan(
         layers=tuple(choice),
         target=setting.target.spec,
@@ -255,7 +266,7 @@ def _prove(
         processor=str(identity["processor"]),
         runtime_version=str(identity["runtime_version"]),
         dense_cost=dense.cost,
-        predicted_cost=rest + sum(layer.chosen.cost for layer in choice),
+        predicted_cost=dense.cost + saved,
         planned_cost=cost,
         ratio=ratio,
         low=low,

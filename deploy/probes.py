@@ -11,13 +11,13 @@ import numpy as np
 
 from dprp_tf.costs import layer_calls
 from dprp_tf.factorization import Factors, matrix_shape
-from dprp_tf.folding import Form, assemble, random_weights
+from dprp_tf.folding import Form, assemble, random_weights, require_finite_factors
 from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense, SVDLayer, low_rank_layers
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["Geometry", "Site", "calibration_inputs", "layer_sites", "probe"]
+__all__ = ["Geometry", "Site", "layer_sites", "probe"]
 
 _CLASSES: dict[str, type[SVDLayer]] = {
     cls.__name__: cls for cls in (SVDConv1D, SVDConv2D, SVDConv3D, SVDDense)
@@ -141,7 +141,8 @@ def layer_sites(model: keras.Model) -> list[Site]:
         One `Site` per SVD layer, in model order.
 
     Raises:
-        ValueError: If the model has no graph, or a layer's input has a size that is not fixed.
+        ValueError: If the model has no graph or no SVD layer, two of them have one name, a factor
+            is not finite, or a layer's input has a size that is not fixed.
 
     Example:
 
@@ -152,6 +153,20 @@ def layer_sites(model: keras.Model) -> list[Site]:
     >>> layer_sites(lowrank)[0].geometries[0].kernel_shape
     (3, 3, 16, 16)
     """
+    layers = low_rank_layers(model)
+    if not layers:
+        raise ValueError(
+            "`model` must have SVD layers to measure. Received: "
+            f"{model.name!r}, which has none; make one with dprp_tf.factorize(model)."
+        )
+    names = [layer.name for layer in layers]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ValueError(
+            "`model` must have one name per SVD layer to be measured. Received several of "
+            f"{doubled} in nested models; rename them."
+        )
+    require_finite_factors(model)
     found: dict[int, list[Geometry]] = {}
     for call in layer_calls(model):
         if not isinstance(call.layer, SVDLayer):
@@ -170,7 +185,7 @@ def layer_sites(model: keras.Model) -> list[Site]:
                 *_followed_by(model, call.consumers),
             )
         )
-    return [Site(layer, tuple(found.get(id(layer), ()))) for layer in low_rank_layers(model)]
+    return [Site(layer, tuple(found.get(id(layer), ()))) for layer in layers]
 
 
 def probe(geometry: Geometry, form: Form, copies: int = 1, seed: int = 0) -> keras.Model:
@@ -209,24 +224,6 @@ def probe(geometry: Geometry, form: Form, copies: int = 1, seed: int = 0) -> ker
     return keras.Model(inputs, parts[0] if copies == 1 else keras.layers.Add()(parts))
 
 
-def calibration_inputs(model: keras.Model, samples: int = 4, seed: int = 0) -> list[np.ndarray]:
-    """Return random inputs of a model, which do to calibrate what is only timed.
-
-    Args:
-        model: A model with inputs of fixed shape.
-        samples: How many. Defaults to 4.
-        seed: Seed of the generator. Defaults to 0.
-
-    Returns:
-        One array per input, standard normal.
-    """
-    generator = np.random.default_rng(seed)
-    return [
-        generator.standard_normal((samples, *tensor.shape[1:])).astype(np.float32)
-        for tensor in model.inputs
-    ]
-
-
 def _config(layer: SVDLayer) -> str:
     config = layer.get_config()
     return json.dumps({key: config[key] for key in _KEPT if key in config}, sort_keys=True)
@@ -249,6 +246,7 @@ def _followed_by(model: Any, consumers: tuple[Any, ...]) -> tuple[bool, bool]:
 
 
 def _rectifies(layer: Any) -> bool:
-    activation = getattr(layer, "activation", None)
-    name = getattr(activation, "__name__", "")
-    return type(layer).__name__ in ("ReLU", "Relu", "Relu6") or name in ("relu", "relu6")
+    kind = type(layer).__name__
+    if kind == "Activation":
+        return getattr(layer.activation, "__name__", "") in ("relu", "relu6")
+    return kind in ("ReLU", "Relu", "Relu6")

@@ -23,6 +23,9 @@ from dprp_tf.selection import BudgetError, allocate_ranks
 
 __all__ = ["RankHistory", "RankPruning"]
 
+# Sums of the same costs in another order differ by this share.
+_ROUNDING = 1e-9
+
 
 class RankPruning(keras.callbacks.Callback):
     """Cut the ranks of a `DPRPModel` to what the threshold leaves, at the end of epochs.
@@ -46,18 +49,21 @@ class RankPruning(keras.callbacks.Callback):
         minimum_rank: Rank no layer falls below, 1 or more. Default 1.
         minimum_removed: Singular values, over all layers, that must be pending before a
             shrink is made; the last epoch of a run cuts whatever is pending. Default 1.
-        cost: Time per layer and rank on a target, as `dprp_tf.deploy.latency_table` measures it.
-            Default: none.
-        budget: With `cost`, the time the folded model may take, in the table's unit. What the
-            model may take falls in a straight line from the dense model's time to the budget at
-            `stop_epoch` (the last epoch without one); what the threshold does not cut is cut
-            where the time saved costs least energy. Once within budget the pressure ends.
+        cost: Time per layer and rank on a target, as `dprp_tf.deploy.latency_table` measures it
+            for this model. Default: none.
+        budget: With `cost`, the time the model may take when folded by `deploy.plan` or
+            `cost.forms(model.ranks)`, in the table's unit, as the table predicts it; such as
+            `0.5 * cost.dense`. What the model may take falls in a straight line from the dense
+            model's time to the budget at `stop_epoch` (the last epoch of a `fit` without one);
+            what the threshold does not cut is cut where the time saved costs least energy. Once
+            within budget the pressure ends; `model.settings` then holds a compression weight of
+            0, in later fits too. The logs get `predicted_cost`.
         verbose: 1 to print a line per shrink. Default 0.
 
     Raises:
         ValueError: At construction if an argument is out of range; in training if the model is
-            not a `DPRPModel`, a layer name is unknown, a factor is not finite, or no ranks meet
-            the budget (`BudgetError`, before the first epoch).
+            not a `DPRPModel`, a layer name is unknown, a factor is not finite, the table is of
+            another model, or no ranks meet the budget (`BudgetError`, before the first epoch).
 
     Source: DPRP (arXiv 2401.08014) III-D; with a budget, also BSR/LeSS thesis Eq. 2.2 and 2.3.
 
@@ -86,8 +92,20 @@ class RankPruning(keras.callbacks.Callback):
         if (cost is None) != (budget is None):
             raise ValueError(
                 "`cost` and `budget` must be given together. Received: "
-                f"cost={cost and cost.target!r}, budget={budget}"
+                f"cost={'None' if cost is None else 'a table'}, budget={budget}"
             )
+        if cost is not None and not isinstance(cost, LatencyTable):
+            raise ValueError(
+                "`cost` must be a LatencyTable: what deploy.latency_table returns, or "
+                f"LatencyTable.load(path). Received: {cost!r}"
+            )
+        if cost is not None:
+            number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
+            if budget is None or not number or not 0 < budget < cost.dense:
+                raise ValueError(
+                    f"`budget` must lie between 0 and {cost.dense:.6g} {cost.unit}, what the dense "
+                    f"model takes on {cost.target}. Received: budget={budget!r}"
+                )
         if threshold is not None and not 0.0 < threshold < 1.0:
             raise ValueError(f"`threshold` must lie in (0, 1). Received: threshold={threshold}")
         if not 0.0 <= discarded_energy < 1.0:
@@ -138,9 +156,28 @@ class RankPruning(keras.callbacks.Callback):
                     f"`layers` must name SVD layers of the model: {known}. Received: {unknown}"
                 )
         if self.cost is not None and self.budget is not None:
+            self._require_fitting_table()
+            epochs = self.params.get("epochs")
+            if epochs is not None and self.start_epoch >= epochs:
+                raise ValueError(
+                    f"`start_epoch` must be below epochs={epochs} to reach a budget. "
+                    f"Received: start_epoch={self.start_epoch}"
+                )
             least = self._predicted(dict.fromkeys(self._layers(), self.minimum_rank))
-            if least > self.budget:
+            if least > self.budget * (1 + _ROUNDING):
                 raise BudgetError(self.budget, least)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self.cost is None or self.budget is None:
+            return
+        reached = self._predicted({})
+        if reached > self.budget * (1 + _ROUNDING):
+            warnings.warn(
+                f"the model takes {reached:.6g} of a budget of {self.budget:.6g} "
+                f"{self.cost.unit}: training ended before it was reached. Train on, or give an "
+                "earlier `stop_epoch`.",
+                stacklevel=2,
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch, self._done = epoch, False
@@ -181,6 +218,23 @@ class RankPruning(keras.callbacks.Callback):
                 pending[layer] = rank
         return pending
 
+    def _require_fitting_table(self) -> None:
+        assert self.cost is not None
+        ours = {
+            layer.name: (layer.matricization, layer.full_rank)
+            for layer in low_rank_layers(self.model)
+        }
+        theirs = {row.name: (row.matricization, row.full_rank) for row in self.cost.layers}
+        if ours != theirs:
+            differing = sorted(
+                name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+            )
+            raise ValueError(
+                "`cost` must have been measured for this model: the same SVD layers, matricization "
+                f"and full ranks. Received: a table that differs in {differing}; make it anew with "
+                "dprp_tf.deploy.latency_table."
+            )
+
     def _predicted(self, changes: Mapping[SVDLayer, int]) -> float:
         """The model's cost with some ranks changed."""
         assert self.cost is not None
@@ -191,7 +245,7 @@ class RankPruning(keras.callbacks.Callback):
     def _within(self, allowance: float, pending: dict[SVDLayer, int]) -> dict[SVDLayer, int]:
         """Lower more ranks, where it costs least energy, until the model takes `allowance`."""
         assert self.cost is not None
-        if self._predicted(pending) <= allowance:
+        if self._predicted(pending) <= allowance * (1 + _ROUNDING):
             return pending
         layers = {layer.name: layer for layer in self._layers()}
         spectra = {}
@@ -220,6 +274,12 @@ class RankPruning(keras.callbacks.Callback):
         stop = self.stop_epoch or int(self.params.get("epochs") or epoch + 1)
         share = min(1.0, (epoch + 1 - self.start_epoch) / max(stop - self.start_epoch, 1))
         return self.cost.dense + share * (self.budget - self.cost.dense)
+
+    def _release_within_budget(self) -> None:
+        if self.cost is None or self.budget is None:
+            return
+        if self._predicted({}) <= self.budget * (1 + _ROUNDING):
+            self._release()
 
     def _release(self) -> None:
         settings = self.model.settings
@@ -266,9 +326,8 @@ class RankPruning(keras.callbacks.Callback):
         pending = self.pending_ranks()
         if self.cost is not None and self.budget is not None:
             pending = self._within(max(self._allowance(epoch), self.budget), pending)
-            if self._predicted(pending) <= self.budget:
-                self._release()
         if not pending:
+            self._release_within_budget()
             return
         before = {layer.name: int(layer.rank or 0) for layer in pending}
         after = {layer.name: rank for layer, rank in pending.items()}
@@ -276,6 +335,7 @@ class RankPruning(keras.callbacks.Callback):
         if removed < self.minimum_removed and not last:
             return
         resizing.resize(self.model, pending)
+        self._release_within_budget()
         self.shrinks.append({"epoch": epoch, "before": before, "after": after})
         if self.verbose:
             changes = ", ".join(f"{name} {before[name]}->{after[name]}" for name in after)

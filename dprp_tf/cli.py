@@ -34,6 +34,7 @@ Target = Annotated[
 ]
 Runtime = Annotated[str, typer.Option(help="litert or onnxruntime.")]
 Precision = Annotated[str, typer.Option(help="float32, float16 (litert) or int8.")]
+Refresh = Annotated[bool, typer.Option(help="Measure anew what is remembered.")]
 Fresh = Annotated[bool, typer.Option(help="Discard what the run folder holds.")]
 
 
@@ -58,7 +59,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             typer.echo(f"error: {message}", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
-            typer.echo("stopped; the same command goes on from the last finished epoch", err=True)
+            typer.echo("stopped; what is finished is kept: the same command goes on", err=True)
             raise typer.Exit(130) from None
 
     app.command(epilog=_example(function))(guarded)
@@ -104,6 +105,11 @@ def _status() -> Iterator[Callable[[str], None]]:
                 status.update(step) if console.is_terminal else console.print(step, highlight=False)
             )
         )
+
+
+def _require_json(output: Path) -> None:
+    if output.suffix != ".json":
+        raise ValueError(f"`output` must end in .json. Received: {output}")
 
 
 def _print_json(value: Any) -> None:
@@ -179,7 +185,8 @@ def train(
         Path | None, typer.Option(help="What `dprp latency` wrote; with --budget.")
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Milliseconds the folded model may take there.")
+        float | None,
+        typer.Option(help="What the folded model may take, in the table's unit."),
     ] = None,
     image_size: ImageSize = None,
     mean: Mean = None,
@@ -255,13 +262,15 @@ def plan(
     tolerance: Annotated[
         float, typer.Option(help="Relative kernel error a form may have; 0 is exact.")
     ] = 0.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds per form.")] = 30,
+    rounds: Annotated[int, typer.Option(min=3, help="Timed rounds per form.")] = 30,
+    refresh: Refresh = False,
     as_json: Json = False,
 ) -> None:
     """Measure on a target which form of each low-rank layer is fastest; for `dprp fold --plan`.
 
     Example: dprp plan runs/cifar/model.keras plan.json --target ssh://pi@raspberrypi.local
     """
+    _require_json(output)
     _load_keras()
     from dprp_tf import deploy
     from dprp_tf.models import load_model
@@ -276,6 +285,7 @@ def plan(
             threads=threads,
             tolerance=tolerance,
             rounds=rounds,
+            refresh=refresh,
             progress=progress,
         )
     found.save(output)
@@ -302,17 +312,20 @@ def latency(
         str, typer.Option(help="Height, width, channels; for a network of the zoo.")
     ] = "32,32,3",
     classes: Annotated[int, typer.Option(min=2, help="For a network of the zoo.")] = 10,
+    shortcut: Annotated[str | None, typer.Option(help="A or B, for the zoo's ResNets.")] = None,
     rank: Annotated[
         list[int] | None,
         typer.Option(min=1, help="A rank to measure; repeat for more. [all up to 9, else six]"),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds per form.")] = 30,
+    rounds: Annotated[int, typer.Option(min=3, help="Timed rounds per form.")] = 30,
+    refresh: Refresh = False,
     as_json: Json = False,
 ) -> None:
     """Measure on a target what each layer takes at each rank, before training.
 
     Example: dprp latency resnet20 latency.json --target ssh://pi@raspberrypi.local
     """
+    _require_json(output)
     _load_keras()
     from dprp_tf import deploy, zoo
     from dprp_tf.factorizing import factorize
@@ -331,8 +344,15 @@ def latency(
             raise ValueError(
                 f"`input_shape` must be height,width,channels. Received: {input_shape}"
             )
-        network = zoo.build(model, input_shape=shape, classes=classes)
-    if not low_rank_layers(network):
+        options = {} if shortcut is None else {"shortcut": shortcut}
+        network = zoo.build(model, input_shape=shape, classes=classes, **options)
+    if low_rank_layers(network):
+        if exclude:
+            raise ValueError(
+                f"`exclude` is for a model that is not factorized yet. Received: {exclude} for "
+                f"{model}, which has SVD layers"
+            )
+    else:
         network = factorize(network, matricization, layers=all_but(network, exclude or ()))
     with _status() as progress:
         table = deploy.latency_table(
@@ -343,6 +363,7 @@ def latency(
             threads=threads,
             ranks=rank,
             rounds=rounds,
+            refresh=refresh,
             progress=progress,
         )
     table.save(output)
@@ -350,7 +371,11 @@ def latency(
         _print_json(json.loads(output.read_text(encoding="utf-8")))
     else:
         _print(table)
-        typer.echo(f"{output}; train towards a time: dprp train --latency-table {output} --budget")
+        budget = (table.dense + table.least) / 2
+        typer.echo(
+            f"{output}; train towards a time, such as {budget:.3g}: "
+            f"dprp train --latency-table {output} --budget {budget:.3g}"
+        )
 
 
 @_command

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +49,8 @@ class LayerLatency:
         """Return the cost at a rank: between measured ones by a straight line, at most dense.
 
         A smaller rank never costs more: where noise says so, the cheaper larger rank counts.
+        Above the largest rank measured the layer is dense; below the smallest it costs as much as
+        there, for nothing less was seen.
 
         Args:
             rank: 1 to the full rank.
@@ -75,6 +79,23 @@ class LayerLatency:
         below, above = self.ranks[position - 1], self.ranks[position]
         share = (rank - below) / (above - below)
         return costs[position - 1] + share * (costs[position] - costs[position - 1])
+
+    def check(self) -> None:
+        """Refuse what no measurement gives.
+
+        Raises:
+            ValueError: If ranks do not ascend within 1..full rank, lengths differ, or a cost is
+                not finite and above 0.
+        """
+        ascending = list(self.ranks) == sorted(set(self.ranks))
+        within = bool(self.ranks) and self.ranks[0] >= 1 and self.ranks[-1] <= self.full_rank
+        equal = len(self.ranks) == len(self.costs) == len(self.forms)
+        costs = all(0 < cost < math.inf for cost in (self.dense, *self.costs))
+        if not (ascending and within and equal and costs):
+            raise ValueError(
+                f"Layer {self.name!r} must have ascending ranks in 1..{self.full_rank}, and a cost "
+                f"above 0 and a form for each. Received: {self}"
+            )
 
     def form(self, rank: int) -> str:
         """Return the kind of form that is quickest at the measured rank next above.
@@ -167,11 +188,22 @@ class LatencyTable:
         Raises:
             ValueError: If a name is unknown or a rank out of range.
         """
-        costs = {row.name: row.dense for row in self.layers}
-        # Noise may let the layers sum up to more than the whole: the rest is never negative.
-        rest = max(self.dense - sum(costs.values()), 0.0)
-        costs |= {name: self.layer(name).cost(rank) for name, rank in ranks.items()}
-        return rest + sum(costs.values())
+        rows = [self.layer(name) for name in ranks]
+        return self.dense + sum(row.cost(ranks[row.name]) - row.dense for row in rows)
+
+    def forms(self, ranks: Mapping[str, int]) -> dict[str, str]:
+        """Return the forms that the predicted cost assumes, for `fold(model, forms=...)`.
+
+        Args:
+            ranks: Rank by layer name, such as a `DPRPModel`'s `ranks`.
+
+        Returns:
+            Kind of form by layer name.
+
+        Raises:
+            ValueError: If a name is unknown.
+        """
+        return {name: self.layer(name).form(rank) for name, rank in ranks.items()}
 
     @property
     def least(self) -> float:
@@ -202,6 +234,13 @@ class LatencyTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.table()
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        buffer = io.StringIO()
+        Console(file=buffer, width=140, color_system=None).print(self.table())
+        return buffer.getvalue().rstrip()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table as JSON, whole or not at all.
@@ -255,7 +294,10 @@ class LatencyTable:
                 )
                 for row in values["layers"]
             )
-            return cls(rows, **{name: values[name] for name in _PLAIN})
+            for row in rows:
+                row.check()
+            kinds: dict[str, Callable[[Any], Any]] = {"dense": float, "threads": int}
+            return cls(rows, **{name: kinds.get(name, str)(values[name]) for name in _PLAIN})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} must hold a latency table of version {_VERSION}, as LatencyTable.save "

@@ -33,7 +33,7 @@ from dprp_tf.summaries import summary
 __all__ = ["TrainSettings", "all_but", "finish", "train"]
 
 _SCHEDULES = ("constant", "cosine", "plateau")
-_TABLE = "latency.json"
+_TABLE = "run_latency.json"
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,11 @@ class TrainSettings:
                 "`latency_table` and `budget` must be given together. Received: "
                 f"latency_table={self.latency_table}, budget={self.budget}"
             )
+        if self.latency_table is not None and self.method != "dprp":
+            raise ValueError(
+                "`latency_table` needs method='dprp', whose ranks fall. Received: "
+                f"method={self.method!r}"
+            )
         if not 0 < self.threshold < 1:
             raise ValueError(f"`threshold` must lie in (0, 1). Received: {self.threshold}")
 
@@ -169,15 +174,16 @@ def train(
     folder = Path(folder)
     state_path, history_path = folder / "state.json", folder / "history.json"
     config = {"settings": json.loads(json.dumps(asdict(settings))), "data": dataset.name}
-    if fresh:
-        for name in ("ranks.json", "config.json", _TABLE):
-            (folder / name).unlink(missing_ok=True)
-        for stale in (state_path, history_path):
+    resumed = state_path.exists() and not fresh
+    if resumed:
+        _check_config(folder / "config.json", config)
+    table = _latency_table(folder / _TABLE, settings, resumed)
+    if not resumed:
+        for stale in (state_path, history_path, folder / "ranks.json", folder / "config.json"):
             stale.unlink(missing_ok=True)
-    _check_config(folder / "config.json", config)
     keras.utils.set_random_seed(settings.seed)
     state: dict[str, Any] = {"epoch": 0, "history": [], "plateau": None}
-    if state_path.exists():
+    if resumed:
         state = _read_state(state_path)
         model = load_model(folder / state["checkpoint"])
     else:
@@ -192,7 +198,7 @@ def train(
     own: list[keras.callbacks.Callback] = [schedule]
     if settings.method == "dprp":
         pruning = RankPruning(
-            cost=_latency_table(folder, settings),
+            cost=table,
             budget=settings.budget,
             discarded_energy=settings.discarded_energy,
             start_epoch=settings.start_epoch,
@@ -296,12 +302,11 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
     return model
 
 
-def _latency_table(folder: Path, settings: TrainSettings) -> LatencyTable | None:
-    """The run's own copy if it has one: a table measured anew must not change a run."""
+def _latency_table(own: Path, settings: TrainSettings, resumed: bool) -> LatencyTable | None:
+    """The run's own copy if it goes on: a table measured anew must not change a run."""
     if settings.latency_table is None:
         return None
-    own = folder / _TABLE
-    if own.exists():
+    if resumed and own.exists():
         return LatencyTable.load(own)
     table = LatencyTable.load(settings.latency_table)
     table.save(own)
@@ -450,6 +455,8 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
     before = {k: v for k, v in found.get("settings", {}).items() if k in known}
     now = config["settings"]
     changed = [name for name in now if name in before and before[name] != now[name]]
+    # The run has its own copy of the table.
+    changed = [name for name in changed if name != "latency_table"]
     changed = [name for name in changed if name != "epochs" or before["epochs"] > now["epochs"]]
     if changed or found.get("data") != config["data"]:
         details = ", ".join(f"{name}: {before[name]!r} -> {now[name]!r}" for name in changed)
@@ -526,7 +533,9 @@ def finish(
         "models": rows,
     }
     if low_rank_layers(model):
-        folded = fold(model)
+        table = LatencyTable.load(folder / _TABLE) if settings.latency_table else None
+        forms = None if table is None else table.forms(model.ranks)
+        folded = fold(model, forms=forms)
         with atomic_path(folder / "folded.keras") as temporary:
             folded.save(temporary)
         folded_cost = model_cost(folded)
@@ -541,7 +550,7 @@ def finish(
                 "trained_parameters": cost.parameters,
             }
         )
-        results["layers"] = [asdict(row) for row in choose_forms(model)]
+        results["layers"] = [asdict(row) for row in choose_forms(model, forms=forms)]
         results["skipped"] = [
             {"name": row.name, "reason": row.skipped} for row in summary(model).skipped
         ]

@@ -37,6 +37,9 @@ TRAIN = [
 ]
 
 
+BUDGET = ["--budget", "3", "--latency-table", "none.json"]
+
+
 def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -72,7 +75,7 @@ def test_a_time_becomes_ranks_and_a_plan_and_a_verified_file(
     model = load_model(run / "model.keras")
     assert costs.model_cost(model.ranks) <= budget
     assert sum(model.ranks.values()) < sum(row.full_rank for row in costs.layers)
-    assert LatencyTable.load(run / "latency.json") == costs, "the run keeps the table it began with"
+    assert LatencyTable.load(run / "run_latency.json") == costs, "the table it began with"
 
     planned = answer("plan", run / "model.keras", run / "plan.json", "--rounds", 3)
     assert FoldPlan.load(run / "plan.json").as_dict() == planned
@@ -84,7 +87,7 @@ def test_a_time_becomes_ranks_and_a_plan_and_a_verified_file(
     expected = np.asarray(model(images, training=False))
     np.testing.assert_allclose(np.asarray(plain(images)), expected, atol=1e-4, rtol=1e-4)
     assert deploy.export_tflite(plain, tmp_path / "s.tflite", verification_data=images).passed
-    shown = invoke("plan", run / "model.keras", run / "plan.json", "--rounds", 2)
+    shown = invoke("plan", run / "model.keras", run / "plan.json", "--rounds", 3)
     assert shown.exit_code == 0
     assert "dprp fold" in shown.output
 
@@ -95,6 +98,10 @@ def test_a_budget_that_cannot_be_met_is_one_line(table: Path, tmp_path: Path) ->
     assert result.exit_code == 2
     assert "`budget` must be at least" in result.output
     assert "Traceback" not in result.output
+    # A start that failed does not lock the folder.
+    possible = ("--latency-table", table, "--budget", LatencyTable.load(table).least)
+    result = invoke(*TRAIN, "--epochs", 1, *possible, "--folder", tmp_path / "run")
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
@@ -106,6 +113,8 @@ def test_a_budget_that_cannot_be_met_is_one_line(table: Path, tmp_path: Path) ->
         ([*TRAIN, "--folder", "x", "--budget", "3"], "given together"),
         ([*TRAIN, "--folder", "x", "--budget", "3", "--latency-table", "none.json"], "none.json"),
         (["plan", "none.keras", "plan.json"], "none.keras"),
+        (["plan", "none.keras", "plan.keras"], "must end in .json"),
+        ([*TRAIN, "--folder", "x", "--method", "dense", *BUDGET], "method='dprp'"),
     ],
     ids=str,
 )

@@ -17,6 +17,7 @@ from keras import layers
 
 import dprp_tf as dprp
 from dprp_tf.costs import model_cost
+from dprp_tf.deploy.probes import layer_sites
 from dprp_tf.factorization import decompose, dematricize, matricize, tucker2, tucker_ranks
 from dprp_tf.folding import (
     KINDS,
@@ -227,9 +228,44 @@ def test_what_a_layer_cannot_take_is_said() -> None:
     for call, message in (
         (lambda: Form("tucker", (3,)), r"`ranks`.*2 positive.*\(3,\)"),
         (lambda: Form("channel", (0,)), r"`ranks`.*\(0,\)"),
+        (lambda: Form("channel", 3), r"`ranks`.*ranks=3"),
+        (lambda: Form("channel", (2.5,)), r"`ranks`.*2\.5"),
+        (lambda: dprp.fold(low, _plan(Form("dense"))), r"fold\(model, plan=plan\)"),
         (lambda: Form.from_dict({"kind": "dense"}), r"`ranks`"),
     ):
         with pytest.raises(ValueError, match=message):
+            _call(call)
+
+
+def test_forms_take_what_json_and_arithmetic_give() -> None:
+    assert Form("tucker", [np.int64(3), 4]) == Form("tucker", (3, 4))  # type: ignore[arg-type]
+    assert json.dumps(Form("channel", (np.int64(3),)).as_dict()["ranks"]) == "[3]"
+
+
+def test_a_layer_called_with_a_training_flag_folds() -> None:
+    inputs = keras.Input((9, 9, 4))
+    outputs = layers.Conv2D(6, 3, padding="same", name="it")(inputs, training=False)
+    low = dprp.factorize(keras.Model(inputs, outputs), ranks=2)
+    for form in layer_forms(low.get_layer("it")):
+        assert _error(dprp.fold(low, forms={"it": form}), low) < TOLERANCE
+
+
+def test_a_name_that_a_stage_needs_is_named() -> None:
+    inputs = keras.Input((9, 9, 4))
+    x = layers.Conv2D(6, 3, padding="same", name="it")(inputs)
+    x = layers.Conv2D(6, 3, padding="same", name="it_stage1")(x)
+    low = dprp.factorize(keras.Model(inputs, x), "channel", ranks=2)
+    with pytest.raises(ValueError, match=r"'it_stage1'.*Rename it.*'it': 'dense'"):
+        dprp.fold(low, "two_stage")
+    folded = dprp.fold(low, "two_stage", forms={"it": "dense"})
+    assert _error(folded, low) < TOLERANCE
+
+
+def test_factors_that_are_not_finite_are_named() -> None:
+    low = dprp.factorize(_model(padding="same"), ranks=2)
+    low.get_layer("it").u.assign(low.get_layer("it").u * np.nan)
+    for call in (lambda: dprp.fold(low), lambda: layer_sites(low)):
+        with pytest.raises(ValueError, match=r"finite.*`u`.*'it'"):
             _call(call)
 
 
@@ -237,11 +273,11 @@ def _call(function: Callable[[], Any]) -> None:
     function()
 
 
-def _plan(form: Form) -> FoldPlan:
+def _plan(form: Form, rank: int = 2, kernel: tuple[int, ...] = (3, 3, 4, 6)) -> FoldPlan:
     dense = Candidate(Form("dense"), 2.0, 1.0, 1.0, 1.0, 216, 1000)
     other = Candidate(form, 1.0, 0.5, 0.4, 0.6, 100, 500)
     return FoldPlan(
-        layers=(PlannedLayer("it", form, "fastest", (dense, other)),),
+        layers=(PlannedLayer("it", kernel, "spatial", rank, form, "fastest", (dense, other)),),
         target="local",
         runtime="litert",
         precision="float32",
@@ -268,6 +304,7 @@ def test_a_plan_saves_loads_and_is_applied(tmp_path: Path) -> None:
     assert FoldPlan.load(path) == plan
     assert "summed 2" in str(plan)
     assert "measured on noise" in str(plan)
+    assert _error(dprp.fold(low, plan=path), low) < TOLERANCE
     folded = dprp.fold(low, plan=plan)
     assert [type(layer).__name__ for layer in folded.layers].count("DepthwiseConv2D") == 2
     assert "Add" in [type(layer).__name__ for layer in folded.layers]
@@ -279,10 +316,12 @@ def test_a_plan_saves_loads_and_is_applied(tmp_path: Path) -> None:
 
 def test_a_plan_for_other_weights_or_layers_is_refused() -> None:
     low = dprp.factorize(_model(padding="same"), ranks=3)
-    with pytest.raises(ValueError, match=r"`plan`.*weights of this model.*summed 2.*rank 3"):
-        dprp.fold(low, plan=_plan(Form("summed", (2,))))
-    with pytest.raises(ValueError, match=r"`plan`.*weights of this model.*separable 1"):
-        dprp.fold(low, plan=_plan(Form("separable", (1,))))
+    for stale in (_plan(Form("summed", (2,))), _plan(Form("summed", (3,)), 3, (5, 5, 4, 6))):
+        with pytest.raises(ValueError, match=r"`plan`.*at their ranks.*\['it'\]"):
+            dprp.fold(low, plan=stale)
+    for form in (Form("separable", (1,)), Form("summed", (2,))):
+        with pytest.raises(ValueError, match=rf"`plan`.*weights of this model.*{form}"):
+            dprp.fold(low, plan=_plan(form, rank=3))
     renamed = keras.Sequential(
         [keras.Input((9, 9, 4)), layers.Conv2D(6, 3, padding="same", name="other")]
     )
@@ -298,6 +337,8 @@ def test_a_plan_for_other_weights_or_layers_is_refused() -> None:
         (lambda values: values["layers"][0].update(form="three"), "`kind`"),
         (lambda values: values["layers"][0].update(ranks=[7]), "without"),
         (lambda values: values["layers"][0]["candidates"].clear(), "without"),
+        (lambda values: values["layers"][0]["candidates"].reverse(), "dense form as first"),
+        (lambda values: values.update(dense_cost="much"), "much"),
     ],
 )
 def test_a_damaged_plan_is_refused(

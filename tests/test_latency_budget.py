@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def test_a_model_costs_what_its_layers_save() -> None:
     assert table.model_cost({}) == 10.0
     assert table.model_cost({"a": 2}) == 7.0
     assert table.model_cost({"a": 2, "b": 4}) == table.least == 6.0
-    noisy = _table(_row("a", 8, 4.0, (2, 1.0)), _row("b", 8, 3.0, (4, 2.0)), dense=2.0)
-    assert noisy.model_cost({"a": 2, "b": 4}) == 3.0, "never less than its layers take"
+    assert table.forms({"a": 2, "b": 8}) == {"a": "channel", "b": "dense"}
+    assert "channel" in str(table)
     with pytest.raises(ValueError, match=r"\['a', 'b'\].*'c'"):
         table.model_cost({"c": 1})
 
@@ -71,6 +72,8 @@ def test_a_table_comes_back_from_its_file_and_a_damaged_one_is_refused(tmp_path:
         lambda v: v.pop("dense"),
         lambda v: v["layers"][0].pop("costs"),
         lambda v: v.update(layers=3),
+        lambda v: v["layers"][0].update(ranks=[4, 2]),
+        lambda v: v["layers"][0].update(costs=[float("nan"), 1.0]),
     ):
         broken = json.loads(json.dumps(values))
         damage(broken)
@@ -229,6 +232,7 @@ def test_layers_left_out_keep_their_rank_and_their_time() -> None:
 @pytest.mark.backend
 def test_an_impossible_budget_stops_before_the_first_epoch() -> None:
     model = _model()
+    # 10 - 8 + 0.25 + 0.75, and so on.
     for options, least in (({}, 3), ({"minimum_rank": 4}, 6), ({"layers": ["first"]}, 8.25)):
         pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=2.5, **options)
         with pytest.raises(BudgetError, match=rf"at least {least}\b"):
@@ -240,8 +244,72 @@ def test_an_impossible_budget_stops_before_the_first_epoch() -> None:
 def test_cost_and_budget_come_together_and_know_the_layers() -> None:
     with pytest.raises(ValueError, match=r"`cost` and `budget`.*budget=3"):
         dprp.RankPruning(budget=3.0)
-    with pytest.raises(ValueError, match=r"`cost` and `budget`.*'local'"):
+    with pytest.raises(ValueError, match=r"`cost` and `budget`.*a table"):
         dprp.RankPruning(cost=_table(*_ROWS))
-    pruning = dprp.RankPruning(cost=_table(_ROWS[0]), budget=9.0)
-    with pytest.raises(ValueError, match=r"\['first'\].*'second'"):
-        _model().fit(*_data(), epochs=1, callbacks=[pruning], verbose=0)
+    for budget in (float("nan"), 40.0, 0.0, "3"):
+        with pytest.raises(ValueError, match=r"`budget` must lie between 0 and 10 ms"):
+            dprp.RankPruning(cost=_table(*_ROWS), budget=budget)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`cost` must be a LatencyTable.*'latency.json'"):
+        dprp.RankPruning(cost="latency.json", budget=3.0)  # type: ignore[arg-type]
+    wider = replace(_ROWS[1], full_rank=64)
+    spatial = replace(_ROWS[1], matricization="spatial")
+    for rows, names in (
+        ((_ROWS[0],), r"\['second'\]"),
+        ((*_ROWS, _row("third", 8, 1.0, (1, 0.5))), r"\['third'\]"),
+        ((_ROWS[0], wider), r"\['second'\]"),
+        ((_ROWS[0], spatial), r"\['second'\]"),
+    ):
+        pruning = dprp.RankPruning(cost=_table(*rows), budget=9.0)
+        with pytest.raises(ValueError, match=rf"`cost`.*for this model.*{names}"):
+            _model().fit(*_data(), epochs=1, callbacks=[pruning], verbose=0)
+    late = dprp.RankPruning(cost=_table(*_ROWS), budget=9.0, start_epoch=3)
+    with pytest.raises(ValueError, match=r"`start_epoch` must be below epochs=2"):
+        _model().fit(*_data(), epochs=2, callbacks=[late], verbose=0)
+
+
+@pytest.mark.backend
+def test_the_least_budget_is_reached_to_the_last_digit() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        rows = [
+            _row(name, 4, 10.0, *((r, float(c)) for r, c in enumerate(np.sort(costs), start=1)))
+            for name, costs in zip("abcdef", rng.uniform(0.1, 1.0, (6, 3)), strict=True)
+        ]
+        table = _table(*rows, dense=70.0)
+        found = allocate_ranks(
+            {row.name: [2.0, 1.0, 0.5, 0.2] for row in rows},
+            lambda name, rank, table=table: table.layer(name).cost(rank),
+            table.least,
+            fixed_cost=table.dense - sum(row.dense for row in rows),
+        )
+        assert set(found.ranks.values()) == {1}
+    model = _model(compression_weight=0.0, threshold=1e-6)
+    table = _table(*_ROWS)
+    pruning = dprp.RankPruning(cost=table, budget=table.least)
+    model.fit(*_data(), epochs=1, batch_size=16, callbacks=[pruning], verbose=0)
+    assert model.ranks == {"first": 1, "second": 1}
+
+
+@pytest.mark.backend
+def test_a_budget_that_was_not_reached_is_told() -> None:
+    model = _model(compression_weight=0.0, threshold=1e-6)
+    pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=4.0, stop_epoch=20)
+    with pytest.warns(UserWarning, match=r"takes .* of a budget of 4 ms"):
+        model.fit(*_data(), epochs=2, batch_size=16, callbacks=[pruning], verbose=0)
+    assert _table(*_ROWS).model_cost(model.ranks) > 4.0
+
+
+@pytest.mark.backend
+def test_the_pressure_stays_until_the_cuts_are_made() -> None:
+    model = _model(compression_weight=0.01, threshold=0.999)
+    pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=9.0, minimum_removed=100)
+    weights = []
+    each = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: weights.append(
+            (model.settings.compression_weight, sum(model.ranks.values()))
+        )
+    )
+    model.fit(*_data(), epochs=3, batch_size=16, callbacks=[pruning, each], verbose=0)
+    assert weights[0] == weights[1] == (0.01, 16)
+    assert weights[2][0] == 0
+    assert weights[2][1] < 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,17 +163,33 @@ def test_exact_counts_choose_what_counts_least(lowrank: keras.Model, tmp_path: P
 def test_what_is_known_is_not_measured_again(lowrank: keras.Model, tmp_path: Path) -> None:
     first, second = _Counting(), _Counting()
     before = deploy.plan(lowrank, first, cache=tmp_path)
+    places = [site.geometries[0] for site in layer_sites(lowrank)]
+    costs = FormCosts(Setting(first, "litert", "float32"), cache=tmp_path)
+    assert all(costs._read(place) is not None for place in places)
     after = deploy.plan(lowrank, second, cache=tmp_path)
     assert first.calls[0] > 3, "forms, then the whole model"
     assert len(first.calls) == 2
-    assert len(second.calls) == 1, "the whole model alone"
+    assert second.calls == [2, 2], "the yardstick, then the whole model"
     assert after == before
-    # A damaged memory is measured anew.
-    for path in tmp_path.glob("*.json"):
-        path.write_text("{", encoding="utf-8")
+    # A damaged memory is measured anew, and so is one that is asked to be.
+    damages: tuple[Callable[[dict[str, Any]], Any], ...] = (
+        lambda values: values.update(yardstick=0),
+        lambda values: values["forms"][0].update(cost=float("nan")),
+        lambda values: values["forms"].pop(0),
+        lambda values: values.clear(),
+    )
+    for damage in damages:
+        for path in tmp_path.glob("*.json"):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            damage(values)
+            path.write_text(json.dumps(values), encoding="utf-8")
+        assert all(costs._read(place) is None for place in places)
     third = _Counting()
     assert deploy.plan(lowrank, third, cache=tmp_path) == before
-    assert len(third.calls) == 2
+    assert third.calls == first.calls
+    fourth = _Counting()
+    assert deploy.plan(lowrank, fourth, cache=tmp_path, refresh=True) == before
+    assert fourth.calls == first.calls
 
 
 def test_a_target_where_depthwise_is_dear_keeps_dense(tmp_path: Path) -> None:
@@ -306,11 +322,29 @@ def test_bad_arguments_are_named(lowrank: keras.Model, tmp_path: Path) -> None:
         ({"runtime": "onnxruntime", "precision": "float16"}, r"`precision`.*'float16'"),
         ({"target": "nowhere"}, "nowhere"),
         ({"tolerance": 1.5}, r"`tolerance`.*1\.5"),
+        ({"rounds": 2}, r"`rounds`.*3 or more.*2"),
+        ({"threads": 0}, r"`threads`.*0"),
     ):
         with pytest.raises(ValueError, match=message):
             deploy.plan(lowrank, cache=tmp_path, **arguments)
     with pytest.raises(ValueError, match="must have SVD layers"):
         deploy.plan(_network(), cache=tmp_path)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"`cache`.*file"):
+        deploy.plan(lowrank, cache=tmp_path / "file")
+    for ranks in (4, (), (2.5,)):
+        with pytest.raises(ValueError, match="`ranks`"):
+            deploy.latency_table(lowrank, ranks=ranks, cache=tmp_path)  # type: ignore[arg-type]
+    twins = [
+        keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3, name="it")], name=name)
+        for name in ("one", "two")
+    ]
+    inputs = keras.Input((8, 8, 4))
+    both = layers.Add()([twin(inputs) for twin in twins])
+    doubled = dprp.factorize(keras.Model(inputs, both), ranks=2)
+    for function in (deploy.plan, deploy.latency_table):
+        with pytest.raises(ValueError, match=r"one name per SVD layer.*\['it'\]"):
+            function(doubled, cache=tmp_path)
     with pytest.raises(RuntimeError, match="ONNX Runtime"):
         deploy.plan(lowrank, _Counting(), "onnxruntime", cache=tmp_path)
 
@@ -327,6 +361,50 @@ def test_intervals_are_paired() -> None:
         ratio_interval([1, 2], [1, 2, 3])
 
 
+def test_an_activation_inside_the_next_layer_does_not_count_as_following() -> None:
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(4, 3, name="a")(inputs)
+    x = layers.Conv2D(4, 3, activation="relu", name="b")(x)
+    x = layers.Activation("relu")(layers.Conv2D(4, 3, name="c")(x))
+    model = dprp.factorize(keras.Model(inputs, x), ranks=2)
+    rectified = {site.layer.name: site.geometries[0].rectified for site in layer_sites(model)}
+    assert rectified == {"a": False, "b": False, "c": True}
+
+
+def test_int8_is_planned_for_models_of_integer_inputs(tmp_path: Path) -> None:
+    tokens = keras.Input((12,), dtype="int32")
+    x = layers.Embedding(20, 16)(tokens)
+    x = layers.Conv1D(16, 3, padding="same", name="it")(x)
+    model = keras.Model(tokens, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+    low = dprp.factorize(model, "channel", ranks=2, layers=["it"])
+    plan = deploy.plan(low, precision="int8", rounds=3, cache=tmp_path)
+    assert plan.high <= 1
+
+
+def test_a_memory_of_fewer_rounds_does_not_count(lowrank: keras.Model, tmp_path: Path) -> None:
+    place = layer_sites(lowrank)[1].geometries[0]
+    setting = Setting(resolve_target("local"), "litert", "float32")
+    form = Form("separable", (3,))
+    first = FormCosts(setting, rounds=3, cache=tmp_path)
+    first.measure({place: [form]})
+    more = FormCosts(setting, rounds=60, cache=tmp_path)
+    assert first._read(place) is not None
+    assert more._read(place) is None
+
+
+def test_times_of_a_slower_hour_are_brought_to_now(lowrank: keras.Model, tmp_path: Path) -> None:
+    slow, quick = _Counting(fixed=0.0), _Counting(fixed=0.0)
+    slow._count = lambda path: 3.0 * _Counting._count(slow, path)  # type: ignore[method-assign]
+    deploy.plan(lowrank, slow, cache=tmp_path)
+    plan = deploy.plan(lowrank, quick, cache=tmp_path)
+    assert quick.calls[0] == 2, "remembered"
+    assert plan.predicted_cost == pytest.approx(plan.planned_cost, rel=1e-3)
+    table = deploy.latency_table(lowrank, quick, ranks=(3,), cache=tmp_path)
+    assert table.model_cost({}) == table.dense
+    for layer in plan.layers:
+        assert layer.dense.cost == pytest.approx(layer.dense.macs, rel=1e-4)
+
+
 def test_ratios_travel_between_runs_and_times_do_not(lowrank: keras.Model, tmp_path: Path) -> None:
     place = layer_sites(lowrank)[1].geometries[0]
     one, two = Form("separable", (3,)), Form("channel", (2,))
@@ -336,6 +414,7 @@ def test_ratios_travel_between_runs_and_times_do_not(lowrank: keras.Model, tmp_p
     doubled._count = lambda path: 2.0 * _Counting._count(doubled, path)  # type: ignore[method-assign]
     setting = Setting(doubled, "litert", "float32")
     second = FormCosts(setting, cache=tmp_path).measure({place: [one, two]})[place]
-    assert second[one] == first[one]
-    assert second[two].cost == pytest.approx(place.macs(two), abs=2)
+    assert second[one].ratio == first[one].ratio
+    assert second[one].cost == pytest.approx(2 * place.macs(one), rel=1e-3), "as costs are now"
+    assert second[two].cost == pytest.approx(2 * place.macs(two), rel=1e-3)
     assert second[two].ratio == pytest.approx(place.macs(two) / place.macs(Form("dense")), rel=1e-4)

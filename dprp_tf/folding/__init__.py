@@ -2,7 +2,7 @@
 
 from dprp_tf.folding.assembly import assemble, build_form
 from dprp_tf.folding.form import KINDS, OWN_KIND, Form
-from dprp_tf.folding.model import FoldedLayer, choose_forms, fold
+from dprp_tf.folding.model import FoldedLayer, choose_forms, fold, require_finite_factors
 from dprp_tf.folding.plan import Candidate, FoldPlan, PlannedLayer
 from dprp_tf.folding.weights import (
     dense_kernel,
@@ -33,4 +33,5 @@ __all__ = [
     "obstacle",
     "own_form",
     "random_weights",
+    "require_finite_factors",
 ]

@@ -45,7 +45,8 @@ class _Chain:
         self._head, self._branches, self._join = head, branches or [], join
         self._tail = tail or []
 
-    def __call__(self, inputs: Any) -> Any:
+    def __call__(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        # What a call of a convolution may be given; none of these layers makes use of it.
         outputs = _apply(self._head, inputs)
         if self._branches:
             parts = [_apply(branch, outputs) for branch in self._branches]
@@ -65,8 +66,8 @@ def build_form(layer: SVDLayer, form: Form) -> Callable[[Any], Any]:
     """Return a callable made of plain Keras layers that computes a form of `layer`.
 
     Exact for every stride, padding, dilation and data format, up to `form.error` in the kernel.
-    The singular values go into the last stage: intermediate channels then have like sizes, which
-    loses least when activations are quantized.
+    The singular values go into the last stage (of Tucker into the core): intermediate channels
+    then have like sizes, which loses least when activations are quantized.
 
     Args:
         layer: A built SVD layer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from dprp_tf.costs import two_stage_kernels
@@ -67,11 +68,16 @@ class Form:
         if self.kind not in KINDS:
             raise ValueError(f"`kind` must be one of {KINDS}. Received: kind={self.kind!r}")
         expected = {"dense": 0, "tucker": 2}.get(self.kind, 1)
-        if len(self.ranks) != expected or any(rank < 1 for rank in self.ranks):
+        whole = isinstance(self.ranks, Sequence) and all(
+            isinstance(rank, Integral) for rank in self.ranks
+        )
+        if not whole or len(self.ranks) != expected or any(rank < 1 for rank in self.ranks):
             raise ValueError(
                 f"`ranks` of a {self.kind!r} form must be {expected} positive integers. "
-                f"Received: ranks={self.ranks}"
+                f"Received: ranks={self.ranks!r}"
             )
+        # Lists and NumPy's integers come from JSON and from arithmetic.
+        object.__setattr__(self, "ranks", tuple(int(rank) for rank in self.ranks))
 
     @property
     def matricization(self) -> str | None:
@@ -133,6 +139,8 @@ class Form:
         output_positions: Sequence[int],
     ) -> int:
         """Return its multiply-accumulates for one sample.
+
+        Work on the padding of a causal `pointwise_first` layer is left out.
 
         Args:
             kernel_shape: Keras kernel shape of the layer.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,14 +15,16 @@ from dprp_tf.folding.assembly import build_form
 from dprp_tf.folding.form import KINDS, Form
 from dprp_tf.folding.plan import FoldPlan
 from dprp_tf.folding.weights import form_error, obstacle, own_form
-from dprp_tf.layers import SVDLayer, low_rank_layers
+from dprp_tf.layers import SVDLayer, low_rank_layers, walk_layers
 from dprp_tf.surgery import require_graph, rewrite
 
-__all__ = ["FoldedLayer", "choose_forms", "fold"]
+__all__ = ["FoldedLayer", "choose_forms", "fold", "require_finite_factors"]
 
-CHOICES = ("smallest", "fast", "dense", "two_stage")
+_CHOICES = ("smallest", "fast", "dense", "two_stage")
 _WORTH_TWO_STAGES = 0.75
-_ROUNDING = 1e-5
+_STAGE_NAME = re.compile(r"stage\d+|branch\d+|sum|concatenate|pad")
+# Weights may have been saved and loaded in between.
+_PLAN_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def choose_forms(
     model: keras.Model,
     form: str = "smallest",
     forms: Mapping[str, str | Form] | None = None,
-    plan: FoldPlan | None = None,
+    plan: FoldPlan | str | os.PathLike[str] | None = None,
 ) -> list[FoldedLayer]:
     """Say which form `fold` would give each SVD layer, and why.
 
@@ -65,7 +69,8 @@ def choose_forms(
             `"dense"`, or `"two_stage"` for every layer that has one. Default `"smallest"`.
         forms: Forms of single layers by name: a `Form`, one of `KINDS` with the layer's own
             rank, or `"two_stage"`. They win over `form` and `plan`.
-        plan: What `dprp_tf.deploy.plan` measured for this model; wins over `form`.
+        plan: What `dprp_tf.deploy.plan` measured for this model, or the file it was saved to;
+            wins over `form`.
 
     Returns:
         One `FoldedLayer` per SVD layer, in model order.
@@ -90,10 +95,14 @@ def _choices(
     model: keras.Model,
     form: str,
     forms: Mapping[str, str | Form] | None,
-    plan: FoldPlan | None,
+    plan: FoldPlan | str | os.PathLike[str] | None,
 ) -> list[tuple[FoldedLayer, Form]]:
-    if form not in CHOICES:
-        raise ValueError(f"`form` must be one of {CHOICES}. Received: form={form!r}")
+    if isinstance(form, FoldPlan):
+        raise ValueError("`form` must be a text; give a plan as fold(model, plan=plan).")
+    if form not in _CHOICES:
+        raise ValueError(f"`form` must be one of {_CHOICES}. Received: form={form!r}")
+    if isinstance(plan, (str, os.PathLike)):
+        plan = FoldPlan.load(plan)
     layers = low_rank_layers(model)
     named = dict(forms or {})
     unknown = sorted(set(named) - {layer.name for layer in layers})
@@ -102,13 +111,7 @@ def _choices(
             f"`forms` must name SVD layers of the model: {[layer.name for layer in layers]}. "
             f"Received: {unknown}"
         )
-    planned = {} if plan is None else plan.forms
-    if plan is not None and set(planned) != {layer.name for layer in layers}:
-        differing = sorted(set(planned) ^ {layer.name for layer in layers})
-        raise ValueError(
-            "`plan` must have been made for the SVD layers of this model. Received: a plan that "
-            f"differs in {differing}; make it anew with dprp_tf.deploy.plan."
-        )
+    planned = {} if plan is None else _planned(layers, plan)
     rows = []
     for layer in layers:
         asked = named.get(layer.name)
@@ -127,7 +130,7 @@ def fold(
     form: str = "smallest",
     *,
     forms: Mapping[str, str | Form] | None = None,
-    plan: FoldPlan | None = None,
+    plan: FoldPlan | str | os.PathLike[str] | None = None,
 ) -> keras.Model:
     """Return a model of plain Keras layers that computes what `model` computes.
 
@@ -139,14 +142,16 @@ def fold(
         form: `"smallest"`, `"fast"`, `"dense"` or `"two_stage"`; see `choose_forms`. Default
             `"smallest"`.
         forms: Forms of single layers by name; they win over `form` and `plan`.
-        plan: What `dprp_tf.deploy.plan` measured to be fastest on a target; wins over `form`.
+        plan: What `dprp_tf.deploy.plan` measured to be fastest on a target, or the file it was
+            saved to; wins over `form`.
 
     Returns:
         The folded model, not compiled.
 
     Raises:
-        ValueError: If the model has no graph or no SVD layer, factors that are not finite, or a
-            form that does not exist.
+        ValueError: If the model has no graph or no SVD layer, factors that are not finite, a form
+            that does not exist, a plan made for other layers, ranks or weights, or a layer named
+            as a stage of another would be.
 
     Source: DPRP (arXiv 2401.08014) Eq. 2; the forms are in `dprp_tf.folding.form`.
 
@@ -160,6 +165,7 @@ def fold(
     800
     """
     require_graph(model)
+    require_finite_factors(model)
     rows = _choices(model, form, forms, plan)
     if not rows:
         raise ValueError(
@@ -169,18 +175,41 @@ def fold(
     layers = low_rank_layers(model)
     # By identity and not by name: nested models may each have a layer of the same name.
     choices = {id(layer): chosen for layer, (_, chosen) in zip(layers, rows, strict=True)}
-    for layer in layers:
-        if layer.broken_factor is not None:
-            raise ValueError(
-                "`model` must have finite factors. Received: NaN or infinite entries in "
-                f"`{layer.broken_factor}` of layer {layer.name!r}; load a sound checkpoint."
-            )
+    _require_free_names(model, [row.name for row, chosen in rows if chosen.kind != "dense"])
     return rewrite(
         model,
         lambda layer: (
             build_form(layer, choices[id(layer)]) if isinstance(layer, SVDLayer) else None
         ),
     )
+
+
+def _require_free_names(model: keras.Model, staged: list[str]) -> None:
+    for layer in walk_layers(model):
+        stem, _, suffix = layer.name.rpartition("_")
+        if stem in staged and _STAGE_NAME.fullmatch(suffix):
+            raise ValueError(
+                f"`model` must not have a layer named {layer.name!r}, as a stage of the folded "
+                f"layer {stem!r} would be. Rename it, or keep {stem!r} dense with "
+                f"forms={{{stem!r}: 'dense'}}."
+            )
+
+
+def require_finite_factors(model: keras.Model) -> None:
+    """Refuse a model whose factors hold NaN or infinite values.
+
+    Args:
+        model: A model with SVD layers.
+
+    Raises:
+        ValueError: If a factor is not finite; the message names it.
+    """
+    for layer in low_rank_layers(model):
+        if layer.broken_factor is not None:
+            raise ValueError(
+                "`model` must have finite factors. Received: NaN or infinite entries in "
+                f"`{layer.broken_factor}` of layer {layer.name!r}; load a sound checkpoint."
+            )
 
 
 def _row(layer: SVDLayer, chosen: Form, reason: str) -> FoldedLayer:
@@ -222,16 +251,32 @@ def _by_name(layer: SVDLayer, asked: str | Form) -> Form:
     return chosen
 
 
+def _planned(layers: list[SVDLayer], plan: FoldPlan) -> dict[str, Form]:
+    """The plan's forms, if it was made for layers like these."""
+    ours = {
+        layer.name: (tuple(layer.kernel_shape), layer.matricization, int(layer.rank or 0))
+        for layer in layers
+    }
+    theirs = {row.name: (row.kernel_shape, row.matricization, row.rank) for row in plan.layers}
+    if ours != theirs:
+        differing = sorted(
+            name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+        )
+        raise ValueError(
+            "`plan` must have been made for the SVD layers of this model at their ranks. Received: "
+            f"a plan that differs in {differing}; make it anew with dprp_tf.deploy.plan."
+        )
+    return plan.forms
+
+
 def _by_plan(layer: SVDLayer, planned: Form) -> Form:
-    own = own_form(layer)
-    same = planned.matricization == own.matricization
-    fits = not same or planned.ranks[0] <= own.ranks[0]
-    if fits and form_error(layer, planned) <= 1.01 * planned.error + _ROUNDING:
+    error = form_error(layer, planned)
+    if error <= 1.01 * planned.error + _PLAN_ROUNDING:
         return planned
     raise ValueError(
-        "`plan` must have been made for the weights of this model. Received: "
-        f"{planned} for {layer.name!r}, which has rank {own.ranks[0]} and is not within "
-        f"{planned.error:.2g} of that form; make the plan anew with dprp_tf.deploy.plan."
+        f"`plan` must have been made for the weights of this model. Received: {planned} for "
+        f"{layer.name!r}, whose kernel is {error:.2g} away from that form; make the plan anew "
+        "with dprp_tf.deploy.plan."
     )
 
 

@@ -65,12 +65,18 @@ class PlannedLayer:
 
     Attributes:
         name: The layer's name.
+        kernel_shape: Its kernel's shape.
+        matricization: How its kernel was unfolded.
+        rank: Its rank when it was planned for.
         form: Its form.
         reason: Why.
         candidates: Every form measured, dense first.
     """
 
     name: str
+    kernel_shape: tuple[int, ...]
+    matricization: str
+    rank: int
     form: Form
     reason: str
     candidates: tuple[Candidate, ...]
@@ -89,6 +95,9 @@ class PlannedLayer:
         """Return it as JSON-ready values."""
         return {
             "name": self.name,
+            "kernel_shape": list(self.kernel_shape),
+            "matricization": self.matricization,
+            "rank": self.rank,
             "form": self.form.kind,
             "ranks": list(self.form.ranks),
             "error": self.form.error,
@@ -210,9 +219,9 @@ class FoldPlan:
                 planned_macs=int(values["planned_macs"]),
                 notes=tuple(map(str, values["notes"])),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"A fold plan must be what FoldPlan.save wrote. Received one without {error}."
+                f"A fold plan must be what FoldPlan.save wrote. Received one without: {error}"
             ) from error
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -247,7 +256,10 @@ class FoldPlan:
             raise ValueError(f"{path} must hold a fold plan in JSON. Received: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold a fold plan. Received: a {type(values).__name__}")
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{path} holds no usable plan. {error}") from error
 
     def table(self) -> Table:
         """Lay the plan out for `rich`."""
@@ -304,8 +316,18 @@ def _layer(entry: Mapping[str, Any]) -> PlannedLayer:
     )
     form = _form(entry)
     if all(candidate.form != form for candidate in candidates):
-        raise KeyError(f"a candidate for the form {form} of {entry['name']}")
-    return PlannedLayer(str(entry["name"]), form, str(entry["reason"]), candidates)
+        raise ValueError(f"a candidate for the form {form} of {entry['name']}")
+    if candidates[0].form.kind != "dense":
+        raise ValueError(f"the dense form as first candidate of {entry['name']}")
+    return PlannedLayer(
+        name=str(entry["name"]),
+        kernel_shape=tuple(map(int, entry["kernel_shape"])),
+        matricization=str(entry["matricization"]),
+        rank=int(entry["rank"]),
+        form=form,
+        reason=str(entry["reason"]),
+        candidates=candidates,
+    )
 
 
 def _form(values: Mapping[str, Any]) -> Form:

@@ -13,6 +13,7 @@ __all__ = ["Allocation", "BudgetError", "allocate_ranks"]
 
 _BISECTIONS = 60
 _EMPTY = 1e-30
+_ROUNDING = 1e-9
 
 
 class BudgetError(ValueError):
@@ -24,9 +25,11 @@ class BudgetError(ValueError):
     """
 
     def __init__(self, budget: float, least: float) -> None:
+        # Rounded up, so that the figure told is a budget that works.
+        told = math.ceil(least * 1e6) / 1e6 if least < 1e6 else float(math.ceil(least))
         super().__init__(
-            f"`budget` must be at least {least:.6g}, the cost with every layer at its smallest "
-            f"rank. Received: budget={budget:.6g}. Raise it, or let more layers be cut."
+            f"`budget` must be at least {told:.10g}, the cost with every layer at its smallest "
+            f"rank. Received: budget={budget:.10g}. Raise it, or let more layers be cut."
         )
         self.budget = budget
         self.least = least
@@ -95,8 +98,10 @@ def allocate_ranks(
         costs.append(np.asarray([cost(name, rank) for rank in ranks], dtype=float))
     allowed = budget - fixed_cost
     least = float(sum(row[0] for row in costs))
-    if least > allowed:
+    # The same numbers summed in another order differ by rounding.
+    if least > allowed + _ROUNDING * max(abs(budget), 1.0):
         raise BudgetError(budget, least + fixed_cost)
+    allowed = max(allowed, least)
 
     def at(price: float) -> list[int]:
         # Of equals the first, the smallest rank.
