@@ -216,10 +216,12 @@ def _quantized(converted: Any, calibration: dict[str, np.ndarray]) -> Any:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder:
-        plain, target = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
+        original, plain, target = (Path(folder) / f"{n}.onnx" for n in ("float", "plain", "int8"))
+        # Through a file: handed over in memory, models beyond a few tensors fail.
+        onnx.save(converted, str(original))
         # Batch normalizations left over by the converter are folded here. Symbolic shapes would
         # need another package and matter to transformers alone.
-        quant_pre_process(converted, str(plain), skip_symbolic_shape=True)
+        quant_pre_process(str(original), str(plain), skip_symbolic_shape=True)
         quantization.quantize_static(
             str(plain),
             str(target),

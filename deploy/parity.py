@@ -85,7 +85,8 @@ class ExportReport:
         precision: `"float32"`, `"float16"`, `"dynamic"` or `"int8"`.
         size_bytes: Size of the file.
         samples: How many inputs were compared.
-        inputs: Where they came from: `"verification_data"`, `"calibration_data"`, `"random"`.
+        inputs: Where they came from: `"verification_data"`, `"calibration_data"`, `"random"`,
+            `"training data"`.
         max_error: Largest absolute difference.
         mean_error: Mean absolute difference.
         reference_scale: Largest absolute value of the Keras model's output.

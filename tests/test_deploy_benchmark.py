@@ -16,7 +16,7 @@ import pytest
 from keras import layers
 
 from dprp_tf.deploy import benchmark, compare, export_onnx, export_tflite
-from dprp_tf.deploy.benchmark import _ratio
+from dprp_tf.deploy.intervals import ratio_interval
 from dprp_tf.deploy.targets.edge import RUNNER as _RUNNER
 
 
@@ -115,10 +115,10 @@ def test_compare_across_formats(files: dict[str, Path]) -> None:
 def test_interval_is_paired() -> None:
     # Every round is disturbed alike: the ratio is exactly 2 in each of them.
     reference = np.random.default_rng(0).lognormal(size=51)
-    ratio, low, high = _ratio(2 * reference, reference)
+    ratio, low, high = ratio_interval(2 * reference, reference)
     assert (ratio, low, high) == pytest.approx((2, 2, 2))
     noise = np.random.default_rng(1).lognormal(sigma=0.5, size=51)
-    ratio, low, high = _ratio(2 * noise, reference)
+    ratio, low, high = ratio_interval(2 * noise, reference)
     assert low < ratio < high
     assert high - low > 0.1
 
