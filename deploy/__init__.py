@@ -18,7 +18,7 @@ from dprp_tf.deploy.benchmark import (
     measure_files,
 )
 from dprp_tf.deploy.onnx import export_onnx
-from dprp_tf.deploy.parity import ExportReport, OutputParity, ParityError
+from dprp_tf.deploy.parity import ExportReport, OutputParity, ParityError, compressed_size
 from dprp_tf.deploy.runtime import evaluate_file, run_file
 from dprp_tf.deploy.targets import Target, TargetError, resolve_target
 from dprp_tf.deploy.tflite import export_tflite
@@ -26,6 +26,12 @@ from dprp_tf.deploy.tflite import export_tflite
 if TYPE_CHECKING:
     from dprp_tf.deploy.latencies import latency_table
     from dprp_tf.deploy.planner import plan
+    from dprp_tf.deploy.quantization import (
+        QuantizedModel,
+        cluster_weights,
+        sparsify,
+        train_quantized,
+    )
 
 __all__ = [
     "BenchmarkResult",
@@ -33,11 +39,14 @@ __all__ = [
     "ExportReport",
     "OutputParity",
     "ParityError",
+    "QuantizedModel",
     "Ratio",
     "Target",
     "TargetError",
     "benchmark",
+    "cluster_weights",
     "compare",
+    "compressed_size",
     "evaluate_file",
     "export_onnx",
     "export_tflite",
@@ -46,12 +55,18 @@ __all__ = [
     "plan",
     "resolve_target",
     "run_file",
+    "sparsify",
+    "train_quantized",
 ]
 
-# These work on low-rank layers, so they load Keras: imported when first used.
+# These need Keras to be there: imported when first used.
 _HOMES = {
+    "QuantizedModel": "quantization",
+    "cluster_weights": "quantization",
     "latency_table": "latencies",
     "plan": "planner",
+    "sparsify": "quantization",
+    "train_quantized": "quantization",
 }
 
 

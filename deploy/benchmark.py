@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -16,16 +15,16 @@ from dprp_tf.deploy.intervals import CONFIDENCE, ratio_interval
 from dprp_tf.deploy.runtime import require_model_file
 from dprp_tf.deploy.targets import Target, resolve_target
 from dprp_tf.deploy.targets.edge import write_arrays
+from dprp_tf.tables import Tabular
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
 __all__ = ["BenchmarkResult", "Comparison", "Ratio", "benchmark", "compare", "measure_files"]
 
 
 @dataclass(frozen=True)
-class BenchmarkResult:
+class BenchmarkResult(Tabular):
     """What one file costs on a target.
 
     Every `_ms` field about latency is `None` on an emulated target, where time means nothing;
@@ -119,12 +118,6 @@ class BenchmarkResult:
         """
         return _table([self], None)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.table()
-
-    def __str__(self) -> str:
-        return _plain(self.table())
-
 
 @dataclass(frozen=True)
 class Ratio:
@@ -150,7 +143,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Tabular):
     """Several files timed in turns in one run.
 
     Args:
@@ -179,12 +172,6 @@ class Comparison:
             A table with one row per file.
         """
         return _table(self.results, self.ratios)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.table()
-
-    def __str__(self) -> str:
-        return _plain(self.table())
 
 
 def benchmark(
@@ -433,11 +420,3 @@ def _table(results: Sequence[BenchmarkResult], ratios: Sequence[Ratio] | None) -
 
 def _megabytes(value: int | None) -> str:
     return "?" if value is None else f"{value / 1e6:.1f}"
-
-
-def _plain(table: Table) -> str:
-    from rich.console import Console
-
-    buffer = io.StringIO()
-    Console(file=buffer, width=140, color_system=None).print(table)
-    return buffer.getvalue().rstrip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dprp_tf.atomic import write_json
+from dprp_tf.tables import Tabular
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
 __all__ = ["LatencyTable", "LayerLatency"]
@@ -121,7 +120,7 @@ class LayerLatency:
 
 
 @dataclass(frozen=True)
-class LatencyTable:
+class LatencyTable(Tabular):
     """Cost of a model on a target as a function of its ranks.
 
     The model's cost is what is left when every low-rank layer is taken out of the measured dense
@@ -231,16 +230,6 @@ class LatencyTable:
                 ", ".join(f"{rank}: {cost / row.dense:.2f} {form}" for rank, cost, form in entries),
             )
         return view
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.table()
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        buffer = io.StringIO()
-        Console(file=buffer, width=140, color_system=None).print(self.table())
-        return buffer.getvalue().rstrip()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table as JSON, whole or not at all.

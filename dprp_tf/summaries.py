@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
-from rich.console import Console
 from rich.table import Table
 
 from dprp_tf.costs import ModelCost, model_cost
 from dprp_tf.factorizing import skip_reason
 from dprp_tf.layers import SVDLayer, walk_layers
+from dprp_tf.tables import Tabular
 
 __all__ = ["Summary", "SummaryRow", "summary"]
 
@@ -46,7 +46,7 @@ class SummaryRow:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Tabular):
     """What `summary` returns: rows and totals; printing it draws a table.
 
     Attributes:
@@ -93,12 +93,6 @@ class Summary:
                 row.skipped or row.matricization or "",
             )
         return table
-
-    def __str__(self) -> str:
-        console = Console(width=110, no_color=True)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
 
 
 def summary(model: keras.Model) -> Summary:

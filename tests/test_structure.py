@@ -19,6 +19,7 @@ FLOORS = {
     "factorization": 0,
     "costs": 0,
     "atomic": 0,
+    "tables": 0,
     "regularizers": 1,
     "retraction": 1,
     "layers": 2,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from dprp_tf.atomic import write_json
 from dprp_tf.folding.form import Form
+from dprp_tf.tables import Tabular
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
 __all__ = ["Candidate", "FoldPlan", "PlannedLayer"]
@@ -109,7 +108,7 @@ class PlannedLayer:
 
 
 @dataclass(frozen=True)
-class FoldPlan:
+class FoldPlan(Tabular):
     """Which form each SVD layer of a model gets on a target, from measurements.
 
     Attributes:
@@ -289,16 +288,6 @@ class FoldPlan:
                 layer.reason,
             )
         return table
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self.table()
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        buffer = io.StringIO()
-        Console(file=buffer, width=140, color_system=None).print(self.table())
-        return buffer.getvalue().rstrip()
 
 
 def _layer(entry: Mapping[str, Any]) -> PlannedLayer:
