@@ -251,7 +251,8 @@ def _prove(
         notes.append("the dense layers are kept: no other form made the model faster")
     if not setting.exact:
         said = [warning for result in results for warning in result.warnings]
-        notes += dict.fromkeys([*costs.warnings, *said])
+        # One of each kind: a kind is what stands before the colon.
+        notes += {warning.split(":")[0]: warning for warning in [*costs.warnings, *said]}.values()
     else:
         notes.append("instructions of an emulated processor are a proxy for time")
     choice = _scaled(choice, dense.cost)
