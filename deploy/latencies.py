@@ -51,8 +51,9 @@ def latency_table(
         runtime: `"litert"` or `"onnxruntime"`. Defaults to `"litert"`.
         precision: `"float32"`, `"float16"` (LiteRT) or `"int8"`. Defaults to `"float32"`.
         threads: Threads of the runtime, 1 or more. Defaults to 1.
-        ranks: Ranks to measure, where a layer has them. Defaults to every rank of full ranks up
-            to 9, else to six between a sixteenth and three quarters of the full rank.
+        ranks: Ranks to measure, where a layer has them and they take no more MACs than the dense
+            form. Defaults to every rank of full ranks up to 9, else to six between a sixteenth
+            and three quarters of the full rank.
         rounds: Timed rounds per form, 3 or more. Defaults to 30.
         cache: Folder that remembers measured costs. Defaults to the user's cache folder.
         refresh: Whether to measure anew what is remembered. Defaults to false.
@@ -152,4 +153,11 @@ def _forms(site: Site, ranks: Sequence[int] | None) -> list[Form]:
         chosen = sorted({max(1, round(full * share)) for share in _SHARES})
     kinds = [kind, "pointwise_first"] if kind == "concatenated" else [kind]
     kinds = [name for name in kinds if obstacle(layer, name) is None]
-    return [Form(name, (rank,)) for rank in chosen for name in kinds]
+    forms = [Form(name, (rank,)) for rank in chosen for name in kinds]
+
+    def macs(form: Form) -> int:
+        return sum(geometry.macs(form) for geometry in site.geometries)
+
+    # With more MACs than the dense form there is nothing to win, and the table says dense there.
+    worth = [form for form in forms if macs(form) <= macs(_DENSE)]
+    return worth or forms[:1]

@@ -307,7 +307,8 @@ def test_a_spatial_table_knows_every_rank_and_its_quickest_form(tmp_path: Path) 
     low = dprp.factorize(_network(), "spatial", layers=["second"])
     table = deploy.latency_table(low, _Counting(depthwise=4.0), cache=tmp_path)
     (row,) = table.layers
-    assert row.ranks == tuple(range(1, 10))
+    # 8 ranks would take 8 * (9 * 32 + 32 * 32) MACs per position, the dense form 9 * 32 * 32.
+    assert row.ranks == tuple(range(1, 8))
     place = layer_sites(low)[0].geometries[0]
     positions = 12 * 12
     for rank in row.ranks:
