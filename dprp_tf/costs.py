@@ -293,9 +293,9 @@ def layer_calls(model: Any) -> Iterator[LayerCall]:
     >>> import keras
     >>> inputs = keras.Input((8, 8, 3))
     >>> convolved = keras.layers.Conv2D(4, 3, name="it")(inputs)
-    >>> model = keras.Model(inputs, keras.layers.ReLU()(convolved))
+    >>> model = keras.Model(inputs, keras.layers.ReLU(name="next")(convolved))
     >>> [call.consumers[0].name for call in layer_calls(model) if call.layer.name == "it"]
-    ['re_lu']
+    ['next']
     """
     graph = getattr(model, "_functional", None) or model
     if not hasattr(graph, "_nodes_by_depth"):

@@ -183,7 +183,7 @@ def test_training_rounds_exactly_as_the_runtime_does(tmp_path: Path) -> None:
 def test_frozen_layers_stay_frozen() -> None:
     keras.utils.set_random_seed(6)
     inputs = keras.Input((6, 6, 2))
-    x = layers.Rescaling(0.5, offset=0.25)(inputs)
+    x = layers.Rescaling(0.5, offset=0.25, name="rescaling")(inputs)
     frozen = layers.Conv2D(3, 3, trainable=False, name="frozen")
     x = layers.Conv2D(2, 3, name="free")(layers.ReLU()(frozen(x)))
     model = keras.Model(inputs, layers.Flatten()(x))
