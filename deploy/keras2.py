@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Keras2Model", "load_keras2", "load_optimization", "to_keras2"]
 
 _LEGACY = "TF_USE_LEGACY_KERAS"
-_INSTALL = 'Install it with: pip install "dprp-tf[quantization]".'
+_INSTALL = "Install it with: pip install tf-keras tensorflow-model-optimization."
 
 # Layers of the same name, arguments and order of weights in both versions.
 _SAME = frozenset(
