@@ -422,7 +422,7 @@ def export(
     model: Annotated[Path, typer.Argument(help="A .keras file, folded or not.")],
     output: Annotated[Path, typer.Argument(help="The .tflite or .onnx file to write.")],
     quantization: Annotated[
-        str | None, typer.Option(help="float16, dynamic or int8; .tflite only.")
+        str | None, typer.Option(help="float16, int8, or for .tflite dynamic.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Data to calibrate on and to verify with.")
@@ -444,26 +444,20 @@ def export(
 
     if output.suffix not in (".tflite", ".onnx"):
         raise ValueError(f"`output` must end in .tflite or .onnx. Received: {output}")
-    if output.suffix == ".onnx" and quantization is not None:
-        raise ValueError(
-            f"`quantization` is for .tflite files. Received: {quantization!r} for {output}"
-        )
     plain = plain_model(load_model(model))
     calibration = verification = None
     if data is not None:
         dataset = _load_data(data, image_size, mean, std)
         calibration = dataset.x_train[:samples].astype("float32")
         verification = dataset.x_test[:samples].astype("float32")
-    if output.suffix == ".onnx":
-        report = deploy.export_onnx(plain, output, verification_data=verification)
-    else:
-        report = deploy.export_tflite(
-            plain,
-            output,
-            quantization=quantization,
-            calibration_data=calibration if quantization == "int8" else None,
-            verification_data=verification,
-        )
+    export_file: Any = deploy.export_onnx if output.suffix == ".onnx" else deploy.export_tflite
+    report = export_file(
+        plain,
+        output,
+        quantization=quantization,
+        calibration_data=calibration if quantization == "int8" else None,
+        verification_data=verification,
+    )
     if as_json:
         _print_json(report.as_dict())
     else:

@@ -233,7 +233,6 @@ CASES = [
     (["inspect", "{truncated}"], "truncated"),
     (["fold", "{truncated}", "{folder}/o.h5"], "`output` must end in .keras"),
     (["export", "{truncated}", "{folder}/o.bin"], "`output` must end in .tflite or .onnx"),
-    (["export", "{truncated}", "{folder}/o.onnx", "--quantization", "int8"], "`quantization`"),
     (["bench", "{truncated}"], "`paths`.*tflite or .onnx"),
     (["bench", "{tflite}", "--target", "raspberry"], "`target` must be.*'raspberry'"),
     (["bench", "{tflite}", "--target", "ssh://nobody@127.0.0.1:1"], "127.0.0.1"),
@@ -256,6 +255,19 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert re.search(message, lines[0]), lines[0]
     assert "Traceback" not in result.output
     assert not (bad["folder"] / "r" / "config.json").exists()
+
+
+def test_onnx_is_quantized_too_and_unknown_kinds_are_named(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    arguments = ("export", run / "model.keras", path, "--data", "digits", "--image-size", 8)
+    said = answer(*arguments, "--quantization", "int8")
+    assert said["precision"] == "int8"
+    plain = answer(*arguments[:2], tmp_path / "plain.onnx", *arguments[3:])
+    assert path.stat().st_size < 0.6 * (tmp_path / "plain.onnx").stat().st_size
+    assert plain["max_error"] < said["max_error"]
+    refused = invoke(*arguments, "--quantization", "int4")
+    assert refused.exit_code == 2
+    assert "`quantization`" in refused.output
 
 
 def test_debug_shows_the_traceback(bad: dict[str, Path]) -> None:
