@@ -17,7 +17,7 @@ from dprp_tf.atomic import write_json
 from dprp_tf.deploy.benchmark import measure_files
 from dprp_tf.deploy.cache import cache_folder
 from dprp_tf.deploy.intervals import ratio_interval
-from dprp_tf.deploy.probes import Geometry, probe
+from dprp_tf.deploy.probes import Geometry, Site, probe
 from dprp_tf.deploy.source import Source
 from dprp_tf.deploy.targets import Target, TargetError
 from dprp_tf.folding import Form
@@ -214,8 +214,29 @@ class FormCosts:
         self.refresh = refresh
         self.progress = progress
         self.warnings: list[str] = []
-        # What the yardstick costs now, and cost when a geometry was measured.
+        # What the yardstick cost in the last run.
         self._yardstick: float | None = None
+
+    def measure_sites(
+        self, sites: Sequence[Site], forms: Mapping[str, Sequence[Form]]
+    ) -> dict[Geometry, dict[Form, FormCost]]:
+        """Return the costs of the forms of a model's layers; see `measure`.
+
+        Args:
+            sites: Where the layers stand.
+            forms: Forms by layer name.
+
+        Returns:
+            Costs by geometry and form.
+
+        Raises:
+            TargetError: If the target fails.
+        """
+        wanted: dict[Geometry, list[Form]] = {}
+        for site in sites:
+            for geometry in site.geometries:
+                wanted.setdefault(geometry, []).extend(forms[site.layer.name])
+        return self.measure(wanted)
 
     def measure(
         self, wanted: Mapping[Geometry, Sequence[Form]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dprp_tf.deploy.benchmark import measure_files
 from dprp_tf.deploy.form_costs import FormCosts, Setting
-from dprp_tf.deploy.probes import Geometry, Site, layer_sites
+from dprp_tf.deploy.probes import Site, layer_sites
 from dprp_tf.deploy.targets import Target, resolve_target
 from dprp_tf.factorization import resolve
 from dprp_tf.folding import OWN_KIND, Form, fold, obstacle
@@ -87,11 +87,7 @@ def latency_table(
             )
     forms = {site.layer.name: _forms(site, ranks) for site in sites}
     costs = FormCosts(setting, rounds=rounds, cache=cache, refresh=refresh, progress=progress)
-    wanted: dict[Geometry, list[Form]] = {}
-    for site in sites:
-        for geometry in site.geometries:
-            wanted.setdefault(geometry, []).extend(forms[site.layer.name])
-    measured = costs.measure(wanted)
+    measured = costs.measure_sites(sites, forms)
 
     def total(site: Site, form: Form) -> float:
         return sum(measured[geometry][form].cost for geometry in site.geometries)
@@ -154,10 +150,5 @@ def _forms(site: Site, ranks: Sequence[int] | None) -> list[Form]:
     kinds = [kind, "pointwise_first"] if kind == "concatenated" else [kind]
     kinds = [name for name in kinds if obstacle(layer, name) is None]
     forms = [Form(name, (rank,)) for rank in chosen for name in kinds]
-
-    def macs(form: Form) -> int:
-        return sum(geometry.macs(form) for geometry in site.geometries)
-
-    # With more MACs than the dense form there is nothing to win, and the table says dense there.
-    worth = [form for form in forms if macs(form) <= macs(_DENSE)]
-    return worth or forms[:1]
+    # The table says dense where no form is measured; it needs one rank at least.
+    return site.worth_trying(forms) or forms[:1]

@@ -88,26 +88,14 @@ def plan(
     """
     setting = Setting(resolve_target(target), runtime, precision, threads)
     sites = layer_sites(model)
-    forms = {site.layer.name: _worth_trying(site, tolerance) for site in sites}
+    forms = {
+        site.layer.name: site.worth_trying(layer_forms(site.layer, tolerance)) for site in sites
+    }
     costs = FormCosts(setting, rounds=rounds, cache=cache, refresh=refresh, progress=progress)
-    wanted: dict[Geometry, list[Form]] = {}
-    for site in sites:
-        for geometry in site.geometries:
-            wanted.setdefault(geometry, []).extend(forms[site.layer.name])
-    measured = costs.measure(wanted)
+    measured = costs.measure_sites(sites, forms)
     noise = _COUNTING_NOISE if setting.exact else 0.0
     layers = [_choose(site, forms[site.layer.name], measured, noise) for site in sites]
     return _prove(model, costs, layers, progress)
-
-
-def _worth_trying(site: Site, tolerance: float) -> list[Form]:
-    """The forms that multiply no more than the dense one: the others have nothing to win by."""
-    forms = layer_forms(site.layer, tolerance)
-
-    def macs(form: Form) -> int:
-        return sum(geometry.macs(form) for geometry in site.geometries)
-
-    return [forms[0], *(form for form in forms[1:] if macs(form) <= macs(forms[0]))]
 
 
 def _choose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,21 @@ class Site:
 
     layer: SVDLayer
     geometries: tuple[Geometry, ...]
+
+    def worth_trying(self, forms: Sequence[Form]) -> list[Form]:
+        """Return the forms with no more MACs than the dense one: others have nothing to win by.
+
+        Args:
+            forms: Forms of the layer.
+
+        Returns:
+            Those that remain, in their order; a shared layer's calls count together.
+        """
+
+        def macs(form: Form) -> int:
+            return sum(geometry.macs(form) for geometry in self.geometries)
+
+        return [form for form in forms if macs(form) <= macs(Form("dense"))]
 
 
 def layer_sites(model: keras.Model) -> list[Site]:
