@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import keras
 
-__all__ = ["Block", "Preprocess", "Shortcut", "Stem", "residual_network"]
+from dprp_tf.zoo.arguments import check_arguments
+from dprp_tf.zoo.blocks import (
+    CHANNELS_LAST,
+    activated,
+    convolution,
+    global_average,
+    logits_dense,
+    sample_input,
+)
+from dprp_tf.zoo.preprocessing import Preprocess
+
+__all__ = ["Block", "Shortcut", "Stem", "residual_network"]
 
 Block = Literal["basic", "bottleneck"]
 Shortcut = Literal["A", "B"]
 Stem = Literal["cifar", "imagenet"]
-Preprocess = tuple[float | Sequence[float], float | Sequence[float]]
 
 _EXPANSION = 4
-_CHANNELS_LAST = "channels_last"
 
 
 def residual_network(
@@ -74,32 +82,23 @@ def residual_network(
     counts = [blocks] * len(widths) if isinstance(blocks, int) else list(blocks)
     _check(input_shape, classes, widths, counts, shortcut, weight_decay, stem, block)
     decay = weight_decay / 2
-    inputs = keras.Input(shape=tuple(input_shape), name="image")
-    x = inputs
-    if preprocess is not None:
-        x = _preprocess(preprocess, channels=input_shape[-1])(x)
+    inputs, x = sample_input(input_shape, preprocess)
     x = _stem(x, widths[0], stem, decay)
     build_block = _basic if block == "basic" else _bottleneck
     for stage, (width, count) in enumerate(zip(widths, counts, strict=True), start=1):
         for index in range(count):
             strides = 2 if stage > 1 and index == 0 else 1
             x = build_block(x, width, strides, shortcut, decay, f"stage{stage}_block{index}")
-    x = keras.layers.GlobalAveragePooling2D(data_format=_CHANNELS_LAST, name="pool")(x)
-    logits = keras.layers.Dense(
-        classes,
-        kernel_initializer="he_normal",
-        kernel_regularizer=_l2(decay),
-        name="logits",
-    )(x)
+    logits = logits_dense(global_average(x), classes, decay)
     return keras.Model(inputs, logits, name=name)
 
 
 def _stem(x: keras.KerasTensor, filters: int, stem: Stem, decay: float) -> keras.KerasTensor:
     if stem == "cifar":
-        return _convolution(x, filters, "stem", decay)
-    x = _convolution(x, filters, "stem", decay, kernel_size=7, strides=2)
+        return convolution(x, filters, "stem", decay)
+    x = convolution(x, filters, "stem", decay, kernel_size=7, strides=2)
     return keras.layers.MaxPooling2D(
-        3, strides=2, padding="same", data_format=_CHANNELS_LAST, name="stem_pool"
+        3, strides=2, padding="same", data_format=CHANNELS_LAST, name="stem_pool"
     )(x)
 
 
@@ -111,8 +110,8 @@ def _basic(
     decay: float,
     name: str,
 ) -> keras.KerasTensor:
-    residual = _convolution(x, filters, name, decay, number="1", strides=strides)
-    residual = _convolution(residual, filters, name, decay, number="2", activation=False)
+    residual = convolution(x, filters, name, decay, number="1", strides=strides)
+    residual = convolution(residual, filters, name, decay, number="2", activation=None)
     return _joined(x, residual, strides, shortcut, decay, name, number="2")
 
 
@@ -125,11 +124,9 @@ def _bottleneck(
     name: str,
 ) -> keras.KerasTensor:
     wide = _EXPANSION * filters
-    residual = _convolution(x, filters, name, decay, number="1", kernel_size=1)
-    residual = _convolution(residual, filters, name, decay, number="2", strides=strides)
-    residual = _convolution(
-        residual, wide, name, decay, number="3", kernel_size=1, activation=False
-    )
+    residual = convolution(x, filters, name, decay, number="1", kernel_size=1)
+    residual = convolution(residual, filters, name, decay, number="2", strides=strides)
+    residual = convolution(residual, wide, name, decay, number="3", kernel_size=1, activation=None)
     return _joined(x, residual, strides, shortcut, decay, name, number="3")
 
 
@@ -147,41 +144,13 @@ def _joined(
         bridge = _subsample_and_pad if shortcut == "A" else _project
         x = bridge(x, filters, strides, decay, f"{name}_shortcut")
     x = keras.layers.Add(name=f"{name}_add")([x, residual])
-    return keras.layers.ReLU(name=f"{name}_relu{number}")(x)
-
-
-def _convolution(
-    x: keras.KerasTensor,
-    filters: int,
-    name: str,
-    decay: float,
-    *,
-    number: str = "",
-    kernel_size: int = 3,
-    strides: int = 1,
-    activation: bool = True,
-) -> keras.KerasTensor:
-    x = keras.layers.Conv2D(
-        filters,
-        kernel_size,
-        strides=strides,
-        padding="same",
-        data_format=_CHANNELS_LAST,
-        use_bias=False,
-        kernel_initializer="he_normal",
-        kernel_regularizer=_l2(decay),
-        name=f"{name}_conv{number}",
-    )(x)
-    x = keras.layers.BatchNormalization(
-        axis=-1, momentum=0.9, epsilon=1e-5, name=f"{name}_bn{number}"
-    )(x)
-    return keras.layers.ReLU(name=f"{name}_relu{number}")(x) if activation else x
+    return activated(x, "relu", name, number)
 
 
 def _project(
     x: keras.KerasTensor, filters: int, strides: int, decay: float, name: str
 ) -> keras.KerasTensor:
-    return _convolution(x, filters, name, decay, kernel_size=1, strides=strides, activation=False)
+    return convolution(x, filters, name, decay, kernel_size=1, strides=strides, activation=None)
 
 
 def _subsample_and_pad(
@@ -190,7 +159,7 @@ def _subsample_and_pad(
     # A window of one pixel makes the pooling a strided slice that is an ordinary layer.
     if strides != 1:
         x = keras.layers.AveragePooling2D(
-            1, strides=strides, data_format=_CHANNELS_LAST, name=f"{name}_subsample"
+            1, strides=strides, data_format=CHANNELS_LAST, name=f"{name}_subsample"
         )(x)
     missing = filters - x.shape[-1]
     if missing == 0:
@@ -201,50 +170,10 @@ def _subsample_and_pad(
     x = keras.layers.Permute((1, 3, 2), name=f"{name}_channels_in")(x)
     x = keras.layers.ZeroPadding2D(
         ((0, 0), (missing // 2, missing - missing // 2)),
-        data_format=_CHANNELS_LAST,
+        data_format=CHANNELS_LAST,
         name=f"{name}_pad",
     )(x)
     return keras.layers.Permute((1, 3, 2), name=f"{name}_channels_out")(x)
-
-
-def _preprocess(preprocess: Preprocess, channels: int) -> keras.layers.Layer:
-    if not isinstance(preprocess, (tuple, list)) or len(preprocess) != 2:
-        raise ValueError(
-            "`preprocess` must be a pair (mean, std) or None. Received: "
-            f"preprocess={preprocess!r}. A dataset of `dprp_tf.data` has both: "
-            "preprocess=(dataset.mean, dataset.std)."
-        )
-    mean, std = (_per_channel(value, channels, preprocess) for value in preprocess)
-    if any(value <= 0 for value in std):
-        raise ValueError(
-            f"`preprocess` must hold a std above 0 for every channel. Received: std={std}. "
-            "Give 1 to a channel that never varies."
-        )
-    # One multiplication and one addition: both have int8 kernels, division has none.
-    return keras.layers.Rescaling(
-        scale=[1 / s for s in std],
-        offset=[-m / s for m, s in zip(mean, std, strict=True)],
-        name="preprocess",
-    )
-
-
-def _per_channel(
-    value: float | Sequence[float], channels: int, preprocess: Preprocess
-) -> list[float]:
-    try:
-        values = [float(v) for v in value]  # type: ignore[union-attr]
-    except TypeError:
-        values = [float(value)] * channels  # type: ignore[arg-type]
-    if len(values) != channels or not all(map(math.isfinite, values)):
-        raise ValueError(
-            f"`preprocess` must hold one finite number or {channels}, one per channel of "
-            f"`input_shape`, for mean and for std. Received: preprocess={preprocess!r}."
-        )
-    return values
-
-
-def _l2(decay: float) -> keras.regularizers.Regularizer | None:
-    return keras.regularizers.L2(decay) if decay else None
 
 
 def _check(
@@ -257,13 +186,7 @@ def _check(
     stem: str,
     block: str,
 ) -> None:
-    if len(input_shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in input_shape):
-        raise ValueError(
-            "`input_shape` must be (height, width, channels), each a whole number of at least "
-            f"1. Received: input_shape={input_shape}."
-        )
-    if classes < 2:
-        raise ValueError(f"`classes` must be at least 2. Received: classes={classes}.")
+    check_arguments(input_shape, classes, weight_decay)
     if not widths or any(width < 1 for width in widths):
         raise ValueError(
             "`widths` must hold the filters of at least one stage, each at least 1. "
@@ -291,9 +214,4 @@ def _check(
         raise ValueError(
             '`widths` must not fall from stage to stage with shortcut="A", which can only add '
             f'channels. Received: widths={tuple(widths)}. Use shortcut="B".'
-        )
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(
-            "`weight_decay` must be a finite number of at least 0. Received: "
-            f"weight_decay={weight_decay}."
         )

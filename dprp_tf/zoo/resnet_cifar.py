@@ -6,7 +6,9 @@ from typing import Any
 
 import keras
 
-from dprp_tf.zoo.residual import Preprocess, Shortcut, residual_network
+from dprp_tf.zoo.preprocessing import Preprocess
+from dprp_tf.zoo.residual import Shortcut, residual_network
+from dprp_tf.zoo.variants import variant_of
 
 __all__ = ["resnet20", "resnet32", "resnet56", "resnet_cifar"]
 
@@ -69,6 +71,7 @@ def resnet_cifar(
     )
 
 
+@variant_of(resnet_cifar, "depth")
 def resnet20(**arguments: Any) -> keras.Model:
     """Build ResNet-20, 269,722 trainable parameters with 10 classes and shortcut `"A"`.
 
@@ -86,6 +89,7 @@ def resnet20(**arguments: Any) -> keras.Model:
     return resnet_cifar(20, **arguments)
 
 
+@variant_of(resnet_cifar, "depth")
 def resnet32(**arguments: Any) -> keras.Model:
     """Build ResNet-32, 464,154 trainable parameters with 10 classes and shortcut `"A"`.
 
@@ -103,6 +107,7 @@ def resnet32(**arguments: Any) -> keras.Model:
     return resnet_cifar(32, **arguments)
 
 
+@variant_of(resnet_cifar, "depth")
 def resnet56(**arguments: Any) -> keras.Model:
     """Build ResNet-56, 853,018 trainable parameters with 10 classes and shortcut `"A"`.
 

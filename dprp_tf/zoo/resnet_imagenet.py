@@ -6,7 +6,9 @@ from typing import Any
 
 import keras
 
-from dprp_tf.zoo.residual import Block, Preprocess, Shortcut, residual_network
+from dprp_tf.zoo.preprocessing import Preprocess
+from dprp_tf.zoo.residual import Block, Shortcut, residual_network
+from dprp_tf.zoo.variants import variant_of
 
 __all__ = ["resnet18", "resnet34", "resnet50", "resnet_imagenet"]
 
@@ -84,6 +86,7 @@ def resnet_imagenet(
     )
 
 
+@variant_of(resnet_imagenet, "depth")
 def resnet18(**arguments: Any) -> keras.Model:
     """Build ResNet-18, 11,689,512 trainable parameters and 1.81 GMACs by default.
 
@@ -101,6 +104,7 @@ def resnet18(**arguments: Any) -> keras.Model:
     return resnet_imagenet(18, **arguments)
 
 
+@variant_of(resnet_imagenet, "depth")
 def resnet34(**arguments: Any) -> keras.Model:
     """Build ResNet-34, 21,797,672 trainable parameters and 3.66 GMACs by default.
 
@@ -118,6 +122,7 @@ def resnet34(**arguments: Any) -> keras.Model:
     return resnet_imagenet(34, **arguments)
 
 
+@variant_of(resnet_imagenet, "depth")
 def resnet50(**arguments: Any) -> keras.Model:
     """Build ResNet-50, 25,557,032 trainable parameters and 4.09 GMACs by default.
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import keras
 
-from dprp_tf.zoo.residual import Preprocess, Shortcut, residual_network
+from dprp_tf.zoo.preprocessing import Preprocess
+from dprp_tf.zoo.residual import Shortcut, residual_network
 
 __all__ = ["resnet_small"]
 
