@@ -14,11 +14,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from dprp_tf.augmentation import random_crop_and_flip
-from dprp_tf.data import Dataset
+from dprp_tf.augmentation import Augmentation, adjust
+from dprp_tf.data import Dataset, StreamedImages
+from dprp_tf.divergence import DivergenceGuard
 from dprp_tf.resizing import sync
 
 __all__ = ["epoch_order", "fit_on_device"]
+
+_DISPATCHES_PER_LOOK = 8
 
 
 def epoch_order(
@@ -58,8 +61,8 @@ def fit_on_device(
     initial_epoch: int = 0,
     steps_per_dispatch: int = 16,
     augment: bool = True,
-    padding: int = 4,
-    flip: bool = True,
+    padding: int | None = None,
+    flip: bool | None = None,
     seed: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     validation_batch_size: int = 500,
@@ -76,9 +79,9 @@ def fit_on_device(
         epochs: Epoch to stop after.
         initial_epoch: Epochs done before.
         steps_per_dispatch: Steps per compiled call, 1 or more. Default 16.
-        augment: Whether to shift and mirror.
-        padding: Largest shift in pixels.
-        flip: Whether to mirror.
+        augment: Whether to augment, in the data set's own way.
+        padding: Largest shift in pixels; None for the data set's.
+        flip: Whether to mirror; None for the data set's.
         seed: Seed of order and augmentation.
         callbacks: Keras callbacks. Batch callbacks are called once per dispatch.
         validation_batch_size: Images per evaluation step.
@@ -87,7 +90,8 @@ def fit_on_device(
         The history.
 
     Raises:
-        ValueError: If the backend is another one, or a batch is larger than the data set.
+        ValueError: If the backend is another one, a batch is larger than the data set, or the
+            images stay on disk.
 
     Example:
 
@@ -105,13 +109,19 @@ def fit_on_device(
             f"`batch_size` must lie in 1..{count} and `steps_per_dispatch` be 1 or more. Received: "
             f"batch_size={batch_size}, steps_per_dispatch={steps_per_dispatch}"
         )
+    if isinstance(dataset.x_train, StreamedImages) or isinstance(dataset.x_test, StreamedImages):
+        raise ValueError(
+            "`dataset` must be in memory to be copied to the device. Received: "
+            f"{dataset.name}, whose images are read from disk. Train with on_device=False."
+        )
+    augmentation = adjust(dataset.augmentation, augment=augment, padding=padding, flip=flip)
     images = ops.convert_to_tensor(dataset.x_train)
     labels = ops.convert_to_tensor(dataset.y_train.astype(np.int32))
 
     def batch(rows: Any, key: Any) -> tuple[Any, Any]:
         x = ops.take(images, rows, axis=0)
-        if augment:
-            x = random_crop_and_flip(x, key, padding=padding, flip=flip)
+        if isinstance(augmentation, Augmentation):
+            x = augmentation(x, key)
         return ops.cast(x, "float32"), ops.take(labels, rows, axis=0)
 
     _build(model, dataset)
@@ -121,6 +131,7 @@ def fit_on_device(
         own(list(callbacks)), add_history=True, model=model, epochs=epochs, steps=steps
     )
     history = next(c for c in every.callbacks if isinstance(c, keras.callbacks.History))
+    guard = next((c for c in every.callbacks if isinstance(c, DivergenceGuard)), None)
     dispatch: Callable[[np.ndarray, np.ndarray], None] | None = None
     shapes: Any = None
     model.stop_training = False
@@ -141,6 +152,9 @@ def fit_on_device(
             chunk = slice(first, first + steps_per_dispatch)
             dispatch(rows[chunk], keys[chunk])
             every.on_train_batch_end(min(first + steps_per_dispatch, steps) - 1)
+            # Looking waits for the device: seldom, and the epoch's end looks anyway.
+            if guard is not None and (first // steps_per_dispatch + 1) % _DISPATCHES_PER_LOOK == 0:
+                guard.check()
         logs = {name: float(value) for name, value in model.get_metrics_result().items()}
         validation = model.evaluate(
             dataset.x_test,

@@ -14,7 +14,7 @@ import numpy as np
 
 from dprp_tf import deploy
 from dprp_tf.costs import model_cost
-from dprp_tf.data import Dataset
+from dprp_tf.data import Dataset, StreamedImages, evaluation_batches, reading_errors
 from dprp_tf.folding import FoldPlan, choose_forms, fold
 from dprp_tf.layers import low_rank_layers
 from dprp_tf.summaries import summary
@@ -63,7 +63,11 @@ def accuracy(model: keras.Model, dataset: Dataset, batch_size: int = 500) -> flo
     >>> accuracy.__name__
     'accuracy'
     """
-    outputs = model.predict(dataset.x_test.astype("float32"), batch_size=batch_size, verbose=0)
+    if isinstance(dataset.x_test, StreamedImages):
+        with reading_errors(dataset.x_test):
+            outputs = model.predict(evaluation_batches(dataset, min(batch_size, 128)), verbose=0)
+    else:
+        outputs = model.predict(dataset.x_test.astype("float32"), batch_size=batch_size, verbose=0)
     return float(np.mean(np.argmax(outputs, axis=-1) == dataset.y_test))
 
 
@@ -162,7 +166,7 @@ def compare_models(
                     "format": label,
                     "file": path.name,
                     "size_bytes": report.size_bytes,
-                    "accuracy": deploy.evaluate_file(path, dataset.x_test, dataset.y_test),
+                    "accuracy": _file_accuracy(path, dataset),
                     "max_error": report.max_error,
                     "top1_agreement": report.top1_agreement,
                     "verified": report.passed,
@@ -228,6 +232,17 @@ def compare_models(
         "skipped": [{"name": row.name, "reason": row.skipped} for row in summary(lowrank).skipped],
         "timing": dict(timing or {}),
     }
+
+
+def _file_accuracy(path: Path, dataset: Dataset, images: int = 500) -> float:
+    """Top-1 accuracy of a file; images that stay on disk come a part at a time."""
+    if not isinstance(dataset.x_test, StreamedImages):
+        return deploy.evaluate_file(path, dataset.x_test, dataset.y_test)
+    correct = 0.0
+    for first in range(0, len(dataset.x_test), images):
+        x, y = (split[first : first + images] for split in (dataset.x_test, dataset.y_test))
+        correct += deploy.evaluate_file(path, x.astype("float32"), y) * len(y)
+    return correct / len(dataset.x_test)
 
 
 def _verdict(

@@ -117,7 +117,7 @@ def run_one(
     return {
         "variant": name,
         "accuracy": deploy.evaluate_file(
-            path, dataset.x_test.astype("float32"), dataset.y_test, threads=2
+            path, dataset.x_test[:].astype("float32"), dataset.y_test, threads=2
         ),
         **row,
         "seconds": seconds,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib
 import os
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dprp_tf import data
+from dprp_tf.augmentation import CropAndFlip
 
 
 def _arrays(
@@ -382,7 +385,24 @@ def test_a_folder_that_is_no_dataset_is_refused(
 # Downloads and arguments
 
 
-def test_a_failed_download_says_to_pass_a_file(tmp_path: Path) -> None:
+def _write_idx(path: Path, array: np.ndarray, header: int) -> None:
+    """What MNIST's files are: a header that Keras passes over, then bytes."""
+    with gzip.open(path, "wb") as file:
+        file.write(bytes(header) + array.tobytes())
+
+
+def test_what_keras_keeps_is_loaded_and_a_failed_download_says_to_pass_a_file(
+    tmp_path: Path,
+) -> None:
+    """Fashion-MNIST lies in Keras' cache; of MNIST nothing does, and the network is closed."""
+    cache = tmp_path / "datasets" / "fashion-mnist"
+    cache.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, count in (("train", 20), ("t10k", 10)):
+        images = random.integers(0, 256, (count, 28, 28)).astype(np.uint8)
+        _write_idx(cache / f"{part}-images-idx3-ubyte.gz", images, 16)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        _write_idx(cache / f"{part}-labels-idx1-ubyte.gz", labels, 8)
     closed = "http://127.0.0.1:9"
     environment = {
         **{k: v for k, v in os.environ.items() if k.lower() != "no_proxy"},
@@ -392,7 +412,10 @@ def test_a_failed_download_says_to_pass_a_file(tmp_path: Path) -> None:
     }
     script = (
         "from dprp_tf import data\n"
-        "try:\n    data.load('fashion_mnist')\n"
+        "found = data.load('fashion_mnist')\n"
+        "print('FOUND', found.description, found.y_test.tolist(), found.classes[9])\n"
+        "print('SUM', int(found.x_test.sum()))\n"
+        "try:\n    data.load('mnist')\n"
         "except OSError as error:\n    print('CAUGHT', error)\n"
     )
     finished = subprocess.run(
@@ -403,9 +426,49 @@ def test_a_failed_download_says_to_pass_a_file(tmp_path: Path) -> None:
         check=True,
         timeout=120,
     )
+    assert (
+        "FOUND {'name': 'fashion_mnist', 'classes': 10, 'train': 20, 'test': 10, "
+        "'image_shape': [28, 28, 1]} [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] ankle boot"
+    ) in finished.stdout
+    assert f"SUM {images.sum()}\n" in finished.stdout
     (line,) = [text for text in finished.stdout.splitlines() if "CAUGHT" in text]
-    assert "`source`='fashion_mnist' could not be downloaded" in line
+    assert "`source`='mnist' could not be downloaded" in line
     assert "pass the path of an .npz file" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "augmentation"),
+    [
+        ("cifar10", (32, 32, 3), 10, CropAndFlip(4, True)),
+        ("cifar100", (32, 32, 3), 100, CropAndFlip(4, True)),
+        ("mnist", (28, 28), 10, None),
+        ("fashion_mnist", (28, 28), 10, CropAndFlip(4, True)),
+    ],
+)
+def test_each_of_keras_data_sets_brings_its_classes_and_its_augmentation(
+    name: str,
+    shape: tuple[int, ...],
+    classes: int,
+    augmentation: CropAndFlip | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Keras accepts only its own archives, so its arrays are replaced by ones of their shape."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (classes, *shape)).astype(np.uint8)
+    labels = np.arange(classes, dtype=np.uint8)
+    if len(shape) == 3:
+        labels = labels[:, None]
+    module = importlib.import_module(f"keras.datasets.{name}")
+    monkeypatch.setattr(module, "load_data", lambda: ((images, labels), (images[:5], labels[:5])))
+    dataset = data.load(name)
+    assert dataset.image_shape == (*shape, 1)[:3]
+    assert len(set(dataset.classes)) == classes
+    assert dataset.augmentation == augmentation
+    np.testing.assert_array_equal(dataset.x_train.reshape(images.shape), images)
+    assert dataset.y_test.tolist() == [0, 1, 2, 3, 4]
+    stream = data.batches(dataset, classes, shuffle=False)
+    changed = (next(stream.as_numpy_iterator())[0] != dataset.x_train).any()
+    assert changed == (augmentation is not None)
 
 
 @pytest.mark.parametrize(
@@ -499,6 +562,29 @@ def test_without_augmentation_and_shuffling_the_split_comes_as_it_is() -> None:
     images, labels = _read(data.batches(dataset, 16, augment=False, shuffle=False))
     np.testing.assert_array_equal(images, dataset.x_train.astype(np.float32))
     np.testing.assert_array_equal(labels, dataset.y_train)
+
+
+def test_digits_are_shifted_by_a_pixel_and_never_mirrored() -> None:
+    digits = data.load("digits", image_size=8)
+    images, labels = _read(data.batches(digits, 1500, shuffle=False))
+    shifts = Counter()  # type: Counter[tuple[int, int]]
+    for image, original in zip(images, digits.x_train, strict=True):
+        padded = np.pad(original, [(1, 1), (1, 1), (0, 0)])
+        places = [
+            (top, left)
+            for top in range(3)
+            for left in range(3)
+            if np.array_equal(padded[top : top + 8, left : left + 8], image)
+        ]
+        assert places
+        shifts.update(places)
+    assert len(shifts) == 9
+    np.testing.assert_array_equal(labels, digits.y_train)
+
+
+def test_an_image_is_changed_alike_in_a_batch_of_any_size() -> None:
+    ordered = [_read(data.batches(_numbered(), n, seed=2, epoch=1))[0] for n in (7, 50)]
+    np.testing.assert_array_equal(*ordered)
 
 
 def test_full_batches_only() -> None:

@@ -1,0 +1,79 @@
+"""Data sets in .npz files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dprp_tf.data.arrays import ARRAYS, from_arrays
+from dprp_tf.data.dataset import Dataset
+from dprp_tf.data.images import first_line
+
+__all__ = ["load_npz", "read_npz"]
+
+
+def load_npz(path: Path, size: tuple[int, int] | None = None) -> Dataset:
+    """Load images from an .npz file.
+
+    Args:
+        path: The file, with the arrays that `read_npz` names.
+        size: Height and width to resize to; None for those they have.
+
+    Returns:
+        The dataset, named as the file.
+
+    Raises:
+        ValueError: If the file can't be read or does not hold such arrays.
+
+    Example:
+
+    >>> load_npz.__name__
+    'load_npz'
+    """
+    arrays, classes = read_npz(path)
+    return from_arrays(path.stem, arrays, size, classes)
+
+
+def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
+    """Read the arrays of a data set from an .npz file.
+
+    Args:
+        path: The file, with `x_train`, `y_train`, `x_test`, `y_test` and, if wanted, `classes`,
+            an array of text.
+
+    Returns:
+        The four arrays by name, and the names of the classes or None.
+
+    Raises:
+        ValueError: If the file can't be read, or an array is missing.
+    """
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it holds a single array without a name")
+        with file:
+            found = file.files
+            arrays = {name: file[name] for name in (*ARRAYS, "classes") if name in found}
+    except Exception as error:  # zip, zlib and the array header each have errors of their own
+        raise ValueError(
+            f"`source` must be a whole .npz file of plain arrays. Received: {path}, which can't "
+            f"be read ({first_line(error)}). Copy or download it again, or save it with "
+            "numpy.savez_compressed and arrays of numbers."
+        ) from error
+    missing = [name for name in ARRAYS if name not in arrays]
+    if missing:
+        raise ValueError(
+            f"`source` must hold the arrays {', '.join(ARRAYS)}. Received: {path} without "
+            f"{', '.join(missing)} (it holds {', '.join(found) or 'nothing'}). Save it with "
+            "numpy.savez_compressed(path, x_train=..., y_train=..., x_test=..., y_test=...)."
+        )
+    classes = arrays.pop("classes", None)
+    if classes is None:
+        return arrays, None
+    if classes.ndim != 1 or classes.dtype.kind not in "US":
+        raise ValueError(
+            "`classes` must be a one-dimensional array of text. Received: "
+            f"shape={classes.shape}, dtype={classes.dtype} in {path}."
+        )
+    return arrays, tuple(classes.astype(np.str_).tolist())
