@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "write_json", "write_text"]
+__all__ = ["atomic_path", "remove_leftovers", "write_json", "write_text"]
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?")
 
 
 @contextlib.contextmanager
@@ -61,12 +64,49 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = destination.with_name(f".{destination.stem}.{token}{destination.suffix}")
     try:
         yield temporary
+        if temporary.is_file():
+            _flush(temporary)
         os.replace(temporary, destination)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove the temporary files that killed processes left in a folder.
+
+    Args:
+        folder: A folder in which nothing else is being written now.
+
+    Returns:
+        What was removed.
+
+    Example:
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / ".model.0a1b2c3d.keras").write_text("half")
+    >>> [path.name for path in remove_leftovers(folder)]
+    ['.model.0a1b2c3d.keras']
+    """
+    found = [p for p in sorted(Path(folder).glob(".*")) if _TEMPORARY.fullmatch(p.name)]
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file lies on the disk: a rename may outlive a power cut that its data don't."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -105,3 +145,30 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     >>> write_json(Path(tempfile.mkdtemp()) / "a.json", {"rank": 3})
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=True) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read what `write_json` wrote, or anything in JSON.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The value.
+
+    Raises:
+        OSError: If the file can't be read.
+        ValueError: If it is no JSON; the message says why and leaves the file's name to the caller.
+
+    Example:
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.json"
+    >>> write_json(path, {"rank": 3})
+    >>> read_json(path)
+    {'rank': 3}
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

@@ -16,9 +16,11 @@ import numpy as np
 from dprp_tf import factorization, resizing
 from dprp_tf.atomic import write_json
 from dprp_tf.costs import model_cost
+from dprp_tf.divergence import diagnose
 from dprp_tf.folding import fold
 from dprp_tf.latency import LatencyTable
-from dprp_tf.layers import SVDLayer, low_rank_layers
+from dprp_tf.layers import SVDLayer, low_rank_keys
+from dprp_tf.replicas import from_chief
 from dprp_tf.selection import BudgetError, allocate_ranks
 
 __all__ = ["RankHistory", "RankPruning"]
@@ -149,11 +151,12 @@ class RankPruning(keras.callbacks.Callback):
                 f"{type(self.model).__name__}; make one with dprp_tf.factorize(model)."
             )
         if self.layer_names is not None:
-            known = [layer.name for layer in low_rank_layers(self.model)]
+            keys = low_rank_keys(self.model)
+            known = {*keys, *(layer.name for layer in keys.values())}
             unknown = [name for name in self.layer_names if name not in known]
             if unknown:
                 raise ValueError(
-                    f"`layers` must name SVD layers of the model: {known}. Received: {unknown}"
+                    f"`layers` must name SVD layers of the model: {list(keys)}. Received: {unknown}"
                 )
         if self.cost is not None and self.budget is not None:
             self._require_fitting_table()
@@ -181,6 +184,10 @@ class RankPruning(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch, self._done = epoch, False
+        # A model that goes on from saved weights has its ranks, and not yet its settings.
+        if self.stop_epoch is not None and epoch >= self.stop_epoch:
+            self._release()
+        self._release_within_budget()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         # fit() validates after an epoch's last step: cutting first lets the validation figures
@@ -221,8 +228,8 @@ class RankPruning(keras.callbacks.Callback):
     def _require_fitting_table(self) -> None:
         assert self.cost is not None
         ours = {
-            layer.name: (layer.matricization, layer.full_rank)
-            for layer in low_rank_layers(self.model)
+            key: (layer.matricization, layer.full_rank)
+            for key, layer in low_rank_keys(self.model).items()
         }
         theirs = {row.name: (row.matricization, row.full_rank) for row in self.cost.layers}
         if ours != theirs:
@@ -238,16 +245,18 @@ class RankPruning(keras.callbacks.Callback):
     def _predicted(self, changes: Mapping[SVDLayer, int]) -> float:
         """The model's cost with some ranks changed."""
         assert self.cost is not None
-        ranks = {layer.name: int(layer.rank or 1) for layer in low_rank_layers(self.model)}
-        changed = {layer.name: min(rank, ranks[layer.name]) for layer, rank in changes.items()}
-        return self.cost.model_cost(ranks | changed)
+        ranks = {}
+        for key, layer in low_rank_keys(self.model).items():
+            rank = int(layer.rank or 1)
+            ranks[key] = min(changes.get(layer, rank), rank)
+        return self.cost.model_cost(ranks)
 
     def _within(self, allowance: float, pending: dict[SVDLayer, int]) -> dict[SVDLayer, int]:
         """Lower more ranks, where it costs least energy, until the model takes `allowance`."""
         assert self.cost is not None
         if self._predicted(pending) <= allowance * (1 + _ROUNDING):
             return pending
-        layers = {layer.name: layer for layer in self._layers()}
+        layers = self._by_key()
         spectra = {}
         for name, layer in layers.items():
             ordered = np.sort(np.abs(layer.factors.s))[::-1]
@@ -288,27 +297,39 @@ class RankPruning(keras.callbacks.Callback):
             resizing.renew_functions(self.model)
 
     def _layers(self) -> list[SVDLayer]:
+        return list(self._by_key().values())
+
+    def _by_key(self) -> dict[str, SVDLayer]:
         names = self.layer_names
-        return [
-            layer
-            for layer in low_rank_layers(self.model)
-            if layer.trainable and (names is None or layer.name in names)
-        ]
+        return {
+            key: layer
+            for key, layer in low_rank_keys(self.model).items()
+            if layer.trainable and (names is None or key in names or layer.name in names)
+        }
+
+    def _as_the_chief(self, pending: dict[SVDLayer, int]) -> dict[SVDLayer, int]:
+        """What the chief of several workers decided, where rounding may decide."""
+        layers = self._by_key()
+        decided = {key: pending[layer] for key, layer in layers.items() if layer in pending}
+        ranks = from_chief(self.model, decided)
+        return {layers[name]: rank for name, rank in ranks.items()}
 
     def _require_finite(self) -> None:
+        if self._is_broken():
+            error = diagnose(self.model, self._epoch or 0)
+            assert error is not None
+            raise error
+
+    def _is_broken(self) -> bool:
         resizing.sync(self.model)
-        for layer in self._layers():
-            if layer.broken_factor is not None:
-                raise ValueError(
-                    f"Training diverged: `{layer.broken_factor}` of layer {layer.name!r} holds NaN "
-                    f"or infinite values at the end of epoch {self._epoch}; nothing was pruned. "
-                    "Lower the learning rate or the loss weights, or use structure='retraction'."
-                )
+        return any(layer.broken_factor is not None for layer in self._layers())
 
     def _prune_once(self) -> None:
         if self._done or self._epoch is None:
             return
         self._done = True
+        if self.model.stop_training and self._is_broken():
+            return  # keras.callbacks.TerminateOnNaN ends the training already
         epoch = self._epoch
         last = epoch + 1 == self.params.get("epochs")
         due = (epoch - self.start_epoch) % self.frequency == 0
@@ -326,11 +347,12 @@ class RankPruning(keras.callbacks.Callback):
         pending = self.pending_ranks()
         if self.cost is not None and self.budget is not None:
             pending = self._within(max(self._allowance(epoch), self.budget), pending)
+        pending = self._as_the_chief(pending)
         if not pending:
             self._release_within_budget()
             return
-        before = {layer.name: int(layer.rank or 0) for layer in pending}
-        after = {layer.name: rank for layer, rank in pending.items()}
+        after = {key: pending[layer] for key, layer in self._by_key().items() if layer in pending}
+        before = {key: int(self._by_key()[key].rank or 0) for key in after}
         removed = sum(before.values()) - sum(after.values())
         if removed < self.minimum_removed and not last:
             return
@@ -374,10 +396,10 @@ class RankHistory(keras.callbacks.Callback):
         self._begun = False
         self._folded = {}
         cost = model_cost(self.model)
-        layers = low_rank_layers(self.model)
+        layers = low_rank_keys(self.model)
         self.record = {
-            "layers": [layer.name for layer in layers],
-            "full_ranks": {layer.name: layer.full_rank for layer in layers},
+            "layers": list(layers),
+            "full_ranks": {key: layer.full_rank for key, layer in layers.items()},
             "baseline_parameters": cost.dense_parameters,
             "baseline_macs": cost.dense_macs,
             "epochs": [],
@@ -405,8 +427,8 @@ class RankHistory(keras.callbacks.Callback):
     def _append(self, epoch: int) -> None:
         resizing.sync(self.model)
         cost = model_cost(self.model)
-        layers = low_rank_layers(self.model)
-        ranks = tuple(layer.rank for layer in layers)
+        layers = low_rank_keys(self.model)
+        ranks = tuple(layer.rank for layer in layers.values())
         if self._folded.get("ranks") != ranks:
             folded = model_cost(fold(self.model))
             self._folded = {"ranks": ranks, "parameters": folded.parameters, "macs": folded.macs}
@@ -417,11 +439,11 @@ class RankHistory(keras.callbacks.Callback):
                 "macs": cost.macs,
                 "folded_parameters": self._folded["parameters"],
                 "folded_macs": self._folded["macs"],
-                "total_rank": sum(int(layer.rank or 0) for layer in layers),
-                "ranks": {layer.name: layer.rank for layer in layers},
+                "total_rank": sum(int(layer.rank or 0) for layer in layers.values()),
+                "ranks": {key: layer.rank for key, layer in layers.items()},
                 "singular_values": {
-                    layer.name: [round(float(value), 6) for value in layer.factors.s]
-                    for layer in layers
+                    key: [round(float(value), 6) for value in layer.factors.s]
+                    for key, layer in layers.items()
                 },
             }
         )

@@ -28,7 +28,9 @@ Mean = Annotated[
     list[float] | None, typer.Option(help="Per channel; for a model that expects normalized input.")
 ]
 Std = Annotated[list[float] | None, typer.Option(help="Per channel, with --mean.")]
-ImageSize = Annotated[int | None, typer.Option(min=1, help="Resize images to this.")]
+ImageSize = Annotated[
+    int | None, typer.Option(min=1, help="Resize images to this; voxel grids get empty margins.")
+]
 Target = Annotated[
     str, typer.Option(help="local, qemu:cortex-a72, ssh://user@host or adb://serial.")
 ]
@@ -57,7 +59,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             message = " ".join(str(error).split())
             typer.echo(f"error: {message}", err=True)
-            raise typer.Exit(2) from error
+            raise typer.Exit(getattr(error, "exit_code", 2)) from error
         except KeyboardInterrupt:
             typer.echo("stopped; what is finished is kept: the same command goes on", err=True)
             raise typer.Exit(130) from None
@@ -153,7 +155,11 @@ def demo(
 def train(
     model: Annotated[str, typer.Option(help="A network of the zoo, or a .keras file.")],
     data: Annotated[
-        str, typer.Option(help="digits, cifar10, cifar100, mnist, a .npz or a folder.")
+        str,
+        typer.Option(
+            help="digits, cifar10, cifar100, mnist, fashion_mnist, a .npz, a folder, "
+            "gtsrb:FOLDER, imagenet:FOLDER or modelnet:FILE.npz."
+        ),
     ],
     folder: Annotated[Path, typer.Option(help="Run folder; the same command goes on in it.")],
     method: Annotated[str, typer.Option(help="dprp or dense.")] = "dprp",
@@ -191,10 +197,33 @@ def train(
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
-    augment: Annotated[bool, typer.Option(help="Shift and mirror.")] = True,
-    padding: Annotated[int, typer.Option(min=0, help="Largest shift in pixels.")] = 4,
-    flip: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
+    augment: Annotated[
+        bool, typer.Option(help="Change training images at random, as suits the data.")
+    ] = True,
+    padding: Annotated[
+        int | None, typer.Option(min=0, help="Largest shift in pixels.  [default: the data's]")
+    ] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Mirror half of the images.  [default: the data's]"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    strategy: Annotated[
+        str, typer.Option(help="none, mirrored, mirrored:2 (devices) or multiworker.")
+    ] = "none",
+    workers: Annotated[
+        str | None,
+        typer.Option(help="host:port,host:port, worker 0 first; instead of TF_CONFIG."),
+    ] = None,
+    worker_index: Annotated[
+        int | None, typer.Option(min=0, help="This process' place among --workers.")
+    ] = None,
+    worker_timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for the other workers to begin.")
+    ] = 300.0,
+    sync_batch_norm: Annotated[
+        bool, typer.Option(help="Normalize over the whole batch, not each replica's share.")
+    ] = True,
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
@@ -203,9 +232,18 @@ def train(
     Example: dprp train --model resnet20 --data cifar10 --folder runs/cifar --epochs 30
     """
     _load_keras()
+    from dprp_tf.distributing import distribution
     from dprp_tf.progress import Display
     from dprp_tf.runs import TrainSettings, finish, train
 
+    # Before anything is computed: TensorFlow opens its connections only then.
+    place = distribution(
+        strategy,
+        workers=None if workers is None else workers.split(","),
+        worker_index=worker_index,
+        synchronize_batch_norm=sync_batch_norm,
+        timeout=worker_timeout,
+    )
     dataset = _load_data(data, image_size, mean, std)
     settings = TrainSettings(
         model=model,
@@ -235,9 +273,18 @@ def train(
         flip=flip,
         seed=seed,
     )
+    if not place.is_chief:
+        train(folder, settings, dataset, fresh=fresh, distribution=place)
+        typer.echo(f"worker {place.worker}: done; worker 0 has the run folder", err=True)
+        return
     with Display() as display:
         trained = train(
-            folder, settings, dataset, callbacks=[display.training(method, epochs)], fresh=fresh
+            folder,
+            settings,
+            dataset,
+            callbacks=[display.training(method, epochs)],
+            fresh=fresh,
+            distribution=place,
         )
         display.step("evaluating")
         results = finish(folder, settings, dataset, trained)
@@ -340,9 +387,10 @@ def latency(
             shape = tuple(int(size) for size in input_shape.split(","))
         except ValueError:
             shape = ()
-        if len(shape) != 3:
+        if len(shape) not in (3, 4):
             raise ValueError(
-                f"`input_shape` must be height,width,channels. Received: {input_shape}"
+                "`input_shape` must be height,width,channels, after the depth for voxels. "
+                f"Received: {input_shape}"
             )
         options = {} if shortcut is None else {"shortcut": shortcut}
         network = zoo.build(model, input_shape=shape, classes=classes, **options)
@@ -503,6 +551,11 @@ def bench(
     if data is not None:
         _load_keras()
         dataset = _load_data(data, image_size, mean, std)
+        if dataset.streamed and samples is None:
+            raise ValueError(
+                "`samples` must be given for images that stay on disk. Received: samples=None "
+                f"for {data}. Give a number of test images, such as --samples 1000."
+            )
         split = dataset.x_test[:samples].astype("float32"), dataset.y_test[:samples]
     with _status() as progress:
         found = sweep(

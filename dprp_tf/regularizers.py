@@ -313,7 +313,9 @@ def get(identifier: Any, threshold: float) -> RankRegularizer | None:
 
 
 def _norm(s: Any) -> Any:
-    return ops.sqrt(ops.sum(ops.square(s), axis=-1) + _TINY)
+    # Squares of values above 1e19 overflow float32.
+    scale = ops.maximum(ops.stop_gradient(ops.max(ops.abs(s), axis=-1)), 1.0)
+    return scale * ops.sqrt(ops.sum(ops.square(s / scale[..., None]), axis=-1) + _TINY)
 
 
 def _mean_of_positive(values: Any) -> Any:

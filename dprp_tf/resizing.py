@@ -26,6 +26,7 @@ __all__ = [
     "optimizer_slots",
     "renew_functions",
     "resize",
+    "set_ranks",
     "sync",
 ]
 
@@ -171,9 +172,7 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
                     f"shape {tuple(slot.shape)} for a variable of shape {tuple(variable.shape)}. "
                     "Use SGD, Adam, AdamW or RMSprop."
                 )
-    variables = list(model.trainable_variables)
-    old_keys = _keys(optimizer, variables)
-    with _strategy_scope(model):
+    with _swapping(model):
         for layer, order, signs in plans:
             for slot, variable, name in _slots(optimizer, layer):
                 flips = signs if name in _SIGNED and variable is not layer.v else None
@@ -181,6 +180,50 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
             for variable in (layer.u, layer.s, layer.v):
                 flips = None if variable is layer.v else signs
                 _swap(variable, _cut(ops.convert_to_numpy(variable), order, flips))
+
+
+def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
+    """Give layers room for factors of other ranks, lower or higher, which are then to be assigned.
+
+    The factors of a layer whose rank changes hold zeros afterwards, as do the optimizer's slots of
+    them: a momentum belongs to the factors it was made with. All else stays as it is.
+
+    Args:
+        model: The model, compiled or not, inside `fit` or not.
+        ranks: The new rank of each layer, 1 to its full rank.
+
+    Raises:
+        ValueError: If a rank is out of range.
+    """
+    sync(model)
+    for layer, rank in ranks.items():
+        if not 1 <= rank <= layer.full_rank:
+            raise ValueError(
+                f"`ranks` must lie between 1 and the full rank. Received: {rank} for layer "
+                f"{layer.name!r} of full rank {layer.full_rank}"
+            )
+    changed = {layer: rank for layer, rank in ranks.items() if rank != layer.rank}
+    if not changed:
+        return
+    optimizer = getattr(model, "optimizer", None)
+    with _swapping(model):
+        for layer, rank in changed.items():
+            slots = [(slot, variable) for slot, variable, _ in _slots(optimizer, layer)]
+            factors = [(variable, variable) for variable in (layer.u, layer.s, layer.v)]
+            for held, variable in [*slots, *factors]:
+                if tuple(held.shape) == tuple(variable.shape):
+                    shape = (*held.shape[:-1], rank)
+                    _swap(held, np.zeros(shape, dtype=np.float32))
+
+
+@contextlib.contextmanager
+def _swapping(model: keras.Model) -> Iterator[None]:
+    """Give variables new payloads inside; the optimizer and the compiled functions follow."""
+    optimizer = getattr(model, "optimizer", None)
+    variables = list(model.trainable_variables)
+    old_keys = _keys(optimizer, variables)
+    with _strategy_scope(model):
+        yield
     _rekey(optimizer, variables, old_keys)
     renew_functions(model)
 

@@ -8,7 +8,7 @@ from keras import ops
 
 from dprp_tf.regularizers import gram_matrix
 
-__all__ = ["TrainedFactors", "retract"]
+__all__ = ["TrainedFactors", "retract", "turn", "turn_shapes", "turns"]
 
 
 class TrainedFactors(NamedTuple):
@@ -53,13 +53,25 @@ def retract(
     >>> round(float(new[0].s[0]) ** 2, 3)
     6.0
     """
-    momenta = [None] * len(factors) if momenta is None else list(momenta)
-    results: list[TrainedFactors | None] = [None] * len(factors)
-    carried: list[TrainedFactors | None] = [None] * len(factors)
-    by_rank: dict[int, list[int]] = {}
-    for index, factor in enumerate(factors):
-        by_rank.setdefault(int(factor.s.shape[0]), []).append(index)
-    for indices in by_rank.values():
+    return turn(factors, momenta, turns(factors))
+
+
+def turns(factors: list[TrainedFactors]) -> list[Any]:
+    """Return the small matrices that take factors to their singular value decompositions.
+
+    The only part of a retraction that is not determined up to rounding: for nearly equal singular
+    values two processors may find different bases. Replicas that must stay alike therefore take
+    these of one of them.
+
+    Args:
+        factors: Trained factors, one per layer.
+
+    Returns:
+        For each rank, in the order of first appearance among n layers of it: the maps of U and of
+        V (n, r, r), the new s (n, r), the map of s' momentum (n, r, r); all float32.
+    """
+    found: list[Any] = []
+    for indices in _by_rank(factors):
         # n layers of equal rank: (n, r, r)
         r_u, inverse_u = _root(ops.stack([gram_matrix(factors[i].u) for i in indices]))
         r_v, inverse_v = _root(ops.stack([gram_matrix(factors[i].v) for i in indices]))
@@ -71,9 +83,48 @@ def retract(
         t = t + 0.0 * ops.sum(s, axis=-1, keepdims=True)
         turn_u, turn_v = ops.matmul(inverse_u, a), ops.matmul(inverse_v, b)
         sign = ops.where(ops.diagonal(turn_u, axis1=-2, axis2=-1) < 0, -1.0, 1.0)[:, None, :]
-        turn_u, turn_v = turn_u * sign, turn_v * sign
         # U'^T U diag(m) V^T V' = (A^T R_u) diag(m) (R_v^T B); signs cancel on its diagonal.
         carry = ops.matmul(ops.swapaxes(r_u, -2, -1), a) * ops.matmul(ops.swapaxes(r_v, -2, -1), b)
+        found += [turn_u * sign, turn_v * sign, t, carry]
+    return found
+
+
+def turn_shapes(factors: list[TrainedFactors]) -> list[tuple[int, ...]]:
+    """Return the shapes of what `turns` gives.
+
+    Args:
+        factors: Trained factors, one per layer.
+
+    Returns:
+        Four shapes for each rank.
+    """
+    shapes: list[tuple[int, ...]] = []
+    for indices in _by_rank(factors):
+        n, rank = len(indices), int(factors[indices[0]].s.shape[0])
+        shapes += [(n, rank, rank), (n, rank, rank), (n, rank), (n, rank, rank)]
+    return shapes
+
+
+def turn(
+    factors: list[TrainedFactors],
+    momenta: list[TrainedFactors | None] | None,
+    matrices: list[Any],
+) -> tuple[list[TrainedFactors], list[TrainedFactors | None]]:
+    """Return what `retract` does, with the matrices that `turns` gave.
+
+    Args:
+        factors: Trained factors, one per layer.
+        momenta: Optimizer velocities, or None.
+        matrices: What `turns` returned for these factors.
+
+    Returns:
+        The new factors and the carried momenta, in the order given.
+    """
+    momenta = [None] * len(factors) if momenta is None else list(momenta)
+    results: list[TrainedFactors | None] = [None] * len(factors)
+    carried: list[TrainedFactors | None] = [None] * len(factors)
+    for group, indices in enumerate(_by_rank(factors)):
+        turn_u, turn_v, t, carry = matrices[4 * group : 4 * group + 4]
         for place, index in enumerate(indices):
             old, momentum = factors[index], momenta[index]
             results[index] = TrainedFactors(
@@ -83,11 +134,18 @@ def retract(
             )
             if momentum is not None:
                 carried[index] = TrainedFactors(
-                    ops.matmul(momentum.u, turn_u[place]),
-                    ops.matmul(momentum.s, carry[place]),
-                    ops.matmul(momentum.v, turn_v[place]),
+                    ops.cast(ops.matmul(momentum.u, turn_u[place]), momentum.u.dtype),
+                    ops.cast(ops.matmul(momentum.s, carry[place]), momentum.s.dtype),
+                    ops.cast(ops.matmul(momentum.v, turn_v[place]), momentum.v.dtype),
                 )
     return [factor for factor in results if factor is not None], carried
+
+
+def _by_rank(factors: list[TrainedFactors]) -> list[list[int]]:
+    groups: dict[int, list[int]] = {}
+    for index, factor in enumerate(factors):
+        groups.setdefault(int(factor.s.shape[0]), []).append(index)
+    return list(groups.values())
 
 
 def _root(gram: Any) -> tuple[Any, Any]:

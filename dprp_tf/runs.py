@@ -15,25 +15,31 @@ from typing import Any
 import keras
 
 from dprp_tf import zoo
-from dprp_tf.atomic import atomic_path, write_json
+from dprp_tf.atomic import atomic_path, read_json, remove_leftovers, write_json
 from dprp_tf.callbacks import RankHistory, RankPruning
 from dprp_tf.costs import model_cost
-from dprp_tf.data import Dataset, batches
+from dprp_tf.data import Dataset, batches, evaluation_batches, reading_errors
 from dprp_tf.device_fit import fit_on_device
+from dprp_tf.distributing import Distribution
+from dprp_tf.divergence import DivergenceGuard
 from dprp_tf.evaluation import accuracy
 from dprp_tf.factorizing import factorize
 from dprp_tf.folding import choose_forms, fold
 from dprp_tf.latency import LatencyTable
 from dprp_tf.layers import low_rank_layers, walk_layers
 from dprp_tf.models import load_model
+from dprp_tf.random_streams import seed_states, set_seed_states
 from dprp_tf.report import save_plots, write_report
 from dprp_tf.resizing import sync
+from dprp_tf.run_lock import run_lock
 from dprp_tf.summaries import summary
 
 __all__ = ["TrainSettings", "all_but", "finish", "train"]
 
 _SCHEDULES = ("constant", "cosine", "plateau")
 _TABLE = "run_latency.json"
+_MODEL = "model.keras"
+_VALIDATION_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,9 @@ class TrainSettings:
         weight_decay: Coupled weight decay, an L2 penalty of half of it on every kernel; for a
             network of the zoo only.
         shortcut: `"A"` or `"B"`; for a ResNet of the zoo only.
-        augment: Whether to shift and flip.
-        padding: Largest shift in pixels.
-        flip: Whether to mirror.
+        augment: Whether to augment, in the data set's own way.
+        padding: Largest shift in pixels; None for the data set's.
+        flip: Whether to mirror; None for the data set's.
         seed: Seed of weights, order and augmentation.
         steps_per_execution: Steps per dispatch.
         on_device: Whether the data lie on the device and are augmented there; for accelerators.
@@ -89,8 +95,8 @@ class TrainSettings:
     weight_decay: float = 1e-4
     shortcut: str = "A"
     augment: bool = True
-    padding: int = 4
-    flip: bool = True
+    padding: int | None = None
+    flip: bool | None = None
     seed: int = 0
     steps_per_execution: int = 1
     on_device: bool = False
@@ -144,6 +150,7 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: int = 0,
     fresh: bool = False,
+    distribution: Distribution | None = None,
 ) -> keras.Model:
     """Train a model in a run folder, from its last finished epoch if there is one.
 
@@ -159,19 +166,42 @@ def train(
         callbacks: More Keras callbacks, such as a progress display.
         verbose: 2 for a line per epoch from Keras. Default 0.
         fresh: Whether to discard what the folder holds instead of going on. Default False.
+        distribution: The devices and workers that train together; with several workers each
+            calls this, and only the chief needs the folder. A run may go on on others. Default:
+            one device.
 
     Returns:
-        The trained model; its history is in `history.json`.
+        The trained model, on one device; its history is in `history.json`.
 
     Raises:
         ValueError: If the folder holds a run with other settings, or its files are unusable.
+        RuntimeError: If another process is training in the folder; `WorkerLostError` if another
+            worker has stopped.
 
     Example:
 
     >>> train.__name__
     'train'
     """
-    folder = Path(folder)
+    place = Distribution() if distribution is None else distribution
+    if place.replicas > 1:
+        _require_shareable(place, settings, dataset)
+    with place.watch(), place.run_folder(folder, fresh=fresh) as own, run_lock(own):
+        remove_leftovers(own)
+        with place.running():
+            model = _train(own, settings, dataset, callbacks, verbose, fresh, place)
+        return model if place.strategy is None else load_model(own / _MODEL)
+
+
+def _train(
+    folder: Path,
+    settings: TrainSettings,
+    dataset: Dataset,
+    callbacks: Sequence[keras.callbacks.Callback],
+    verbose: int,
+    fresh: bool,
+    place: Distribution,
+) -> keras.Model:
     state_path, history_path = folder / "state.json", folder / "history.json"
     config = {"settings": json.loads(json.dumps(asdict(settings))), "data": dataset.name}
     resumed = state_path.exists() and not fresh
@@ -182,15 +212,21 @@ def train(
         for stale in (state_path, history_path, folder / "ranks.json", folder / "config.json"):
             stale.unlink(missing_ok=True)
     keras.utils.set_random_seed(settings.seed)
-    state: dict[str, Any] = {"epoch": 0, "history": [], "plateau": None}
+    state: dict[str, Any] = {"epoch": 0, "history": [], "plateau": None, "seeds": None}
     if resumed:
         state = _read_state(state_path)
-        model = load_model(folder / state["checkpoint"])
+        with place.scope():
+            model = _checkpoint(folder, state)
     else:
-        model = _new_model(settings, dataset)
+        with place.scope():
+            model = _new_model(settings, dataset)
     write_json(folder / "config.json", config)
     if state["epoch"] >= settings.epochs:
+        if not (folder / _MODEL).exists():
+            _save(model, folder)
         return model
+    # A run that is made longer: what it ended with before is not what it ends with now.
+    (folder / _MODEL).unlink(missing_ok=True)
 
     schedule = _schedule(settings, state)
     plateau = schedule if isinstance(schedule, _Plateau) else None
@@ -208,6 +244,9 @@ def train(
             minimum_removed=settings.minimum_removed,
         )
         own = [pruning, schedule, RankHistory(folder / "ranks.json")]
+    # First, so that the last good epoch's checkpoint outlives a diverged one.
+    own.insert(0, DivergenceGuard())
+    own = [*place.callbacks(), *own]
     if settings.on_device:
         fit_on_device(
             model,
@@ -224,12 +263,51 @@ def train(
         )
     else:
         _fit_from_host(
-            model, dataset, settings, state["epoch"], [*own, recorder, *callbacks], verbose
+            model, dataset, settings, state["epoch"], [*own, recorder, *callbacks], verbose, place
         )
-    sync(model)
-    with atomic_path(folder / "model.keras") as temporary:
-        model.save(temporary)
+    _save(model, folder)
     return model
+
+
+def _require_shareable(place: Distribution, settings: TrainSettings, dataset: Dataset) -> None:
+    if settings.on_device:
+        raise ValueError(
+            "`on_device` must be False with several replicas. Received: on_device=True and "
+            f"{place.replicas} replicas"
+        )
+    if settings.steps_per_execution > 1 and keras.backend.backend() == "tensorflow":
+        raise ValueError(
+            "`steps_per_execution` must be 1 with several replicas on the TensorFlow backend, "
+            "which can't exchange values inside a loop. Received: "
+            f"steps_per_execution={settings.steps_per_execution} and {place.replicas} replicas"
+        )
+    place.require_divisible(settings.batch_size)
+    place.require_same(
+        {
+            "data": [dataset.name, len(dataset.x_train), len(dataset.x_test)],
+            "settings": asdict(settings),
+        }
+    )
+
+
+def _checkpoint(folder: Path, state: dict[str, Any]) -> keras.Model:
+    """The model of a state, its random layers where they were."""
+    try:
+        model = load_model(folder / state["checkpoint"])
+        if state["seeds"] is not None:
+            set_seed_states(model, state["seeds"])
+    except ValueError as error:
+        raise ValueError(
+            f"The run's state must name a sound checkpoint. Received: {folder / 'state.json'} ("
+            f"{error}). Remove the folder, or start anew with `fresh`."
+        ) from error
+    return model
+
+
+def _save(model: keras.Model, folder: Path) -> None:
+    sync(model)
+    with atomic_path(folder / _MODEL) as temporary:
+        model.save(temporary)
 
 
 def _fit_from_host(
@@ -239,6 +317,7 @@ def _fit_from_host(
     initial_epoch: int,
     callbacks: list[keras.callbacks.Callback],
     verbose: int,
+    place: Distribution,
 ) -> None:
     stream = batches(
         dataset,
@@ -249,24 +328,41 @@ def _fit_from_host(
         drop_remainder=True,
         seed=settings.seed,
         epoch=initial_epoch,
+        endless=place.replicas > 1,
     )
-    model.fit(
-        stream,
-        epochs=settings.epochs,
-        initial_epoch=initial_epoch,
-        validation_data=(dataset.x_test, dataset.y_test),
-        validation_batch_size=500,
-        callbacks=callbacks,
-        verbose=verbose,
-        shuffle=False,
-    )
+    steps = None
+    validation: Any = {
+        "validation_data": (dataset.x_test, dataset.y_test),
+        "validation_batch_size": _VALIDATION_BATCH,
+    }
+    if dataset.streamed:
+        validation = {"validation_data": evaluation_batches(dataset, settings.batch_size)}
+    if place.replicas > 1:
+        size = settings.batch_size if dataset.streamed else _VALIDATION_BATCH
+        size = place.evaluation_batch_size(len(dataset.x_test), size)
+        test = evaluation_batches(dataset, size)
+        validation = {"validation_data": place.share(test), "validation_steps": len(test)}
+        steps = len(dataset.x_train) // settings.batch_size
+        stream = place.share(stream)
+    with reading_errors(dataset.x_train, dataset.x_test):
+        model.fit(
+            stream,
+            epochs=settings.epochs,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps,
+            **validation,
+            callbacks=callbacks,
+            verbose=verbose,
+            shuffle=False,
+        )
 
 
 def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
     if settings.model.endswith(".keras"):
         model = load_model(settings.model)
     else:
-        options = {} if settings.model == "resnet_small" else {"shortcut": settings.shortcut}
+        takes_shortcut = zoo.accepts(settings.model, "shortcut")
+        options = {"shortcut": settings.shortcut} if takes_shortcut else {}
         model = zoo.build(
             settings.model,
             input_shape=dataset.image_shape,
@@ -422,7 +518,8 @@ class _Recorder(keras.callbacks.Callback):
             if name in entry:
                 entry[name] = int(entry[name])
         sync(self.model)
-        entry["learning_rate"] = float(self.model.optimizer.learning_rate)
+        rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        entry["learning_rate"] = float(rate)
         entry["seconds"] = round(time.perf_counter() - self._began, 2)
         entry["tracing_seconds"] = self._tracing_seconds()
         self._history.append(entry)
@@ -437,6 +534,7 @@ class _Recorder(keras.callbacks.Callback):
                 "checkpoint": name,
                 "history": self._history,
                 "plateau": self._plateau_state(),
+                "seeds": seed_states(self.model),
             },
         )
         for old in self._folder.glob("checkpoint-*.keras"):
@@ -452,7 +550,13 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
         return
     found = _read_json(path)
     known = {entry.name for entry in fields(TrainSettings)}
-    before = {k: v for k, v in found.get("settings", {}).items() if k in known}
+    settings = found.get("settings")
+    if not isinstance(settings, dict) or not _whole(settings.get("epochs", 1)):
+        raise ValueError(
+            f"The run's configuration must hold its settings. Received: {path}, which does not. "
+            "Remove the folder and start anew."
+        )
+    before = {k: v for k, v in settings.items() if k in known}
     now = config["settings"]
     changed = [name for name in now if name in before and before[name] != now[name]]
     # The run has its own copy of the table.
@@ -467,20 +571,54 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    state = _read_json(path)
-    expected = {"epoch": int, "checkpoint": str, "history": list}
-    wrong = [key for key, kind in expected.items() if not isinstance(state.get(key), kind)]
+    state = {"plateau": None, "seeds": None, **_read_json(path)}
+    wrong = [key for key, sound in _STATE.items() if not _holds(sound, state)]
     if wrong:
         raise ValueError(
-            f"The run's state must hold {', '.join(expected)}. Received: {path}, in which "
-            f"{', '.join(wrong)} is missing or of another type. Remove the folder and start anew."
+            f"The run's state must hold {', '.join(_STATE)}. Received: {path}, in which "
+            f"{', '.join(wrong)} is missing or does not fit. Remove the folder and start anew."
         )
-    return {"plateau": None, **state}
+    return state
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# What each entry of a state must be; history and checkpoint must be those of its epoch.
+_STATE: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "epoch": lambda state: _whole(state["epoch"]) and state["epoch"] >= 1,
+    "checkpoint": lambda state: state["checkpoint"] == f"checkpoint-{state['epoch']:04d}.keras",
+    "history": lambda state: (
+        [entry["epoch"] for entry in state["history"]] == list(range(1, state["epoch"] + 1))
+    ),
+    "plateau": lambda state: (
+        state["plateau"] is None
+        or (
+            sorted(state["plateau"]) == sorted(_Plateau._KEPT)
+            and all(isinstance(value, float) for value in state["plateau"].values())
+        )
+    ),
+    "seeds": lambda state: (
+        state["seeds"] is None
+        or all(
+            len(pair) == 2 and all(_whole(value) and 0 <= value < 2**32 for value in pair)
+            for pair in state["seeds"]
+        )
+    ),
+}
+
+
+def _holds(sound: Callable[[dict[str, Any]], bool], state: dict[str, Any]) -> bool:
+    try:
+        return sound(state)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except ValueError as error:
         raise ValueError(
             f"The run file must be JSON. Received: {path}, which can't be read ({error}). "

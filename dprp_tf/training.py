@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from dprp_tf import regularizers, resizing
-from dprp_tf.layers import SVDLayer, low_rank_layers
+from dprp_tf.divergence import DivergenceError, DivergenceGuard
+from dprp_tf.failure_record import (
+    Block,
+    FailureRecord,
+    Label,
+    all_finite,
+    gather_evidence,
+    own_loss_names,
+    record_size,
+)
+from dprp_tf.layers import SVDLayer, low_rank_keys, low_rank_layers, stored_ranks
+from dprp_tf.random_streams import seed_states, set_seed_states
 from dprp_tf.regularizers import RankRegularizer, TailPenalty
-from dprp_tf.retraction import TrainedFactors, retract
+from dprp_tf.replicas import chief_arrays, from_first_replica, replica_count
+from dprp_tf.retraction import TrainedFactors, turn, turn_shapes, turns
 
 __all__ = ["STRUCTURES", "DPRPModel", "DPRPSettings"]
 
@@ -20,6 +36,10 @@ STRUCTURES = ("retraction", "smoothed", "paper")
 
 # What a `DPRPModel` logs beside the compiled metrics; each is better the lower it is.
 _FALLING = ("app_loss", "orth_loss", "sort_loss", "comp_loss", "total_rank", "parameters")
+
+
+# Key, before its number, of a random state in the model's files.
+_SEED_STATE = "seed_state_"
 
 
 @dataclass(frozen=True)
@@ -149,7 +169,13 @@ class DPRPModel(keras.Model):
         # variable on every backend, so a callback of fit() copies it here before each epoch.
         self._evaluating = False
         self._learning_rate = keras.Variable(0.0, trainable=False, name="learning_rate_copy")
+        self._failures = FailureRecord(record_size(self))
         self.settings = DPRPSettings() if settings is None else settings
+
+    @property
+    def failure_record(self) -> FailureRecord:
+        """What the train step notes the first time in an epoch that its loss is not finite."""
+        return self._failures
 
     @property
     def settings(self) -> DPRPSettings:
@@ -171,8 +197,8 @@ class DPRPModel(keras.Model):
 
     @property
     def ranks(self) -> dict[str, int]:
-        """The rank of each SVD layer by name."""
-        return {layer.name: int(layer.rank or 0) for layer in low_rank_layers(self)}
+        """The rank of each SVD layer by name; by path where layers share a name."""
+        return {key: int(layer.rank or 0) for key, layer in low_rank_keys(self).items()}
 
     def rank_logs(self) -> dict[str, int]:
         """Return `total_rank` and `parameters` (trainable weights) as they are now."""
@@ -200,6 +226,69 @@ class DPRPModel(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set all weights, as `keras.Model.set_weights`, taking over the ranks they have.
+
+        So `EarlyStopping(restore_best_weights=True)` gives back the ranks of the best epoch. The
+        optimizer's slots of a layer whose rank changes begin anew, at zero.
+
+        Args:
+            weights: What `get_weights` gave, at these ranks or at others.
+
+        Raises:
+            ValueError: If the number or a shape does not fit this model at any rank.
+        """
+        own = self.weights
+        if len(own) == len(weights):
+            place = {id(variable): index for index, variable in enumerate(own)}
+            resizing.set_ranks(
+                self,
+                {
+                    layer: int(np.shape(weights[place[id(layer.s)]])[-1])
+                    for layer in low_rank_layers(self)
+                    if _fits(layer, [weights[place[id(v)]] for v in (layer.u, layer.s, layer.v)])
+                },
+            )
+        super().set_weights(weights)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save what is the model's own, and the random states of its layers beside it."""
+        super().save_own_variables(store)
+        for index, state in enumerate(seed_states(self)):
+            store[f"{_SEED_STATE}{index}"] = np.asarray(state, dtype=np.uint32)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` saved; a file without random states keeps the model's."""
+        # Keras' own stores have keys() and no iteration.
+        found = {key: store[key] for key in store.keys()}  # noqa: SIM118
+        super().load_own_variables(
+            {key: value for key, value in found.items() if not key.startswith(_SEED_STATE)}
+        )
+        states = [found[key] for key in sorted(found, key=_place) if key.startswith(_SEED_STATE)]
+        if states:
+            set_seed_states(self, [np.asarray(state).tolist() for state in states])
+
+    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """Load weights, as `keras.Model.load_weights`, taking over the ranks the file holds.
+
+        So what `ModelCheckpoint` and `BackupAndRestore` saved after the ranks fell goes back into
+        the model as it was built, optimizer slots included.
+
+        Args:
+            filepath: A `.weights.h5`, `.weights.json` or `.keras` file of this model.
+            skip_mismatch: As `keras.Model.load_weights`. Default False.
+            **kwargs: As `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: If the file does not fit this model at any rank.
+        """
+        with stored_ranks() as ranks, warnings.catch_warnings():
+            # What does not fit, such as slots of other ranks, is the second reading's to report.
+            warnings.simplefilter("ignore")
+            super().load_weights(filepath, skip_mismatch=True, **kwargs)
+        resizing.set_ranks(self, ranks)
+        super().load_weights(filepath, skip_mismatch, **kwargs)
+
     def fit(
         self,
         x: Any = None,
@@ -210,19 +299,29 @@ class DPRPModel(keras.Model):
         callbacks: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Train, as `keras.Model.fit`, with `total_rank` and `parameters` in each epoch's logs."""
+        """Train, as `keras.Model.fit`, with `total_rank` and `parameters` in each epoch's logs.
+
+        Raises:
+            DivergenceError: If a step's loss or a weight after an epoch is not finite. With a
+                `keras.callbacks.TerminateOnNaN` among the callbacks, that one ends the training
+                and a warning says what the error would.
+        """
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
             callbacks = self.training_callbacks([c for c in given if c is not None])
-        return super().fit(
-            x=x,
-            y=y,
-            batch_size=batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=callbacks,
-            **kwargs,
-        )
+        try:
+            return super().fit(
+                x=x,
+                y=y,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                **kwargs,
+            )
+        except DivergenceError as error:
+            # Raised where the record could not be read: beside a step that may be running.
+            raise error.completed() from error.__cause__
 
     def training_callbacks(
         self, callbacks: list[keras.callbacks.Callback]
@@ -233,12 +332,20 @@ class DPRPModel(keras.Model):
             callbacks: The user's.
 
         Returns:
-            First one that logs the ranks, so that every callback finds them; last one that
-            copies the learning rate, when a schedule has set it.
+            First one that logs the ranks, so that every callback finds them, and a
+            `DivergenceGuard`, before any that could write a broken state; last one that copies
+            the learning rate, when a schedule has set it.
         """
         for callback in callbacks:
             _settle_direction(callback)
-        return [_RankLogger(), *callbacks, _LearningRateCopy()]
+        guards = [c for c in callbacks if isinstance(c, DivergenceGuard)]
+        others = [c for c in callbacks if not isinstance(c, DivergenceGuard)]
+        if not guards:
+            # Who asks Keras to end the training quietly gets that.
+            quiet = any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in callbacks)
+            guards = [DivergenceGuard(raise_error=not quiet)]
+        guards[0].watch(others)
+        return [_RankLogger(), *guards, *others, _LearningRateCopy()]
 
     def compute_loss(
         self,
@@ -255,10 +362,11 @@ class DPRPModel(keras.Model):
         own = [self._aggregate_additional_loss(loss) for loss in self.losses]
         count = ops.shape(keras.tree.flatten(x)[0])[0]
         app = total - sum(own[1:], own[0]) if own else total
-        self._terms["app"].update_state(app * _replicas(), sample_weight=count)
+        self._terms["app"].update_state(app * replica_count(), sample_weight=count)
         if not training:
             return total
-        terms = self.structural_losses()
+        layers, by_layer = self._layer_losses()
+        terms = {name: ops.sum(value) / max(len(layers), 1) for name, value in by_layer.items()}
         for name, value in terms.items():
             self._terms[name].update_state(ops.stop_gradient(value), sample_weight=count)
         settings = self.settings
@@ -268,11 +376,33 @@ class DPRPModel(keras.Model):
                 settings.orthogonality_weight * terms["orth"]
                 + settings.sorting_weight * terms["sort"]
             )
-        return total + self._aggregate_additional_loss(weighted)
+        total = total + self._aggregate_additional_loss(weighted)
+
+        def gather() -> list[Block]:
+            # An infinite regularizer must not make the compiled loss look like one: inf - inf.
+            regular = ops.isfinite(sum(own[1:], own[0])) if own else True
+            labels = [Label("term", None, "app")]
+            labels += [Label("term", *name) for name in own_loss_names(self, len(own))]
+            scalars = [ops.where(regular, app, ops.zeros_like(app)), *own]
+            blocks: list[Block] = [(labels, ops.stack([ops.cast(v, "float32") for v in scalars]))]
+            counted = ["comp"] if settings.structure == "retraction" else ["orth", "sort", "comp"]
+            blocks += [
+                ([Label("term", layer.name, name) for layer in layers], by_layer[name])
+                for name in counted
+            ]
+            batch = {"inputs": x, "labels": y, "predictions": y_pred}
+            return blocks + gather_evidence(self, **batch, sample_weight=sample_weight)
+
+        # The factors show in the terms; biases and normalizations are one vector.
+        vectors = [ops.cast(w, "float32") for w in self.trainable_variables if len(w.shape) == 1]
+        vectors = [ops.concatenate(vectors)] if vectors else []
+        self._failures.observe(all_finite([total, list(terms.values()), vectors]), gather, x)
+        return total
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Return the metrics by name; in evaluation without the terms not computed there."""
         result = super().get_metrics_result()
+        result.pop(self._failures.name, None)
         if self._evaluating:
             for term in ("orth", "sort", "comp"):
                 result.pop(f"{term}_loss", None)
@@ -284,15 +414,20 @@ class DPRPModel(keras.Model):
         Returns:
             Three float32 scalars; zeros if every SVD layer is frozen.
         """
-        layers = [layer for layer in low_rank_layers(self) if layer.trainable]
-        sums = {term: ops.zeros((), "float32") for term in ("orth", "sort", "comp")}
-        if not layers:
-            return sums
-        settings = self.settings
+        layers, by_layer = self._layer_losses()
+        return {name: ops.sum(value) / max(len(layers), 1) for name, value in by_layer.items()}
+
+    def _layer_losses(self) -> tuple[list[SVDLayer], dict[str, Any]]:
+        """Return the layers that train and their own terms, each of shape (layers,)."""
+        layers: list[SVDLayer] = []
+        terms: dict[str, list[Any]] = {"orth": [], "sort": [], "comp": []}
         by_rank: dict[int, list[SVDLayer]] = {}
-        for layer in layers:
-            by_rank.setdefault(int(layer.rank or 0), []).append(layer)
+        for layer in low_rank_layers(self):
+            if layer.trainable:
+                by_rank.setdefault(int(layer.rank or 0), []).append(layer)
+        settings, count = self.settings, sum(len(group) for group in by_rank.values())
         for rank, group in by_rank.items():
+            layers += group
             # n layers of equal rank: s (n, r), Gram matrices (2n, r, r)
             s = ops.stack([ops.cast(layer.s, "float32") for layer in group])
             gram = ops.stack(
@@ -301,21 +436,38 @@ class DPRPModel(keras.Model):
             softening: Any = 0.0
             if settings.structure == "smoothed":
                 strength = settings.structure_weight * settings.orthogonality_weight
-                softening = 2.0 * self._learning_rate * strength / (len(layers) * rank**2)
-            sums["orth"] += ops.sum(regularizers.gram_error(gram, softening))
-            sums["sort"] += ops.sum(regularizers.sorting(s))
-            if settings.compression is not None:
-                sums["comp"] += ops.sum(settings.compression(s))
-        return {term: value / len(layers) for term, value in sums.items()}
+                softening = 2.0 * self._learning_rate * strength / (count * rank**2)
+            # u and v of a layer stand side by side: (2n,) -> (n, 2) -> (n,)
+            errors = ops.reshape(regularizers.gram_error(gram, softening), (len(group), 2))
+            terms["orth"].append(ops.sum(errors, axis=-1))
+            terms["sort"].append(regularizers.sorting(s))
+            compression = settings.compression
+            terms["comp"].append(
+                ops.zeros((len(group),), "float32") if compression is None else compression(s)
+            )
+        if not layers:
+            return layers, {name: ops.zeros((0,), "float32") for name in terms}
+        return layers, {name: ops.concatenate(parts) for name, parts in terms.items()}
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, as `keras.Model.evaluate`."""
+        # Keras takes the figures of all replicas if these have the names of the last step's.
+        with self._evaluation():
+            return super().evaluate(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        before, self._evaluating = self._evaluating, True
+        try:
+            yield
+        finally:
+            self._evaluating = before
 
     def test_step(self, *args: Any) -> Any:
         """Run Keras' own test step, whose metrics leave out what is not computed there."""
-        # Around the step alone, so that it holds while tracing and never outlives the trace.
-        self._evaluating = True
-        try:
+        # Around the step, so that it holds while tracing, whoever calls it.
+        with self._evaluation():
             return super().test_step(*args)
-        finally:
-            self._evaluating = False
 
     def train_step(self, *args: Any) -> Any:
         """Run Keras' own train step, then restore the factors' structure if that is due."""
@@ -339,7 +491,10 @@ class DPRPModel(keras.Model):
         resizing.sync(self)
         layers = [layer for layer in low_rank_layers(self) if layer.trainable]
         variables = self._factor_variables(layers)
-        _assign(variables, _retracted(_read(variables)))
+        groups = _read(variables)
+        found = [ops.convert_to_numpy(matrix) for matrix in turns(_factors(groups))]
+        matrices = [ops.convert_to_tensor(matrix) for matrix in chief_arrays(self, found)]
+        _assign(variables, _turned(groups, matrices))
 
     def _retract_in_place(self, layers: list[SVDLayer]) -> None:
         variables = self._factor_variables(layers)
@@ -365,11 +520,22 @@ class DPRPModel(keras.Model):
         period = self.settings.retraction_period
         if period == 1:
             return _retracted(groups)
-        return ops.cond(
-            ops.equal(ops.mod(iterations, period), 0),
-            lambda: _retracted(groups),
-            lambda: [value for group in groups for value in group],
+        due = ops.equal(ops.mod(iterations, period), 0)
+
+        def unchanged() -> list[Any]:
+            return [value for group in groups for value in group]
+
+        if replica_count() == 1:
+            return ops.cond(due, lambda: _retracted(groups), unchanged)
+        # Replicas can't exchange anything inside a branch.
+        factors = _factors(groups)
+        matrices = ops.cond(
+            due,
+            lambda: turns(factors),
+            lambda: [ops.zeros(shape, "float32") for shape in turn_shapes(factors)],
         )
+        matrices = from_first_replica(matrices)
+        return ops.cond(due, lambda: _turned(groups, matrices), unchanged)
 
     def _factor_variables(self, layers: list[SVDLayer]) -> list[list[keras.Variable]]:
         """Return per layer its u, s, v, followed by their momentum slots where there are any."""
@@ -381,14 +547,18 @@ class DPRPModel(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Return the functional model's config and the settings."""
-        return {**super().get_config(), "dprp_settings": self.settings.get_config()}
+        policy = keras.saving.serialize_keras_object(self.dtype_policy)
+        settings = self.settings.get_config()
+        return {**super().get_config(), "dprp_settings": settings, "dprp_dtype": policy}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DPRPModel:
         """Make the model from `get_config`'s result."""
         config = dict(config)
-        settings = config.pop("dprp_settings", None)
+        settings, policy = config.pop("dprp_settings", None), config.pop("dprp_dtype", None)
         model = super().from_config(config, custom_objects=custom_objects)
+        if policy is not None:
+            model.dtype_policy = keras.saving.deserialize_keras_object(policy)
         if settings is not None:
             model.settings = DPRPSettings.from_config(settings)
         return model
@@ -408,6 +578,20 @@ class _LearningRateCopy(keras.callbacks.Callback):
         self.model._learning_rate.assign(float(ops.convert_to_numpy(rate)))
 
 
+def _place(key: str) -> int:
+    """The number at the end of a key: keys come in the order of texts, 10 before 2."""
+    return int(key.rpartition("_")[2])
+
+
+def _fits(layer: SVDLayer, values: list[Any]) -> bool:
+    """Whether these are factors of the layer's kernel, of any one rank."""
+    rank = np.shape(values[1])[-1:]
+    return bool(rank) and all(
+        np.shape(value) == (*variable.shape[:-1], *rank)
+        for variable, value in zip((layer.u, layer.s, layer.v), values, strict=True)
+    )
+
+
 def _settle_direction(callback: Any) -> None:
     """Let mode="auto" work on the terms: Keras asks the compiled metrics alone for a direction."""
     monitored = str(getattr(callback, "monitor", "")).removeprefix("val_")
@@ -425,21 +609,19 @@ def _assign(groups: list[list[keras.Variable]], values: list[Any]) -> None:
         variable.assign(value)
 
 
+def _factors(groups: list[list[Any]]) -> list[TrainedFactors]:
+    return [TrainedFactors(*group[:3]) for group in groups]
+
+
 def _retracted(groups: list[list[Any]]) -> list[Any]:
-    factors = [TrainedFactors(*group[:3]) for group in groups]
+    return _turned(groups, from_first_replica(turns(_factors(groups))))
+
+
+def _turned(groups: list[list[Any]], matrices: list[Any]) -> list[Any]:
     momenta = [TrainedFactors(*group[3:]) if len(group) > 3 else None for group in groups]
-    new, carried = retract(factors, momenta)
+    new, carried = turn(_factors(groups), momenta, matrices)
     values: list[Any] = []
     for factor, momentum in zip(new, carried, strict=True):
         values.extend(factor)
         values.extend(momentum or ())
     return values
-
-
-def _replicas() -> int:
-    """Return how many replicas share a step: Keras scales each replica's loss by 1 / that."""
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return int(tf.distribute.get_strategy().num_replicas_in_sync)

@@ -18,15 +18,22 @@ PACKAGES = {
 FLOORS = {
     "factorization": 0,
     "costs": 0,
+    "graphs": 0,
     "atomic": 0,
     "tables": 0,
+    "rendezvous": 0,
+    "replicas": 0,
     "regularizers": 1,
     "retraction": 1,
     "layers": 2,
     "surgery": 3,
     "folding": 3,
     "latency": 1,
+    "random_streams": 3,
+    "run_lock": 0,
     "resizing": 4,
+    "failure_record": 4,
+    "divergence": 4,
     "selection": 4,
     "training": 4,
     "factorizing": 4,
@@ -37,6 +44,7 @@ FLOORS = {
     "evaluation": 6,
     "device_fit": 6,
     "progress": 6,
+    "distributing": 6,
     "runs": 6,
     "report": 6,
     "experiments": 6,
@@ -250,8 +258,10 @@ def _public(tree: ast.Module) -> list[str] | None:
     return None
 
 
-def _ruff_order(name: str) -> tuple[int, str]:
-    """Constants first, then classes, then the rest, as the linter sorts them."""
+def _ruff_order(name: str) -> tuple[int, list[str | int]]:
+    """Constants, then classes, then the rest, numbers by value, as the linter sorts them."""
+    parts: list[str | int] = list(re.split(r"(\d+)", name))
+    parts[1::2] = map(int, parts[1::2])
     if name.isupper():
-        return 0, name
-    return (1, name) if name[:1].isupper() else (2, name)
+        return 0, parts
+    return (1, parts) if name[:1].isupper() else (2, parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,8 +13,31 @@ from keras import ops
 
 from dprp_tf import factorization
 from dprp_tf.factorization import Factors
+from dprp_tf.graphs import layer_keys, walk_layers
 
-__all__ = ["SVDLayer", "low_rank_layers", "walk_layers"]
+__all__ = [
+    "OBJECT_ARGUMENTS",
+    "SVDLayer",
+    "low_rank_keys",
+    "low_rank_layers",
+    "stored_ranks",
+    "walk_layers",
+]
+
+# Where `load_own_variables` notes the ranks a file holds, instead of loading; None: it loads.
+_STORED_RANKS: contextvars.ContextVar[dict[SVDLayer, int] | None] = contextvars.ContextVar(
+    "stored_ranks", default=None
+)
+
+# What an SVD layer and the dense one it stands for take as objects.
+OBJECT_ARGUMENTS = (
+    "activation",
+    "kernel_regularizer",
+    "bias_regularizer",
+    "activity_regularizer",
+    "kernel_constraint",
+    "bias_constraint",
+)
 
 # Share of the largest singular value below which `balanced_gradients` stops speeding a
 # direction up: without it the update of U grows like 1/s as a value dies.
@@ -25,7 +49,8 @@ class SVDLayer(keras.layers.Layer):
 
     The kernel is matricized to M of shape (h, w) and held as M = U diag(s) V^T with weights
     `u` (h, r), `s` (r,) and `v` (w, r). Every call rebuilds the kernel, which costs h*w*r
-    multiplications, and then computes what the dense layer would.
+    multiplications in float32, and then computes what the dense layer would, in the layer's compute
+    dtype.
 
     With `balanced_gradients` the gradients of U and V are divided, column by column, by
     s_j^2 + (0.1 max|s|)^2. A gradient step on a product U diag(s) V^T otherwise moves the kernel
@@ -122,9 +147,12 @@ class SVDLayer(keras.layers.Layer):
         factors = self._initial_factors
         if factors is None:
             with _outside_graph():
-                kernel = ops.convert_to_numpy(
-                    self.kernel_initializer(self.kernel_shape, dtype=self.variable_dtype)
-                ).astype(np.float64)
+                kernel = np.asarray(
+                    ops.convert_to_numpy(
+                        self.kernel_initializer(self.kernel_shape, dtype=self.variable_dtype)
+                    ),
+                    dtype=np.float32,
+                )
             matrix = factorization.matricize(kernel, self.matricization)
             factors = factorization.decompose(matrix, rank)
         height, width = factorization.matrix_shape(self.kernel_shape, self.matricization)
@@ -134,14 +162,17 @@ class SVDLayer(keras.layers.Layer):
                 f"({rank},), v ({width}, {rank}). Received: u {factors.u.shape}, "
                 f"s {factors.s.shape}, v {factors.v.shape}"
             )
-        self.u = self.add_weight(
-            name="u", shape=(height, rank), initializer=_constant(factors.u), trainable=True
-        )
-        self.s = self.add_weight(
-            name="s", shape=(rank,), initializer=_constant(factors.s), trainable=True
-        )
-        self.v = self.add_weight(
-            name="v", shape=(width, rank), initializer=_constant(factors.v), trainable=True
+        shapes = {"u": (height, rank), "s": (rank,), "v": (width, rank)}
+        self.u, self.s, self.v = (
+            # Not cast to half precision by itself: the kernel is rebuilt before that.
+            self.add_weight(
+                name=name,
+                shape=shapes[name],
+                initializer=_constant(values),
+                trainable=True,
+                autocast=False,
+            )
+            for name, values in factors._asdict().items()
         )
         self.bias = (
             self.add_weight(
@@ -175,7 +206,8 @@ class SVDLayer(keras.layers.Layer):
     @property
     def factors(self) -> Factors:
         """The factors as NumPy arrays in float32 or wider: U (h, r), s (r,), V (w, r)."""
-        return Factors(*(ops.convert_to_numpy(value) for value in (self.u, self.s, self.v)))
+        values = (ops.convert_to_numpy(value) for value in (self.u, self.s, self.v))
+        return Factors(*(v if v.dtype == np.float64 else v.astype(np.float32) for v in values))
 
     @property
     def broken_factor(self) -> str | None:
@@ -187,8 +219,12 @@ class SVDLayer(keras.layers.Layer):
 
     @property
     def kernel(self) -> Any:
-        """The kernel the factors stand for, in the dense layer's shape."""
-        u, s, v = self.u, self.s, self.v
+        """The kernel the factors stand for, in the dense layer's shape, in float32 or wider.
+
+        Half precision would round three factors and their products instead of the kernel once,
+        and the balance's 1 / s^2 would overflow; a call casts the result to its compute dtype.
+        """
+        u, s, v = (_wide(value) for value in (self.u, self.s, self.v))
         if self.balanced_gradients:
             scale = _balance(s)
             u, v = _scale_gradient(u, scale), _scale_gradient(v, scale)
@@ -204,6 +240,20 @@ class SVDLayer(keras.layers.Layer):
         if self.kernel_regularizer is not None and self.built and self.trainable:
             losses.append(self.kernel_regularizer(self.kernel))
         return losses
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load the weights a file holds; see `stored_ranks`."""
+        noted = _STORED_RANKS.get()
+        if noted is None:
+            super().load_own_variables(store)
+            return
+        # u (h, r), s (r,) and v (w, r) are the first three weights; what fits at no rank is left
+        # for the loading itself to refuse.
+        shapes = [tuple(store[key].shape) for key in "012" if key in store.keys()]  # noqa: SIM118
+        rank = shapes[1][0] if len(shapes) == 3 and len(shapes[1]) == 1 else 0
+        height, width = self.matrix_shape
+        if 1 <= rank <= self.full_rank and shapes == [(height, rank), (rank,), (width, rank)]:
+            noted[self] = rank
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor arguments, with the rank of now."""
@@ -224,28 +274,26 @@ class SVDLayer(keras.layers.Layer):
         }
 
 
-def walk_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Yield every layer of a model once, entering nested models, in model order.
-
-    Args:
-        model: A Keras model.
+@contextlib.contextmanager
+def stored_ranks() -> Iterator[dict[SVDLayer, int]]:
+    """Within it, loading a file notes the rank it holds for each SVD layer and loads none of them.
 
     Yields:
-        The layers; a nested model's layers come in its place.
+        The ranks by layer, filled while a file is loaded.
+
+    Example:
+
+    >>> with stored_ranks() as ranks:
+    ...     pass  # model.load_weights(path)
+    >>> ranks
+    {}
     """
-    seen: set[int] = set()
-
-    def walk(container: Any) -> Iterator[keras.layers.Layer]:
-        for layer in container.layers:
-            if id(layer) in seen:
-                continue
-            seen.add(id(layer))
-            if isinstance(layer, keras.Model):
-                yield from walk(layer)
-            else:
-                yield layer
-
-    yield from walk(model)
+    noted: dict[SVDLayer, int] = {}
+    token = _STORED_RANKS.set(noted)
+    try:
+        yield noted
+    finally:
+        _STORED_RANKS.reset(token)
 
 
 def low_rank_layers(model: keras.Model) -> list[SVDLayer]:
@@ -258,6 +306,25 @@ def low_rank_layers(model: keras.Model) -> list[SVDLayer]:
         The layers; empty for a model without any.
     """
     return [layer for layer in walk_layers(model) if isinstance(layer, SVDLayer)]
+
+
+def low_rank_keys(model: keras.Model) -> dict[str, SVDLayer]:
+    """Return the SVD layers of a model by a name that no other layer has, in model order.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        The layers by name, or by path such as "backbone/conv" where nested models have layers
+        of the same name; see `dprp_tf.graphs.layer_keys`.
+    """
+    return {key: layer for key, layer in layer_keys(model).items() if isinstance(layer, SVDLayer)}
+
+
+def _wide(value: Any) -> Any:
+    """Return a variable's value as a tensor of float32 or wider."""
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    return ops.cast(value, dtype if dtype == "float64" else "float32")
 
 
 def _balance(s: Any) -> Any:

@@ -85,7 +85,7 @@ class _SVDConv(SVDLayer):
             padding = "valid"
         outputs = ops.conv(
             inputs,
-            self.kernel,
+            ops.cast(self.kernel, self.compute_dtype),
             strides=list(self.strides),
             padding=padding,
             dilation_rate=self.dilation_rate,

@@ -46,6 +46,7 @@ class SVDDense(SVDLayer):
         if not isinstance(units, int) or units < 1:
             raise ValueError(f"`units` must be a positive integer. Received: units={units!r}")
         self.units = units
+        self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
 
     def build(self, input_shape: Any) -> None:
@@ -59,7 +60,7 @@ class SVDDense(SVDLayer):
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: inputs})
 
     def call(self, inputs: Any) -> Any:
-        outputs = ops.matmul(inputs, self.kernel)
+        outputs = ops.matmul(inputs, ops.cast(self.kernel, self.compute_dtype))
         if self.bias is not None:
             outputs = outputs + self.bias
         return outputs if self.activation is None else self.activation(outputs)
