@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import io
 import json
 import os
 import platform
@@ -45,6 +46,7 @@ MARKER_SYSCALL = 0x64707270
 
 _MINIMUM_SAMPLE_NS = 1_000_000
 _MAXIMUM_INVOCATIONS = 1000
+_MAXIMUM_ELEMENTS = 2**28
 _MEMORY_RUNS = 3
 _INSTRUCTION_WARMUP = 3
 _ONNX_DTYPES = {"float": "float32", "float16": "float16", "double": "float64"}
@@ -138,9 +140,11 @@ class _OnnxRuntime:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            # On some broken files the runtime prints to stdout before it raises.
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._session = onnxruntime.InferenceSession(
+                    str(path), options, providers=["CPUExecutionProvider"]
+                )
         except Exception as error:  # the runtime's exceptions share no base class but this one
             raise _unreadable(path, error) from error
         self.inputs = []
@@ -638,6 +642,12 @@ def _random_array(entry: dict[str, Any], path: Path, seed: int) -> Any:
     shape, dtype = entry["shape"], entry["dtype"]
     if not all(isinstance(edge, int) for edge in shape):
         raise RunnerError(f"{path} has inputs of open shape {shape}: give --input")
+    # Python's integers: a broken file may declare more than 64 bits hold.
+    elements = 1
+    for edge in shape:
+        elements *= int(edge)
+    if not 0 <= elements <= _MAXIMUM_ELEMENTS:
+        raise RunnerError(f"{path} has inputs of shape {shape}, which can't be: export it again")
     generator = np.random.default_rng(seed)
     if dtype.startswith("float"):
         return generator.random(shape).astype(dtype)

@@ -235,7 +235,7 @@ class FormCosts:
         wanted: dict[Geometry, list[Form]] = {}
         for site in sites:
             for geometry in site.geometries:
-                wanted.setdefault(geometry, []).extend(forms[site.layer.name])
+                wanted.setdefault(geometry, []).extend(forms[site.name])
         return self.measure(wanted)
 
     def measure(

@@ -85,7 +85,7 @@ def latency_table(
             raise ValueError(
                 f"`ranks` must be a sequence of integers of 1 or more. Received: ranks={ranks!r}"
             )
-    forms = {site.layer.name: _forms(site, ranks) for site in sites}
+    forms = {site.name: _forms(site, ranks) for site in sites}
     costs = FormCosts(setting, rounds=rounds, cache=cache, refresh=refresh, progress=progress)
     measured = costs.measure_sites(sites, forms)
 
@@ -94,7 +94,7 @@ def latency_table(
 
     progress("measuring the dense model")
     with tempfile.TemporaryDirectory() as name:
-        dense = fold(model, forms={site.layer.name: _DENSE for site in sites})
+        dense = fold(model, forms={site.name: _DENSE for site in sites})
         path = setting.convert(dense, Path(name) / "dense", integer_io=False)
         whole = measure_files(
             [path],
@@ -109,13 +109,13 @@ def latency_table(
     rows = []
     for site in sites:
         quickest: dict[int, tuple[float, str]] = {}
-        for form in forms[site.layer.name]:
+        for form in forms[site.name]:
             offer = (scale * total(site, form), form.kind)
             quickest[form.ranks[0]] = min(offer, quickest.get(form.ranks[0], offer))
         known = tuple(sorted(quickest))
         rows.append(
             LayerLatency(
-                name=site.layer.name,
+                name=site.name,
                 matricization=site.layer.matricization,
                 full_rank=site.layer.full_rank,
                 dense=scale * total(site, _DENSE),

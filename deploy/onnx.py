@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -192,9 +193,12 @@ def _convert(
         import tf2onnx
 
         try:
-            converted, _ = tf2onnx.convert.from_function(
-                tf.function(source.serve, autograph=False), input_signature=signature, opset=opset
-            )
+            with _inlined():
+                converted, _ = tf2onnx.convert.from_function(
+                    tf.function(source.serve, autograph=False),
+                    input_signature=signature,
+                    opset=opset,
+                )
             if calibration is not None:
                 converted = _quantized(converted, calibration)
             elif quantization == "float16":
@@ -208,6 +212,23 @@ def _convert(
             f"{', '.join(foreign)}. Replace the layers that use them."
         )
     return converted
+
+
+@contextlib.contextmanager
+def _inlined() -> Iterator[None]:
+    """Trace functions within functions in place.
+
+    Keras compiles grouped convolutions with XLA, in a function that tf2onnx would leave in the
+    file as a call that no runtime knows.
+    """
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def _quantized(converted: Any, calibration: dict[str, np.ndarray]) -> Any:

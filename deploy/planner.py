@@ -72,7 +72,7 @@ def plan(
         The plan, for `dprp_tf.fold(model, plan=...)`.
 
     Raises:
-        ValueError: If the model has no graph, no SVD layer, two of one name, NaN factors or inputs
+        ValueError: If the model has no graph, no SVD layer, NaN factors or inputs
             of open shape, or an argument is unknown.
         TargetError: If the target can't be reached or lacks the runtime.
 
@@ -88,13 +88,11 @@ def plan(
     """
     setting = Setting(resolve_target(target), runtime, precision, threads)
     sites = layer_sites(model)
-    forms = {
-        site.layer.name: site.worth_trying(layer_forms(site.layer, tolerance)) for site in sites
-    }
+    forms = {site.name: site.worth_trying(layer_forms(site.layer, tolerance)) for site in sites}
     costs = FormCosts(setting, rounds=rounds, cache=cache, refresh=refresh, progress=progress)
     measured = costs.measure_sites(sites, forms)
     noise = _COUNTING_NOISE if setting.exact else 0.0
-    layers = [_choose(site, forms[site.layer.name], measured, noise) for site in sites]
+    layers = [_choose(site, forms[site.name], measured, noise) for site in sites]
     return _prove(model, costs, layers, progress)
 
 
@@ -139,7 +137,7 @@ def _choose(
             best = min(candidates[1:], key=lambda c: c.ratio)
             reason = f"{best.form} takes {best.ratio:.2f} x"
     return PlannedLayer(
-        name=site.layer.name,
+        name=site.name,
         kernel_shape=tuple(site.layer.kernel_shape),
         matricization=site.layer.matricization,
         rank=int(site.layer.rank or 0),

@@ -13,7 +13,7 @@ import numpy as np
 from dprp_tf.costs import layer_calls
 from dprp_tf.factorization import Factors, matrix_shape
 from dprp_tf.folding import Form, assemble, random_weights, require_finite_factors
-from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense, SVDLayer, low_rank_layers
+from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense, SVDLayer, low_rank_keys
 
 if TYPE_CHECKING:
     import keras
@@ -126,10 +126,12 @@ class Site:
     Attributes:
         layer: The layer.
         geometries: One per call; several for a shared layer.
+        name: The layer's name; its path where nested models have layers of the same name.
     """
 
     layer: SVDLayer
     geometries: tuple[Geometry, ...]
+    name: str
 
     def worth_trying(self, forms: Sequence[Form]) -> list[Form]:
         """Return the forms with no more MACs than the dense one: others have nothing to win by.
@@ -157,8 +159,8 @@ def layer_sites(model: keras.Model) -> list[Site]:
         One `Site` per SVD layer, in model order.
 
     Raises:
-        ValueError: If the model has no graph or no SVD layer, two of them have one name, a factor
-            is not finite, or a layer's input has a size that is not fixed.
+        ValueError: If the model has no graph or no SVD layer, a factor is not finite, or a layer's
+            input has a size that is not fixed.
 
     Example:
 
@@ -169,18 +171,11 @@ def layer_sites(model: keras.Model) -> list[Site]:
     >>> layer_sites(lowrank)[0].geometries[0].kernel_shape
     (3, 3, 16, 16)
     """
-    layers = low_rank_layers(model)
+    layers = low_rank_keys(model)
     if not layers:
         raise ValueError(
             "`model` must have SVD layers to measure. Received: "
             f"{model.name!r}, which has none; make one with dprp_tf.factorize(model)."
-        )
-    names = [layer.name for layer in layers]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ValueError(
-            "`model` must have one name per SVD layer to be measured. Received several of "
-            f"{doubled} in nested models; rename them."
         )
     require_finite_factors(model)
     found: dict[int, list[Geometry]] = {}
@@ -201,7 +196,7 @@ def layer_sites(model: keras.Model) -> list[Site]:
                 *_followed_by(model, call.consumers),
             )
         )
-    return [Site(layer, tuple(found.get(id(layer), ()))) for layer in layers]
+    return [Site(layer, tuple(found.get(id(layer), ())), key) for key, layer in layers.items()]
 
 
 def probe(geometry: Geometry, form: Form, copies: int = 1, seed: int = 0) -> keras.Model:

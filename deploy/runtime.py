@@ -89,7 +89,14 @@ class RuntimeModel:
                     name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
                     for name, array in part.items()
                 }
-            chunks.append(self._invoke(part))
+            try:
+                chunks.append(self._invoke(part))
+            except Exception as error:  # runtimes raise whatever their kernels raise
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(
+                    "`path` must name a file that the runtime can run. Received: "
+                    f"path={self.path}, which it loads and fails to run: {reason}. Export it again."
+                ) from error
         return {
             tensor.name: _as_output(
                 np.concatenate([chunk[position] for chunk in chunks])[:samples], tensor
@@ -140,9 +147,11 @@ class _OnnxModel(RuntimeModel):
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=["CPUExecutionProvider"]
-            )
+            # On some broken files the runtime prints and tries again before it raises.
+            with quiet():
+                self._session = onnxruntime.InferenceSession(
+                    str(self.path), options, providers=["CPUExecutionProvider"]
+                )
         except Exception as error:  # the runtime's exceptions share no base class but this one
             raise _unreadable(self.path, error) from error
         self.inputs = tuple(_onnx_tensor(entry) for entry in self._session.get_inputs())

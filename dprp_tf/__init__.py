@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dprp_tf.callbacks import RankHistory, RankPruning
+    from dprp_tf.distributing import distribution
     from dprp_tf.factorizing import factorize
     from dprp_tf.folding import FoldedLayer, FoldPlan, Form, choose_forms, fold
     from dprp_tf.latency import LatencyTable
@@ -30,6 +31,7 @@ __all__ = [
     "SVDDense",
     "Summary",
     "choose_forms",
+    "distribution",
     "factorize",
     "fold",
     "load_model",
@@ -53,6 +55,7 @@ _HOMES = {
     "SVDDense": "layers",
     "Summary": "summaries",
     "choose_forms": "folding",
+    "distribution": "distributing",
     "factorize": "factorizing",
     "fold": "folding",
     "load_model": "models",

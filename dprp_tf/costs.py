@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dprp_tf import factorization
+from dprp_tf.graphs import graph_of, layer_keys
 
 __all__ = [
     "LayerCall",
@@ -152,7 +153,7 @@ class LayerCost:
     """What one layer costs.
 
     Attributes:
-        name: The layer's name.
+        name: The layer's name; its path where nested models have layers of the same name.
         parameters: Trainable and other weights, as they are.
         trainable_parameters: Those that train.
         macs: Multiply-accumulates for one sample; None where a size is undefined. For an SVD
@@ -219,10 +220,13 @@ def model_cost(model: Any) -> ModelCost:
     """
     calls: dict[int, tuple[Any, list[tuple[int | None, int | None]]]] = {}
     for call in layer_calls(model):
-        # A transposed convolution spends its kernel once per input position.
-        transposed = "Transpose" in type(call.layer).__name__
-        visited = call.input_shape if transposed else call.output_shape
+        # A transposed convolution spends its kernel once per input position, a recurrent layer
+        # once per step.
+        recurrent = hasattr(call.layer, "cell") or hasattr(call.layer, "forward_layer")
+        by_input = recurrent or "Transpose" in type(call.layer).__name__
+        visited = call.input_shape if by_input else call.output_shape
         calls.setdefault(id(call.layer), (call.layer, []))[1].append(_macs(call.layer, visited))
+    names = {id(layer): key for key, layer in layer_keys(model).items()}
     rows = []
     for layer, macs in calls.values():
         parameters = sum(math.prod(w.shape) for w in layer.weights)
@@ -234,7 +238,7 @@ def model_cost(model: Any) -> ModelCost:
             )
         rows.append(
             LayerCost(
-                layer.name,
+                names.get(id(layer), layer.name),
                 parameters,
                 trainable,
                 _sum(pair[0] for pair in macs),
@@ -297,8 +301,8 @@ def layer_calls(model: Any) -> Iterator[LayerCall]:
     >>> [call.consumers[0].name for call in layer_calls(model) if call.layer.name == "it"]
     ['next']
     """
-    graph = getattr(model, "_functional", None) or model
-    if not hasattr(graph, "_nodes_by_depth"):
+    graph = graph_of(model)
+    if graph is None:
         raise ValueError(
             "`model` must be a built Functional or Sequential model, whose graph is known. "
             f"Received: {type(model).__name__} {getattr(model, 'name', '')!r}. Rebuild it with "
@@ -312,7 +316,7 @@ def layer_calls(model: Any) -> Iterator[LayerCall]:
             consumers.setdefault(id(tensor), []).append(node.operation)
     for node in nodes:
         layer = node.operation
-        if hasattr(layer, "layers"):
+        if graph_of(layer) is not None:
             yield from layer_calls(layer)
         elif hasattr(layer, "weights"):
             output = node.output_tensors[0]
@@ -326,13 +330,15 @@ def layer_calls(model: Any) -> Iterator[LayerCall]:
             )
 
 
-_KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
+_KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel")
 
 
 def _macs(layer: Any, shape: Sequence[int | None]) -> tuple[int | None, int | None]:
     """Return (MACs as it is, MACs of the dense layer it stands for) of one call."""
     first = getattr(layer, "data_format", "channels_last") == "channels_first"
     sizes = shape[2:] if first else shape[1:-1]
+    if type(layer).__name__ == "EinsumDense":
+        return (_einsum_macs(layer, shape),) * 2
     if _is_low_rank(layer):
         entries, rebuild = math.prod(layer.kernel_shape), layer.rank
     else:
@@ -344,6 +350,17 @@ def _macs(layer: Any, shape: Sequence[int | None]) -> tuple[int | None, int | No
         return None, None
     dense = math.prod(int(size) for size in sizes if size is not None) * entries
     return dense + entries * rebuild, dense
+
+
+def _einsum_macs(layer: Any, shape: Sequence[int | None]) -> int | None:
+    """MACs of an EinsumDense: for each entry of the output one per entry that is summed over."""
+    operands, output = layer.equation.replace(" ", "").split("->")
+    kernel = operands.split(",")[1]
+    summed = [n for axis, n in zip(kernel, layer.kernel.shape, strict=True) if axis not in output]
+    sizes = [*shape[1:], *summed]
+    if any(size is None for size in sizes):
+        return None
+    return math.prod(int(size) for size in sizes if size is not None)
 
 
 def _sum(values: Any) -> int | None:

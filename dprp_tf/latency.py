@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from bisect import bisect_left
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.atomic import write_json
+from dprp_tf.atomic import read_json, write_json
 from dprp_tf.tables import Tabular
 
 if TYPE_CHECKING:
@@ -268,7 +267,7 @@ class LatencyTable(Tabular):
             ValueError: If it holds no table, or one of another version.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
             if values["version"] != _VERSION:
                 raise ValueError(f"version {values['version']}")
             rows = tuple(
@@ -285,9 +284,14 @@ class LatencyTable(Tabular):
             )
             for row in rows:
                 row.check()
+            if not 0 < float(values["dense"]) < math.inf:
+                raise ValueError(f"a cost of the dense model above 0: {values['dense']}")
+            names = [row.name for row in rows]
+            if len(set(names)) < len(names):
+                raise ValueError(f"one row per layer: {names}")
             kinds: dict[str, Callable[[Any], Any]] = {"dense": float, "threads": int}
             return cls(rows, **{name: kinds.get(name, str)(values[name]) for name in _PLAIN})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(
                 f"{path} must hold a latency table of version {_VERSION}, as LatencyTable.save "
                 f"writes it. Received one without: {error}"

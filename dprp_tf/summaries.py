@@ -9,8 +9,9 @@ import keras
 from rich.table import Table
 
 from dprp_tf.costs import ModelCost, model_cost
-from dprp_tf.factorizing import skip_reason
-from dprp_tf.layers import SVDLayer, walk_layers
+from dprp_tf.factorizing import holds_matrix, skip_reason
+from dprp_tf.graphs import layer_keys
+from dprp_tf.layers import SVDLayer
 from dprp_tf.tables import Tabular
 
 __all__ = ["Summary", "SummaryRow", "summary"]
@@ -18,10 +19,11 @@ __all__ = ["Summary", "SummaryRow", "summary"]
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One layer that holds a kernel.
+    """One layer that holds a kernel, or another weight of two axes or more.
 
     Attributes:
-        name: The layer's name.
+        name: The layer's name; its path, such as "backbone/conv", where nested models have layers
+            of the same name.
         type: Its class.
         matricization: How its kernel is unfolded; None for a layer with its kernel as it is.
         rank: Singular values kept; None likewise.
@@ -119,14 +121,14 @@ def summary(model: keras.Model) -> Summary:
     cost = model_cost(model)
     by_name = {row.name: row for row in cost.layers}
     rows = []
-    for layer in walk_layers(model):
+    for key, layer in layer_keys(model).items():
         low_rank = isinstance(layer, SVDLayer)
-        if not low_rank and not any(weight.name.endswith("kernel") for weight in layer.weights):
+        if not low_rank and not holds_matrix(layer):
             continue
-        found = by_name[layer.name]
+        found = by_name[key]
         rows.append(
             SummaryRow(
-                layer.name,
+                key,
                 type(layer).__name__,
                 layer.matricization if low_rank else None,
                 layer.rank if low_rank else None,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,12 +23,23 @@ settings.register_profile(
     "dprp_tf",
     deadline=None,
     derandomize=True,
+    print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-settings.load_profile("dprp_tf")
+# The same tests on other cases: DPRP_HYPOTHESIS_SEED=random, or a number to repeat. The random
+# networks take DPRP_HYPOTHESIS_EXAMPLES of them.
+_SEED = "DPRP_HYPOTHESIS_SEED"
+settings.register_profile(
+    "explore", settings.get_profile("dprp_tf"), derandomize=False, database=None
+)
+if os.environ.get(_SEED) == "random":
+    # Set before xdist starts its workers, which inherit it.
+    os.environ[_SEED] = str(secrets.randbelow(2**32))
+settings.load_profile("explore" if os.environ.get(_SEED) else "dprp_tf")
 
 _CIFAR10 = "DPRP_CIFAR10"
 _RECORDS: list[tuple[str, str, float]] = []
+_COUNTS: Counter[tuple[str, str]] = Counter()
 
 
 @pytest.fixture(autouse=True)
@@ -106,20 +119,53 @@ def record_error() -> Callable[[str, str, float], None]:
     return record
 
 
+@pytest.fixture(scope="session")
+def count_case() -> Callable[[str, str, int], None]:
+    """A function (table, what was seen, how often): the sums are printed at the end."""
+
+    def count(table: str, seen: str, times: int = 1) -> None:
+        _COUNTS[table, seen] += times
+
+    return count
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: Any) -> None:
+    # Before hypothesis' own plugin reads its option.
+    if os.environ.get(_SEED) and config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = os.environ[_SEED]
+
+
+def pytest_report_header() -> str:
+    given = os.environ.get(_SEED)
+    if not given:
+        return f"hypothesis cases: the same in every run; {_SEED}=random draws others"
+    return f"hypothesis cases: drawn by {_SEED}={given}"
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
     # With xdist the figures come back from each worker when it ends.
-    _RECORDS.extend(tuple(row) for row in getattr(node, "workeroutput", {}).get("errors", ()))
+    output = getattr(node, "workeroutput", {})
+    _RECORDS.extend(tuple(row) for row in output.get("errors", ()))
+    for table, seen, count in output.get("counts", ()):
+        _COUNTS[table, seen] += count
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["errors"] = [list(row) for row in _RECORDS]
+        session.config.workeroutput["counts"] = [[*key, count] for key, count in _COUNTS.items()]
     return (yield)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for table in dict.fromkeys(table for table, _ in sorted(_COUNTS)):
+        terminalreporter.section(table)
+        for (of, seen), count in _COUNTS.items():
+            if of == table:
+                terminalreporter.write_line(f"{count:>6}  {seen}")
     if not _RECORDS:
         return
     worst: dict[str, dict[str, float]] = {}

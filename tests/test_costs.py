@@ -158,6 +158,23 @@ def test_depthwise_grouped_and_transposed_convolutions() -> None:
     assert macs(layers.Dense(3), (7, 5)) == 7 * 15
 
 
+def test_einsum_dense_and_recurrent_layers_count_every_sum() -> None:
+    inputs = keras.Input((5, 6))
+    # 5 positions, 6 inputs, 2 heads of 3
+    heads = layers.EinsumDense("abc,cde->abde", (5, 2, 3), bias_axes="de")(inputs)
+    model = keras.Model(inputs, heads)
+    assert model_cost(model).macs == 5 * 6 * 2 * 3
+    back = layers.EinsumDense("abde,dec->abc", (5, 4))(heads)
+    assert model_cost(keras.Model(inputs, back)).macs == 5 * 36 + 5 * 6 * 4
+    anywhere = layers.EinsumDense("...x,xy->...y", (7,))(inputs)
+    assert model_cost(keras.Model(inputs, anywhere)).macs == 5 * 6 * 7
+    last = layers.LSTM(4)(inputs)
+    # 4 gates, each from 6 inputs and 4 states, in 5 steps
+    assert model_cost(keras.Model(inputs, last)).macs == 5 * (6 + 4) * 4 * 4
+    both = layers.Bidirectional(layers.GRU(4))(inputs)
+    assert model_cost(keras.Model(inputs, both)).macs == 2 * 5 * (6 + 4) * 3 * 4
+
+
 def test_unknown_sizes_give_no_macs_but_parameters() -> None:
     inputs = keras.Input((None, None, 3))
     cost = model_cost(keras.Model(inputs, layers.Conv2D(2, 3)(inputs)))

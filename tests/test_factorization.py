@@ -253,6 +253,66 @@ def test_canonical_order_keeps_the_product(s: np.ndarray, seed: int) -> None:
     )
 
 
+def _large(kind: str) -> np.ndarray:
+    """Float32 matrices whose sides are large enough for the Gram matrix's eigenvectors."""
+    rng = np.random.default_rng(3)
+    if kind == "tall":
+        return rng.standard_normal((700, 300)).astype(np.float32)
+    if kind == "wide":
+        return rng.standard_normal((260, 5000)).astype(np.float32)
+    if kind == "square":  # its smallest value is about 1e-4 of the largest
+        return rng.standard_normal((512, 512)).astype(np.float32)
+    if kind == "dead rows and columns":
+        matrix = rng.standard_normal((600, 300)).astype(np.float32)
+        matrix[:, ::3], matrix[5:40] = 0.0, 0.0
+        return matrix
+    if kind == "rank 1":
+        return np.outer(rng.standard_normal(400), rng.standard_normal(300)).astype(np.float32)
+    if kind == "equal values":
+        return np.linalg.qr(rng.standard_normal((300, 300)))[0].astype(np.float32)
+    if kind == "zero":
+        return np.zeros((300, 260), np.float32)
+    # Values over 10 orders of magnitude, of which float32 holds 7.
+    left, right = (np.linalg.qr(rng.standard_normal((n, 300)))[0] for n in (500, 300))
+    return ((left * np.logspace(0, -10, 300)) @ right.T).astype(np.float32)
+
+
+LARGE = [
+    "tall",
+    "wide",
+    "square",
+    "dead rows and columns",
+    "rank 1",
+    "equal values",
+    "zero",
+    "graded",
+]
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("rank", [None, 200, 3])
+def test_large_matrices_decompose_within_float32_rounding(kind: str, rank: int | None) -> None:
+    matrix = _large(kind)
+    factors = decompose(matrix, rank)
+    exact = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    kept = factors.rank
+    assert factors.u.dtype == factors.s.dtype == factors.v.dtype == np.float32
+    scale = max(float(exact[0]), 1e-30)
+    np.testing.assert_allclose(factors.s / scale, exact[:kept] / scale, atol=2e-7)
+    # Each by itself, as far down as float32 entries determine it.
+    determined = exact[:kept] > 1e-4 * scale
+    np.testing.assert_allclose(factors.s[determined], exact[:kept][determined], rtol=1e-6)
+    assert np.all(np.diff(factors.s) <= 0)
+    for q in (factors.u, factors.v):
+        gram = q.T.astype(np.float64) @ q
+        np.testing.assert_allclose(gram, np.eye(kept), atol=3e-7)
+    # No approximation of this rank is nearer, but for rounding.
+    u, s, v = (part.astype(np.float64) for part in factors)
+    best = float(np.sqrt(np.sum(exact[kept:] ** 2)))
+    size = max(float(np.linalg.norm(matrix)), 1e-30)
+    assert float(np.linalg.norm((u * s) @ v.T - matrix)) <= best + 2e-7 * size
+
+
 def test_canonical_order_leaves_ties_alone() -> None:
     order, signs = canonical_order(np.array([1.0, -1.0, 1.0, 2.0]))
     assert order.tolist() == [3, 0, 1, 2]

@@ -13,15 +13,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from keras import layers
 
 import dprp_tf as dprp
 from dprp_tf import costs
 from dprp_tf.factorization import MATRICIZATIONS
-from dprp_tf.folding import Form, build_form, layer_forms
-from dprp_tf.layers import SVDLayer, low_rank_layers, walk_layers
+from dprp_tf.folding import Form, build_form
+from dprp_tf.layers import SVDLayer, walk_layers
 
 Record = Callable[[str, str, float], None]
 FULL, FOLDED = "factorized = original", "folded = factorized"
@@ -531,86 +529,6 @@ def test_a_factorized_file_keeps_ranks_settings_and_outputs(tmp_path: Path) -> N
     assert again.settings == low.settings
     x = _inputs(low)
     np.testing.assert_array_equal(_flat(_call(again, x))[0], _flat(_call(low, x))[0])
-
-
-# --- random networks ---------------------------------------------------------------------------
-
-
-@st.composite
-def _networks(draw: st.DrawFn) -> keras.Model:
-    """A small random image network: strides, branches, shared layers, normalization, heads."""
-    size, channels = draw(st.integers(5, 9)), draw(st.integers(1, 4))
-    inputs = x = keras.Input((size, draw(st.integers(5, 9)), channels))
-    shared: dict[int, Any] = {}
-    for index in range(draw(st.integers(1, 4))):
-        move = draw(st.sampled_from(["conv", "conv", "residual", "branches", "norm", "shared"]))
-        filters = draw(st.integers(1, 6))
-        kernel = draw(st.sampled_from([1, 2, 3, (3, 1), (1, 3), (2, 3)]))
-        if move == "conv":
-            window: dict[str, Any] = draw(
-                st.sampled_from([{}, {"strides": 2}, {"dilation_rate": 2}, {"strides": (2, 1)}])
-            )
-            x = layers.Conv2D(
-                filters,
-                kernel,
-                padding="same",
-                use_bias=draw(st.booleans()),
-                activation=draw(st.sampled_from([None, "relu", "tanh"])),
-                name=f"conv{index}",
-                **window,
-            )(x)
-        elif move == "residual":
-            y = layers.Conv2D(x.shape[-1], kernel, padding="same", name=f"residual{index}")(x)
-            x = layers.Add()([x, y])
-        elif move == "branches":
-            branches = [
-                layers.Conv2D(filters, k, padding="same", name=f"branch{index}_{k}")(x)
-                for k in (1, 3)
-            ]
-            x = layers.Concatenate()(branches)
-        elif move == "norm":
-            x = layers.ReLU()(layers.BatchNormalization()(x))
-        else:
-            width = x.shape[-1]
-            if width not in shared:
-                shared[width] = layers.Conv2D(width, 3, padding="same", name=f"shared{width}")
-            x = shared[width](shared[width](x))
-    x = layers.GlobalAveragePooling2D()(x) if draw(st.booleans()) else layers.Flatten()(x)
-    return _stir(keras.Model(inputs, layers.Dense(draw(st.integers(2, 5)), name="head")(x)))
-
-
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
-@given(
-    model=_networks(),
-    matricization=st.sampled_from(MATRICIZATIONS),
-    rank=st.integers(1, 4),
-    form=st.sampled_from(["dense", "two_stage", "smallest", "summed", "pointwise_first"]),
-)
-def test_random_networks(
-    record_error: Record, model: keras.Model, matricization: str, rank: int, form: str
-) -> None:
-    x = _inputs(model)
-    full = dprp.factorize(model, matricization)
-    error = _error(_call(full, x), _call(model, x))
-    record_error(FULL, "model: random", error)
-    assert error < 1e-4
-    low = dprp.factorize(model, matricization, ranks=rank)
-    if form in ("summed", "pointwise_first"):
-        takers = [
-            at.name
-            for at in low_rank_layers(low)
-            if form in [f.kind for f in layer_forms(at, None)]
-        ]
-        folded = dprp.fold(low, forms=dict.fromkeys(takers, form))
-    else:
-        folded = dprp.fold(low, form)
-    error = _error(_call(folded, x), _call(low, x))
-    record_error(FOLDED, "model: random", error)
-    assert error < 1e-4
-    _only_keras(folded)
-    assert [at.name for at in low_rank_layers(low)] == [
-        at.name for at in walk_layers(model) if isinstance(at, (layers.Conv2D, layers.Dense))
-    ]
 
 
 # --- bad input ---------------------------------------------------------------------------------

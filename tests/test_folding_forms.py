@@ -250,14 +250,18 @@ def test_a_layer_called_with_a_training_flag_folds() -> None:
         assert _error(dprp.fold(low, forms={"it": form}), low) < TOLERANCE
 
 
-def test_a_name_that_a_stage_needs_is_named() -> None:
+def test_a_name_that_a_stage_needs_may_be_taken() -> None:
     inputs = keras.Input((9, 9, 4))
     x = layers.Conv2D(6, 3, padding="same", name="it")(inputs)
     x = layers.Conv2D(6, 3, padding="same", name="it_stage1")(x)
     low = dprp.factorize(keras.Model(inputs, x), "channel", ranks=2)
-    with pytest.raises(ValueError, match=r"'it_stage1'.*Rename it.*'it': 'dense'"):
-        dprp.fold(low, "two_stage")
-    folded = dprp.fold(low, "two_stage", forms={"it": "dense"})
+    folded = dprp.fold(low, "two_stage")
+    assert [layer.name for layer in folded.layers[1:]] == [
+        "it_stage1_1",
+        "it",
+        "it_stage1_stage1",
+        "it_stage1",
+    ]
     assert _error(folded, low) < TOLERANCE
 
 

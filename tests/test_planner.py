@@ -336,18 +336,27 @@ def test_bad_arguments_are_named(lowrank: keras.Model, tmp_path: Path) -> None:
     for ranks in (4, (), (2.5,)):
         with pytest.raises(ValueError, match="`ranks`"):
             deploy.latency_table(lowrank, ranks=ranks, cache=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="ONNX Runtime"):
+        deploy.plan(lowrank, _Counting(), "onnxruntime", cache=tmp_path)
+
+
+def test_layers_of_equal_name_in_nested_models_are_planned_by_their_paths(tmp_path: Path) -> None:
     twins = [
         keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3, name="it")], name=name)
         for name in ("one", "two")
     ]
     inputs = keras.Input((8, 8, 4))
     both = layers.Add()([twin(inputs) for twin in twins])
-    doubled = dprp.factorize(keras.Model(inputs, both), ranks=2)
-    for function in (deploy.plan, deploy.latency_table):
-        with pytest.raises(ValueError, match=r"one name per SVD layer.*\['it'\]"):
-            function(doubled, cache=tmp_path)
-    with pytest.raises(RuntimeError, match="ONNX Runtime"):
-        deploy.plan(lowrank, _Counting(), "onnxruntime", cache=tmp_path)
+    lowrank = dprp.factorize(keras.Model(inputs, both), ranks={"one/it": 1, "two/it": 3})
+    plan = deploy.plan(lowrank, _Counting(), cache=tmp_path)
+    assert [(row.name, row.rank) for row in plan.layers] == [("one/it", 1), ("two/it", 3)]
+    assert [row.reason for row in dprp.choose_forms(lowrank, plan=plan)] == ["measured"] * 2
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype("float32")
+    folded = dprp.fold(lowrank, plan=plan)
+    np.testing.assert_allclose(folded(x), lowrank(x), atol=1e-5)
+    table = deploy.latency_table(lowrank, _Counting(), ranks=(1, 3), cache=tmp_path)
+    assert [row.name for row in table.layers] == ["one/it", "two/it"]
+    assert table.model_cost(lowrank.ranks) > 0
 
 
 def test_intervals_are_paired() -> None:

@@ -16,6 +16,12 @@ __all__ = [
     "truncation_error",
 ]
 
+# From this size of the smaller side the Gram matrix is the faster way; values below this share of
+# the largest are computed apart.
+_GRAM_SIDE = 256
+_GRAM_RANGE = 1e-4
+_BLOCK_ROWS = 4096
+
 
 class Factors(NamedTuple):
     """The factors U (h, r), s (r,), V (w, r) of M = U diag(s) V^T.
@@ -49,7 +55,9 @@ def decompose(matrix: NDArray[np.floating], rank: int | None = None) -> Factors:
     """Return the SVD of M, shape (h, w): M = U diag(s) V^T, cut to `rank` values.
 
     Computed in float64 and returned in the dtype of `matrix`, so a float32 kernel comes back
-    within float32 rounding at full rank.
+    within float32 rounding at full rank. That of a float32 matrix whose sides are 256 or more is
+    computed from the eigenvectors of the smaller Gram matrix, several times as fast and as
+    exact: orthonormality and singular values stay within float32 rounding too.
 
     Args:
         matrix: Array of shape (h, w), finite.
@@ -78,12 +86,89 @@ def decompose(matrix: NDArray[np.floating], rank: int | None = None) -> Factors:
     if not 1 <= rank <= limit:
         raise ValueError(f"`rank` must lie in 1..{limit}. Received: rank={rank}")
     dtype = matrix.dtype if np.issubdtype(matrix.dtype, np.floating) else np.dtype(np.float64)
+    if limit >= _GRAM_SIDE and dtype.itemsize <= 4:
+        factors = _from_gram(matrix, rank, dtype)
+        if factors is not None:
+            return factors
     u, s, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     return Factors(
         np.ascontiguousarray(u[:, :rank]).astype(dtype),
         s[:rank].astype(dtype),
         np.ascontiguousarray(vt[:rank].T).astype(dtype),
     )
+
+
+def _from_gram(
+    matrix: NDArray[np.floating], rank: int, dtype: np.dtype[np.floating]
+) -> Factors | None:
+    """Return the SVD from the eigenvectors of M^T M; None for a zero matrix.
+
+    An eigenvalue s_j^2 comes with an error of about 2e-16 s_1^2: s_j and the angles between the
+    columns M v_j / s_j of U then have one of 1e-16 (s_1 / s_j)^2, 1e-8 down to s_j = 1e-4 s_1. The
+    directions below are decomposed once more by themselves. M V V^T = M holds whatever the
+    eigenvalues' errors are.
+    """
+    tall = matrix.shape[0] >= matrix.shape[1]
+    # (m, n) with m >= n, in blocks of rows: a float64 copy of a large matrix is never made.
+    long = matrix if tall else matrix.T
+    gram = np.zeros((long.shape[1],) * 2)
+    for rows in _blocks(long):
+        block = long[rows].astype(np.float64)
+        gram += block.T @ block
+    values, vectors = np.linalg.eigh(gram)
+    del gram
+    s, vectors = np.sqrt(np.maximum(values[::-1], 0.0)), vectors[:, ::-1]
+    if not s[0] > 0:
+        return None
+    sound = min(int(np.sum(s > _GRAM_RANGE * s[0])), rank)
+    other = np.empty((len(long), rank), dtype)
+    for rows in _blocks(long):
+        other[rows, :sound] = (long[rows].astype(np.float64) @ vectors[:, :sound]) / s[:sound]
+    if sound < rank:
+        rest, s_rest, turned = _smallest(long, other[:, :sound], vectors[:, sound:], s[0])
+        other[:, sound:] = rest[:, : rank - sound]
+        s = np.concatenate([s[:sound], s_rest])
+        vectors = np.concatenate([vectors[:, :sound], turned], axis=1)
+    short = np.ascontiguousarray(vectors[:, :rank], dtype)
+    u, v = (other, short) if tall else (short, other)
+    return Factors(u, s[:rank].astype(dtype), v)
+
+
+def _smallest(
+    long: NDArray[np.floating],
+    found: NDArray[np.floating],
+    vectors: NDArray[np.float64],
+    largest: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Decompose M on the span of `vectors` (n, k); return (m, k), (k,), (n, k).
+
+    The left vectors are orthogonal to `found` as well, also where the values vanish.
+    """
+    # M V (m, k), whose columns are orthogonal to `found` but for rounding
+    image = np.concatenate([long[rows].astype(np.float64) @ vectors for rows in _blocks(long)])
+    left, s, turn = np.linalg.svd(_off(image, found), full_matrices=False)
+    kept = int(np.sum(s > _GRAM_RANGE**2 * largest))
+    if kept < len(s):
+        s[kept:] = 0.0
+        drawn = np.random.default_rng(0).standard_normal((len(left), len(s) - kept))
+        for _ in range(2):
+            drawn = _off(_off(drawn, found), left[:, :kept])
+            drawn = np.linalg.qr(drawn)[0]
+        left[:, kept:] = drawn
+    return left, s, vectors @ turn.T
+
+
+def _off(columns: NDArray[np.float64], basis: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return columns (m, k) less their part in the span of the orthonormal basis (m, g)."""
+    inside = np.zeros((basis.shape[1], columns.shape[1]))
+    for rows in _blocks(basis):
+        inside += basis[rows].astype(np.float64).T @ columns[rows]
+    parts = [columns[rows] - basis[rows].astype(np.float64) @ inside for rows in _blocks(basis)]
+    return np.concatenate(parts)
+
+
+def _blocks(matrix: NDArray[np.floating]) -> list[slice]:
+    return [slice(at, at + _BLOCK_ROWS) for at in range(0, len(matrix), _BLOCK_ROWS)]
 
 
 def canonical_order(

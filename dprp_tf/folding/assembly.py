@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from dprp_tf.factorization import Factors, TuckerFactors
 from dprp_tf.folding.form import Form
 from dprp_tf.folding.weights import FormWeights, form_weights
-from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense, SVDLayer
+from dprp_tf.layers import (
+    OBJECT_ARGUMENTS,
+    SVDConv1D,
+    SVDConv2D,
+    SVDConv3D,
+    SVDDense,
+    SVDLayer,
+)
+from dprp_tf.surgery import quick_build
 
 __all__ = ["assemble", "build_form"]
 
@@ -45,6 +53,17 @@ class _Chain:
         self._head, self._branches, self._join = head, branches or [], join
         self._tail = tail or []
 
+    def avoid(self, names: Collection[str], own: str) -> None:
+        """Rename the layers, but the one that bears the name `own`, whose names are taken."""
+        steps = [*self._head, *(step for branch in self._branches for step in branch), *self._tail]
+        layers = [layer for layer, _ in steps] + ([] if self._join is None else [self._join])
+        for layer in layers:
+            if layer.name != own and layer.name in names:
+                count = 1
+                while f"{layer.name}_{count}" in names:
+                    count += 1
+                layer.name = f"{layer.name}_{count}"
+
     def __call__(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         # What a call of a convolution may be given; none of these layers makes use of it.
         outputs = _apply(self._head, inputs)
@@ -56,13 +75,16 @@ class _Chain:
 
 def _apply(steps: list[_Step], outputs: Any) -> Any:
     for layer, weights in steps:
-        outputs = layer(outputs)
-        if weights:
+        fresh = not layer.built
+        outputs = quick_build(layer)(outputs)
+        if weights and fresh:
             layer.set_weights(weights)
     return outputs
 
 
-def build_form(layer: SVDLayer, form: Form) -> Callable[[Any], Any]:
+def build_form(
+    layer: SVDLayer, form: Form, taken_names: Collection[str] = ()
+) -> Callable[[Any], Any]:
     """Return a callable made of plain Keras layers that computes a form of `layer`.
 
     Exact for every stride, padding, dilation and data format, up to `form.error` in the kernel.
@@ -72,6 +94,7 @@ def build_form(layer: SVDLayer, form: Form) -> Callable[[Any], Any]:
     Args:
         layer: A built SVD layer.
         form: One of the forms `layer_forms` lists.
+        taken_names: Names that the layers of its stages must not have. Default: none.
 
     Returns:
         A callable from inputs to outputs; its last layer bears the name of `layer`.
@@ -81,10 +104,12 @@ def build_form(layer: SVDLayer, form: Form) -> Callable[[Any], Any]:
 
     Source: DPRP (arXiv 2401.08014) Eq. 2; BSR/LeSS thesis, schemes 1 and 2, and 4.7.4.
     """
-    return assemble(layer, form, form_weights(layer, form))
+    chain = assemble(layer, form, form_weights(layer, form))
+    chain.avoid(taken_names, layer.name)
+    return chain
 
 
-def assemble(layer: Any, form: Form, weights: FormWeights) -> Callable[[Any], Any]:
+def assemble(layer: Any, form: Form, weights: FormWeights) -> _Chain:
     """Return the plain layers of a form of `layer`, filled with the given weights.
 
     Args:
@@ -97,6 +122,8 @@ def assemble(layer: Any, form: Form, weights: FormWeights) -> Callable[[Any], An
     """
     if form.kind == "dense":
         config = {k: v for k, v in layer.get_config().items() if k not in _FACTOR_ARGUMENTS}
+        # The objects themselves, which may be functions that their names alone don't find.
+        config |= {name: getattr(layer, name) for name in OBJECT_ARGUMENTS}
         plain = _DENSE[type(layer)].from_config(config)
         return _Chain([(plain, [np.asarray(weights), *_bias(layer)])])
     if isinstance(weights, TuckerFactors):

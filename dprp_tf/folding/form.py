@@ -190,7 +190,7 @@ class Form:
         try:
             ranks = tuple(int(rank) for rank in values["ranks"])
             return cls(str(values["kind"]), ranks, float(values["error"]))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(
                 f"A form must be a dict with `kind`, `ranks` and `error`. Received: {values!r}"
             ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,14 +14,14 @@ from dprp_tf.folding.assembly import build_form
 from dprp_tf.folding.form import KINDS, Form
 from dprp_tf.folding.plan import FoldPlan
 from dprp_tf.folding.weights import form_error, obstacle, own_form
-from dprp_tf.layers import SVDLayer, low_rank_layers, walk_layers
+from dprp_tf.graphs import walk_layers
+from dprp_tf.layers import SVDLayer, low_rank_keys, low_rank_layers
 from dprp_tf.surgery import require_graph, rewrite
 
 __all__ = ["FoldedLayer", "choose_forms", "fold", "require_finite_factors"]
 
 _CHOICES = ("smallest", "fast", "dense", "two_stage")
 _WORTH_TWO_STAGES = 0.75
-_STAGE_NAME = re.compile(r"stage\d+|branch\d+|sum|concatenate|pad")
 # Weights may have been saved and loaded in between.
 _PLAN_ROUNDING = 1e-5
 
@@ -32,7 +31,7 @@ class FoldedLayer:
     """The form chosen for one layer, and why.
 
     Attributes:
-        name: The layer's name.
+        name: The layer's name; its path where nested models have layers of the same name.
         type: The SVD layer's class.
         matricization: How its kernel is unfolded.
         full_rank: Largest rank it could have.
@@ -67,7 +66,7 @@ def choose_forms(
         form: `"smallest"` (whatever stores fewer weights), `"fast"` (two stages only where
             `costs.two_stage_effort` is at most 0.75, a rule of thumb and no measurement),
             `"dense"`, or `"two_stage"` for every layer that has one. Default `"smallest"`.
-        forms: Forms of single layers by name: a `Form`, one of `KINDS` with the layer's own
+        forms: Forms of single layers by name or path: a `Form`, one of `KINDS` with the layer's own
             rank, or `"two_stage"`. They win over `form` and `plan`.
         plan: What `dprp_tf.deploy.plan` measured for this model, or the file it was saved to;
             wins over `form`.
@@ -103,25 +102,24 @@ def _choices(
         raise ValueError(f"`form` must be one of {_CHOICES}. Received: form={form!r}")
     if isinstance(plan, (str, os.PathLike)):
         plan = FoldPlan.load(plan)
-    layers = low_rank_layers(model)
+    layers = low_rank_keys(model)
     named = dict(forms or {})
-    unknown = sorted(set(named) - {layer.name for layer in layers})
+    unknown = sorted(set(named) - set(layers) - {layer.name for layer in layers.values()})
     if unknown:
         raise ValueError(
-            f"`forms` must name SVD layers of the model: {[layer.name for layer in layers]}. "
-            f"Received: {unknown}"
+            f"`forms` must name SVD layers of the model: {list(layers)}. Received: {unknown}"
         )
     planned = {} if plan is None else _planned(layers, plan)
     rows = []
-    for layer in layers:
-        asked = named.get(layer.name)
+    for key, layer in layers.items():
+        asked = named.get(key, named.get(layer.name))
         if asked is not None:
             chosen, reason = _by_name(layer, asked), "asked for by name"
         elif plan is not None:
-            chosen, reason = _by_plan(layer, planned[layer.name]), "measured"
+            chosen, reason = _by_plan(layer, planned[key]), "measured"
         else:
             chosen, reason = _by_rule(layer, form)
-        rows.append((_row(layer, chosen, reason), chosen))
+        rows.append((_row(key, layer, chosen, reason), chosen))
     return rows
 
 
@@ -150,8 +148,7 @@ def fold(
 
     Raises:
         ValueError: If the model has no graph or no SVD layer, factors that are not finite, a form
-            that does not exist, a plan made for other layers, ranks or weights, or a layer named
-            as a stage of another would be.
+            that does not exist, or a plan made for other layers, ranks or weights.
 
     Source: DPRP (arXiv 2401.08014) Eq. 2; the forms are in `dprp_tf.folding.form`.
 
@@ -175,24 +172,13 @@ def fold(
     layers = low_rank_layers(model)
     # By identity and not by name: nested models may each have a layer of the same name.
     choices = {id(layer): chosen for layer, (_, chosen) in zip(layers, rows, strict=True)}
-    _require_free_names(model, [row.name for row, chosen in rows if chosen.kind != "dense"])
+    names = {layer.name for layer in walk_layers(model)}
     return rewrite(
         model,
         lambda layer: (
-            build_form(layer, choices[id(layer)]) if isinstance(layer, SVDLayer) else None
+            build_form(layer, choices[id(layer)], names) if isinstance(layer, SVDLayer) else None
         ),
     )
-
-
-def _require_free_names(model: keras.Model, staged: list[str]) -> None:
-    for layer in walk_layers(model):
-        stem, _, suffix = layer.name.rpartition("_")
-        if stem in staged and _STAGE_NAME.fullmatch(suffix):
-            raise ValueError(
-                f"`model` must not have a layer named {layer.name!r}, as a stage of the folded "
-                f"layer {stem!r} would be. Rename it, or keep {stem!r} dense with "
-                f"forms={{{stem!r}: 'dense'}}."
-            )
 
 
 def require_finite_factors(model: keras.Model) -> None:
@@ -212,9 +198,9 @@ def require_finite_factors(model: keras.Model) -> None:
             )
 
 
-def _row(layer: SVDLayer, chosen: Form, reason: str) -> FoldedLayer:
+def _row(key: str, layer: SVDLayer, chosen: Form, reason: str) -> FoldedLayer:
     return FoldedLayer(
-        layer.name,
+        key,
         type(layer).__name__,
         layer.matricization,
         layer.full_rank,
@@ -251,11 +237,11 @@ def _by_name(layer: SVDLayer, asked: str | Form) -> Form:
     return chosen
 
 
-def _planned(layers: list[SVDLayer], plan: FoldPlan) -> dict[str, Form]:
+def _planned(layers: Mapping[str, SVDLayer], plan: FoldPlan) -> dict[str, Form]:
     """The plan's forms, if it was made for layers like these."""
     ours = {
-        layer.name: (tuple(layer.kernel_shape), layer.matricization, int(layer.rank or 0))
-        for layer in layers
+        key: (tuple(layer.kernel_shape), layer.matricization, int(layer.rank or 0))
+        for key, layer in layers.items()
     }
     theirs = {row.name: (row.kernel_shape, row.matricization, row.rank) for row in plan.layers}
     if ours != theirs:

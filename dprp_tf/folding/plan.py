@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.atomic import write_json
+from dprp_tf.atomic import read_json, write_json
 from dprp_tf.folding.form import Form
 from dprp_tf.tables import Tabular
 
@@ -208,17 +208,17 @@ class FoldPlan(Tabular):
                 unit=str(values["unit"]),
                 processor=str(values["processor"]),
                 runtime_version=str(values["runtime_version"]),
-                dense_cost=float(values["dense_cost"]),
-                predicted_cost=float(values["planned_cost_predicted"]),
-                planned_cost=float(values["planned_cost_measured"]),
-                ratio=float(values["ratio"]["ratio"]),
-                low=float(values["ratio"]["low"]),
-                high=float(values["ratio"]["high"]),
-                dense_macs=int(values["dense_macs"]),
-                planned_macs=int(values["planned_macs"]),
+                dense_cost=_positive(values, "dense_cost"),
+                predicted_cost=_positive(values, "planned_cost_predicted"),
+                planned_cost=_positive(values, "planned_cost_measured"),
+                ratio=_positive(values["ratio"], "ratio"),
+                low=_positive(values["ratio"], "low"),
+                high=_positive(values["ratio"], "high"),
+                dense_macs=int(_positive(values, "dense_macs")),
+                planned_macs=int(_positive(values, "planned_macs")),
                 notes=tuple(map(str, values["notes"])),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"A fold plan must be what FoldPlan.save wrote. Received one without: {error}"
             ) from error
@@ -250,7 +250,7 @@ class FoldPlan(Tabular):
             ValueError: If it holds no plan.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(path)
         except ValueError as error:
             raise ValueError(f"{path} must hold a fold plan in JSON. Received: {error}") from error
         if not isinstance(values, dict):
@@ -290,14 +290,21 @@ class FoldPlan(Tabular):
         return table
 
 
+def _positive(values: Mapping[str, Any], key: str) -> float:
+    value = float(values[key])
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"a `{key}` that is finite and above 0: {value}")
+    return value
+
+
 def _layer(entry: Mapping[str, Any]) -> PlannedLayer:
     candidates = tuple(
         Candidate(
             form=_form(candidate),
-            cost=float(candidate["cost"]),
-            ratio=float(candidate["ratio"]),
-            low=float(candidate["low"]),
-            high=float(candidate["high"]),
+            cost=_positive(candidate, "cost"),
+            ratio=_positive(candidate, "ratio"),
+            low=_positive(candidate, "low"),
+            high=_positive(candidate, "high"),
             parameters=int(candidate["parameters"]),
             macs=int(candidate["macs"]),
         )

@@ -30,6 +30,7 @@ FormWeights = NDArray[Any] | Factors | TuckerFactors
 
 # Factors are float32: their kernel's smallest singular values are noise of this relative size.
 _ROUNDING = 1e-6
+_LARGE = 2**24
 
 
 def obstacle(layer: SVDLayer, kind: str) -> str | None:
@@ -243,10 +244,13 @@ def dense_kernel(layer: SVDLayer) -> NDArray[Any]:
         layer: A built SVD layer.
 
     Returns:
-        Array of the kernel's shape, float64 unless a constraint was applied.
+        Array of the kernel's shape; float64 unless a constraint was applied or it has more than
+        16 million entries, where the factors' own dtype must do.
     """
     factors = layer.factors
-    matrix = (factors.u.astype(np.float64) * factors.s) @ factors.v.astype(np.float64).T
+    if math.prod(layer.kernel_shape) <= _LARGE:
+        factors = Factors(*(array.astype(np.float64) for array in factors))
+    matrix = factors.matrix()
     kernel = factorization.dematricize(matrix, layer.kernel_shape, layer.matricization)
     if layer.kernel_constraint is not None:
         kernel = ops.convert_to_numpy(layer.kernel_constraint(ops.convert_to_tensor(kernel)))

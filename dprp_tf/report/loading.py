@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dprp_tf.atomic import read_json
 
 __all__ = ["RunData", "load_run", "mapping", "records"]
 
@@ -101,8 +102,8 @@ def _read(path: Path) -> Any:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return read_json(path)
+    except ValueError as error:
         raise ValueError(
             f"{path} must hold valid JSON. Received: a file that can't be read as JSON ({error}). "
             "Repeat the run, or delete the file to report without it."
