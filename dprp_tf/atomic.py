@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "remove_leftovers", "write_json", "write_text"]
+__all__ = ["atomic_path", "read_json", "remove_leftovers", "write_json", "write_text"]
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]*)?")
+# Eight digits alone would be a date, such as that of a hidden backup.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}(\.[^.]*)?")
 
 
 @contextlib.contextmanager
@@ -60,7 +61,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             f"`path` must lie in a writable folder. Received: path={destination}. "
             "Choose another output path or change the folder's permissions."
         )
-    token = uuid.uuid4().hex[:8]
+    token = uuid.uuid4().hex
     temporary = destination.with_name(f".{destination.stem}.{token}{destination.suffix}")
     try:
         yield temporary
@@ -87,9 +88,9 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = (folder / ".model.0a1b2c3d.keras").write_text("half")
-    >>> [path.name for path in remove_leftovers(folder)]
-    ['.model.0a1b2c3d.keras']
+    >>> _ = (folder / f".model.{uuid.uuid4().hex}.keras").write_text("half")
+    >>> len(remove_leftovers(folder))
+    1
     """
     found = [p for p in sorted(Path(folder).glob(".*")) if _TEMPORARY.fullmatch(p.name)]
     for path in found:
@@ -102,7 +103,8 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
 
 def _flush(path: Path) -> None:
     """Wait until a file lies on the disk: a rename may outlive a power cut that its data don't."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -59,7 +59,8 @@ def set_seed_states(model: keras.Model, states: Sequence[Sequence[int]]) -> None
             f"model. Received: {len(states)}; use those of the same network."
         )
     for variable, state in zip(variables, states, strict=True):
-        variable.assign(np.asarray(state, dtype=np.uint32))
+        # TensorFlow keeps seeds in 64 bits with a sign, JAX in 32 without.
+        variable.assign(np.asarray(state, dtype=np.int64).astype(variable.dtype))
 
 
 def _states(model: keras.Model) -> list[Any]:

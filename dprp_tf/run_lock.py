@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ["run_lock"]
 
+# What file systems answer that have no such locks, some network drives among them.
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
 
 @contextlib.contextmanager
 def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a run folder for this process; the system gives it free when the process ends or dies.
+
+    Where there are no such locks (Windows, some network drives) nothing is held.
 
     Args:
         folder: The run folder; made if missing.
@@ -46,6 +52,9 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
                 f"`folder` must not be in use. Received: {folder}, in which process {holder} is "
                 "training. Wait for it, stop it, or choose another folder."
             ) from error
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -331,6 +331,8 @@ def _steps(ndim: int, nested: bool) -> st.SearchStrategy[Any]:
     if nested:
         inner = st.lists(_steps(ndim, False), min_size=1, max_size=3).map(tuple)
         choices["nested"] = st.builds(Nested, steps=inner, sequential=_flags, twice=_flags)
+    if ndim == 3:  # LiteRT has no pooling over volumes
+        del choices["pool"]
     # one_of would count a strategy that is named several times once.
     return st.sampled_from(["conv"] * 7 + [*choices]).flatmap(choices.__getitem__)
 
@@ -417,6 +419,10 @@ class _Builder:
         ndim, sizes, channels = self._ndim, x.shape[1:-1], x.shape[-1]
         kernel, strides, padding = step.kernel[:ndim], step.strides[:ndim], step.padding
         dilation = step.dilation if max(strides) == 1 else 1
+        if ndim == 3:
+            # LiteRT has no dilated ones. TensorFlow's (2.21, oneDNN on x86) come out wrong for
+            # one channel, strides (1, 1, 2) and a last column that no window reaches.
+            dilation, strides = 1, (*strides[:2], 1) if padding == "valid" else strides
         transposed = step.kind == "transposed"
         if transposed:
             # Keras builds no dilated transposed convolution whose output is padded.
@@ -427,7 +433,7 @@ class _Builder:
         elif step.kind in ("depthwise", "separable"):
             # TensorFlow's depthwise kernels want equal strides and know no causal padding.
             strides = (strides[0],) * ndim
-            padding = "same" if padding == "causal" and step.kind == "depthwise" else padding
+            padding = "same" if padding == "causal" else padding
         if padding == "valid" and not transposed:
             kernel = tuple(min(k, s) for k, s in zip(kernel, sizes, strict=True))
             if any(dilation * (k - 1) >= s for k, s in zip(kernel, sizes, strict=True)):

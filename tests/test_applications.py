@@ -94,7 +94,8 @@ def test_every_family_keeps_its_function(
     assert _known(lowrank) == _known(model)
     assert lowrank.output_shape == model.output_shape
 
-    resizing.resize(lowrank, {at: (3 * int(at.rank or 1) + 3) // 4 for at in lowrank.low_rank_layers})
+    ranks = {at: (3 * int(at.rank or 1) + 3) // 4 for at in lowrank.low_rank_layers}
+    resizing.resize(lowrank, ranks)
     # With a part of each kernel gone the signal would fade, and only the biases be compared.
     benchmark.settle(lowrank, x)
     reduced = lowrank(x, training=False)

@@ -195,6 +195,11 @@ def test_an_npz_may_name_its_classes_and_be_resized(tmp_path: Path) -> None:
     np.testing.assert_allclose(after, before, atol=6)
 
 
+def test_an_npz_may_name_its_classes_in_bytes(tmp_path: Path) -> None:
+    names = np.array(["Käfer".encode(), b"dog", b"eel"])
+    assert data.load(_save(tmp_path / "a.npz", classes=names)).classes == ("Käfer", "dog", "eel")
+
+
 _NAN = np.zeros((12, 6, 5, 3), np.float32)
 _NAN[4, 2, 2, 1] = np.nan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -206,9 +207,22 @@ def test_a_second_process_is_refused_and_a_dead_one_forgotten(tmp_path: Path) ->
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
+def test_a_drive_without_locks_is_used_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with run_lock(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = [".lock", ".hidden", "model.keras", ".config.json", ".model.keras", "a.0123abcd.keras"]
-    for name in [*kept, ".model.0123abcd.keras", ".a.b.ffffffff.json", ".plain.00000000"]:
+    token = 4 * "0123abcd"
+    kept = [".lock", ".hidden", "model.keras", ".config.json", ".model.keras", f"a.{token}.keras"]
+    kept.append(".backup.20250131.tar")
+    for name in [*kept, f".model.{token}.keras", f".a.b.{32 * 'f'}.json", f".plain.{32 * '0'}"]:
         (tmp_path / name).write_text("x")
     atomic.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -20,8 +20,6 @@ from dprp_tf.surgery import rewrite
 
 TOLERANCE = 2e-5
 
-pytestmark = pytest.mark.backend
-
 
 def _np(value: Any) -> np.ndarray:
     return keras.ops.convert_to_numpy(value)
@@ -357,6 +355,7 @@ def test_odd_models_keep_everything(name: str) -> None:
     _check(_stir(MODELS[name]()))
 
 
+@pytest.mark.backend
 def test_rows_ranks_and_forms_carry_the_path_where_names_clash() -> None:
     model = _deeply_nested()
     paths = ["inner/a/conv", "inner/a/mix", "inner/b/conv", "inner/b/mix"]
@@ -440,6 +439,7 @@ def test_frozen_parts_stay_frozen(which: str) -> None:
         assert [result.trainable, result.get_layer("backbone").trainable] == flags
 
 
+@pytest.mark.backend
 def test_a_frozen_model_with_a_layer_set_free_inside_trains_that_layer() -> None:
     model = _with_backbone()
     model.get_layer("backbone").trainable = False
@@ -453,6 +453,7 @@ def test_a_frozen_model_with_a_layer_set_free_inside_trains_that_layer() -> None
         assert result.get_layer("backbone").trainable is False
 
 
+@pytest.mark.backend
 def test_losses_of_layers_move_along() -> None:
     model = _stir(_regularized())
     x = _data(model)
@@ -467,6 +468,7 @@ def test_losses_of_layers_move_along() -> None:
     assert sorted(float(loss) for loss in folded.losses) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.backend
 def test_adapted_statistics_vocabularies_and_seeds_are_copied() -> None:
     rng = np.random.default_rng(3)
     data = rng.normal(5.0, 3.0, (50, 6)).astype("float32")
@@ -588,6 +590,7 @@ def _reasons() -> dict[str, tuple[layers.Layer, str]]:
         "wrapped recurrent": (layers.Bidirectional(layers.GRU(3)), "recurrent"),
         "wrapped": (layers.TimeDistributed(layers.Dense(3)), "TimeDistributed wrapper"),
         "attention": (layers.MultiHeadAttention(2, 3), "attention"),
+        "einsum": (layers.EinsumDense("abc,cd->abd", (None, 4)), "a Dense layer computes the same"),
         "subclassed": (Subclassed(3), "subclassed model Subclassed"),
         "custom": (Block(3), "Block"),
         "adapted": (low_rank_adapted, "LoRA"),

@@ -21,7 +21,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-
 from typer.testing import CliRunner
 
 from dprp_tf import data

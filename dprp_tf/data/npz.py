@@ -76,4 +76,6 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]
             "`classes` must be a one-dimensional array of text. Received: "
             f"shape={classes.shape}, dtype={classes.dtype} in {path}."
         )
-    return arrays, tuple(classes.astype(np.str_).tolist())
+    if classes.dtype.kind == "S":
+        classes = np.char.decode(classes, "utf-8", "replace")
+    return arrays, tuple(classes.tolist())
