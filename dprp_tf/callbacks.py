@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ import keras
 import numpy as np
 
 from dprp_tf import factorization, resizing
-from dprp_tf.atomic import write_json
+from dprp_tf.atomic import read_json, write_json
 from dprp_tf.costs import model_cost
 from dprp_tf.divergence import diagnose
 from dprp_tf.folding import fold
@@ -411,13 +410,13 @@ class RankHistory(keras.callbacks.Callback):
         self._begun = True
         if epoch > 0 and self.path is not None and self.path.exists():
             try:
-                earlier = json.loads(self.path.read_text(encoding="utf-8"))["epochs"]
+                earlier = [e for e in read_json(self.path)["epochs"] if e["epoch"] <= epoch]
             except (ValueError, KeyError, TypeError) as error:
                 warnings.warn(
                     f"{self.path} could not be read and is begun anew: {error}", stacklevel=2
                 )
                 earlier = []
-            self.record["epochs"] = [entry for entry in earlier if entry["epoch"] <= epoch]
+            self.record["epochs"] = earlier
         if not self.record["epochs"]:
             self._append(epoch)
 

@@ -8,7 +8,7 @@ Keras does not promise, hence one module and a test per backend.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -27,6 +27,7 @@ __all__ = [
     "renew_functions",
     "resize",
     "set_ranks",
+    "start_averages",
     "sync",
 ]
 
@@ -40,6 +41,10 @@ _SIGNED = (
     "_accumulated_gradients",
     "_model_variables_moving_average",
 )
+
+
+# Slots that hold values of their variable: a zero in them is a wrong value, no fresh start.
+_AVERAGES = ("_model_variables_moving_average",)
 
 
 def sync(model: keras.Model) -> None:
@@ -164,14 +169,7 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
             )
         order, signs = factorization.canonical_order(factors.s)
         plans.append((layer, order[:rank], signs[:rank]))
-        for slot, variable, name in _slots(optimizer, layer):
-            if tuple(slot.shape) != tuple(variable.shape):
-                raise ValueError(
-                    f"Rank pruning needs an optimizer whose slots have their variable's shape. "
-                    f"Received: {type(inner_optimizer(optimizer)).__name__}, whose {name!r} has "
-                    f"shape {tuple(slot.shape)} for a variable of shape {tuple(variable.shape)}. "
-                    "Use SGD, Adam, AdamW or RMSprop."
-                )
+        _require_slots_like_variables(optimizer, layer)
     with _swapping(model):
         for layer, order, signs in plans:
             for slot, variable, name in _slots(optimizer, layer):
@@ -193,7 +191,8 @@ def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
         ranks: The new rank of each layer, 1 to its full rank.
 
     Raises:
-        ValueError: If a rank is out of range.
+        ValueError: If a rank is out of range, or if the optimizer keeps slots whose shape does
+            not follow the variable's.
     """
     sync(model)
     for layer, rank in ranks.items():
@@ -206,14 +205,28 @@ def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
     if not changed:
         return
     optimizer = getattr(model, "optimizer", None)
+    for layer in changed:
+        _require_slots_like_variables(optimizer, layer)
     with _swapping(model):
         for layer, rank in changed.items():
-            slots = [(slot, variable) for slot, variable, _ in _slots(optimizer, layer)]
-            factors = [(variable, variable) for variable in (layer.u, layer.s, layer.v)]
-            for held, variable in [*slots, *factors]:
-                if tuple(held.shape) == tuple(variable.shape):
-                    shape = (*held.shape[:-1], rank)
-                    _swap(held, np.zeros(shape, dtype=np.float32))
+            slots = [slot for slot, _, _ in _slots(optimizer, layer)]
+            for held in [*slots, layer.u, layer.s, layer.v]:
+                _swap(held, np.zeros((*held.shape[:-1], rank), dtype=np.float32))
+
+
+def start_averages(model: keras.Model, layers: Iterable[SVDLayer]) -> None:
+    """Let averages of factors that `set_ranks` emptied and nothing has filled begin at the factors.
+
+    Args:
+        model: The model, its new factors assigned.
+        layers: Those whose rank changed.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    for layer in layers:
+        for slot, variable, name in _slots(optimizer, layer):
+            if name in _AVERAGES and not np.any(ops.convert_to_numpy(slot)):
+                # Through NumPy: a buffer that two variables share would be donated twice on JAX.
+                slot.assign(ops.convert_to_numpy(variable))
 
 
 @contextlib.contextmanager
@@ -234,6 +247,17 @@ def _cut(
     """Take the last axis' entries in this order, (..., r) -> (..., len(order)), and sign them."""
     taken = values[..., order]
     return taken if signs is None else (taken * signs).astype(values.dtype)
+
+
+def _require_slots_like_variables(optimizer: Any, layer: SVDLayer) -> None:
+    for slot, variable, name in _slots(optimizer, layer):
+        if tuple(slot.shape) != tuple(variable.shape):
+            raise ValueError(
+                f"Rank pruning needs an optimizer whose slots have their variable's shape. "
+                f"Received: {type(inner_optimizer(optimizer)).__name__}, whose {name!r} has "
+                f"shape {tuple(slot.shape)} for a variable of shape {tuple(variable.shape)}. "
+                "Use SGD, Adam, AdamW or RMSprop; or compile the model anew before loading."
+            )
 
 
 def _slots(optimizer: Any, layer: SVDLayer) -> Iterator[tuple[keras.Variable, keras.Variable, str]]:

@@ -39,6 +39,8 @@ __all__ = ["TrainSettings", "all_but", "finish", "train"]
 _SCHEDULES = ("constant", "cosine", "plateau")
 _TABLE = "run_latency.json"
 _MODEL = "model.keras"
+_FOLDED = "folded.keras"
+_RESULTS = "results.json"
 _VALIDATION_BATCH = 500
 
 
@@ -215,18 +217,22 @@ def _train(
     state: dict[str, Any] = {"epoch": 0, "history": [], "plateau": None, "seeds": None}
     if resumed:
         state = _read_state(state_path)
+        finished = state["epoch"] >= settings.epochs
         with place.scope():
+            # What a run ended with may be more than its last checkpoint: callbacks come after it.
+            if finished and (folder / _MODEL).exists():
+                return load_model(folder / _MODEL)
             model = _checkpoint(folder, state)
+        if finished:
+            _save(model, folder)
+            return model
     else:
         with place.scope():
             model = _new_model(settings, dataset)
     write_json(folder / "config.json", config)
-    if state["epoch"] >= settings.epochs:
-        if not (folder / _MODEL).exists():
-            _save(model, folder)
-        return model
     # A run that is made longer: what it ended with before is not what it ends with now.
-    (folder / _MODEL).unlink(missing_ok=True)
+    for stale in (_MODEL, _FOLDED, _RESULTS):
+        (folder / stale).unlink(missing_ok=True)
 
     schedule = _schedule(settings, state)
     plateau = schedule if isinstance(schedule, _Plateau) else None
@@ -296,7 +302,7 @@ def _checkpoint(folder: Path, state: dict[str, Any]) -> keras.Model:
         model = load_model(folder / state["checkpoint"])
         if state["seeds"] is not None:
             set_seed_states(model, state["seeds"])
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(
             f"The run's state must name a sound checkpoint. Received: {folder / 'state.json'} ("
             f"{error}). Remove the folder, or start anew with `fresh`."
@@ -537,7 +543,7 @@ class _Recorder(keras.callbacks.Callback):
                 "seeds": seed_states(self.model),
             },
         )
-        for old in self._folder.glob("checkpoint-*.keras"):
+        for old in self._folder.glob("checkpoint-[0-9][0-9][0-9][0-9]*.keras"):
             if old.name != name:
                 old.unlink()
 
@@ -547,7 +553,10 @@ class _Recorder(keras.callbacks.Callback):
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
     if not path.exists():
-        return
+        raise ValueError(
+            f"`folder` must hold the configuration of its run. Received: {path.parent} with a "
+            f"state and without {path.name}. Restore it, or start anew with `fresh`."
+        )
     found = _read_json(path)
     known = {entry.name for entry in fields(TrainSettings)}
     settings = found.get("settings")
@@ -602,7 +611,7 @@ _STATE: dict[str, Callable[[dict[str, Any]], bool]] = {
     "seeds": lambda state: (
         state["seeds"] is None
         or all(
-            len(pair) == 2 and all(_whole(value) and 0 <= value < 2**32 for value in pair)
+            len(pair) == 2 and all(_whole(value) and -(2**63) <= value < 2**63 for value in pair)
             for pair in state["seeds"]
         )
     ),
@@ -674,7 +683,7 @@ def finish(
         table = LatencyTable.load(folder / _TABLE) if settings.latency_table else None
         forms = None if table is None else table.forms(model.ranks)
         folded = fold(model, forms=forms)
-        with atomic_path(folder / "folded.keras") as temporary:
+        with atomic_path(folder / _FOLDED) as temporary:
             folded.save(temporary)
         folded_cost = model_cost(folded)
         rows[0]["label"] = f"{settings.model}, factors in training"
@@ -692,7 +701,7 @@ def finish(
         results["skipped"] = [
             {"name": row.name, "reason": row.skipped} for row in summary(model).skipped
         ]
-    write_json(folder / "results.json", results)
+    write_json(folder / _RESULTS, results)
     save_plots(folder)
     write_report(folder)
     return results

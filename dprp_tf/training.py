@@ -239,23 +239,32 @@ class DPRPModel(keras.Model):
             ValueError: If the number or a shape does not fit this model at any rank.
         """
         own = self.weights
+        ranks: dict[SVDLayer, int] = {}
+        before = {layer: layer.rank for layer in low_rank_layers(self)}
         if len(own) == len(weights):
             place = {id(variable): index for index, variable in enumerate(own)}
-            resizing.set_ranks(
-                self,
-                {
-                    layer: int(np.shape(weights[place[id(layer.s)]])[-1])
-                    for layer in low_rank_layers(self)
-                    if _fits(layer, [weights[place[id(v)]] for v in (layer.u, layer.s, layer.v)])
-                },
-            )
+            for layer in before:
+                factors = (layer.u, layer.s, layer.v)
+                if _fits(layer, [weights[place[id(v)]] for v in factors]):
+                    ranks[layer] = int(np.shape(weights[place[id(layer.s)]])[-1])
+            # All shapes before any change: emptied factors must not be left behind.
+            fitting = {id(v) for layer in ranks for v in (layer.u, layer.s, layer.v)}
+            for variable, value in zip(own, weights, strict=True):
+                if id(variable) not in fitting and np.shape(value) != tuple(variable.shape):
+                    raise ValueError(
+                        "`weights` must have the shapes of this model's, at some rank. Received: "
+                        f"shape {np.shape(value)} for {variable.path} of shape "
+                        f"{tuple(variable.shape)}"
+                    )
+            resizing.set_ranks(self, ranks)
         super().set_weights(weights)
+        resizing.start_averages(self, _changed(before))
 
     def save_own_variables(self, store: Any) -> None:
         """Save what is the model's own, and the random states of its layers beside it."""
         super().save_own_variables(store)
         for index, state in enumerate(seed_states(self)):
-            store[f"{_SEED_STATE}{index}"] = np.asarray(state, dtype=np.uint32)
+            store[f"{_SEED_STATE}{index}"] = np.asarray(state, dtype=np.int64)
 
     def load_own_variables(self, store: Any) -> None:
         """Load what `save_own_variables` saved; a file without random states keeps the model's."""
@@ -265,7 +274,8 @@ class DPRPModel(keras.Model):
             {key: value for key, value in found.items() if not key.startswith(_SEED_STATE)}
         )
         states = [found[key] for key in sorted(found, key=_place) if key.startswith(_SEED_STATE)]
-        if states:
+        # Of another dropout rate, say: states of other layers are of no use, the weights are.
+        if len(states) == len(seed_states(self)):
             set_seed_states(self, [np.asarray(state).tolist() for state in states])
 
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
@@ -286,8 +296,12 @@ class DPRPModel(keras.Model):
             # What does not fit, such as slots of other ranks, is the second reading's to report.
             warnings.simplefilter("ignore")
             super().load_weights(filepath, skip_mismatch=True, **kwargs)
+        before = {layer: layer.rank for layer in ranks}
         resizing.set_ranks(self, ranks)
-        super().load_weights(filepath, skip_mismatch, **kwargs)
+        try:
+            super().load_weights(filepath, skip_mismatch, **kwargs)
+        finally:
+            resizing.start_averages(self, _changed(before))
 
     def fit(
         self,
@@ -590,6 +604,10 @@ def _fits(layer: SVDLayer, values: list[Any]) -> bool:
         np.shape(value) == (*variable.shape[:-1], *rank)
         for variable, value in zip((layer.u, layer.s, layer.v), values, strict=True)
     )
+
+
+def _changed(before: dict[SVDLayer, int | None]) -> list[SVDLayer]:
+    return [layer for layer, rank in before.items() if layer.rank != rank]
 
 
 def _settle_direction(callback: Any) -> None:

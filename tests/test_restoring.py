@@ -324,3 +324,27 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"(?s)could not be loaded"):
         model.load_weights(tmp_path / "other.weights.h5")
     assert model.ranks == FULL
+
+
+def test_averages_of_weights_begin_at_factors_that_came_back() -> None:
+    model = _model(keras.optimizers.SGD(0.01, use_ema=True))
+    _fit(model, 1)
+    kept, layer = model.get_weights(), model.get_layer("conv")
+    before = _np(layer.kernel)
+    resizing.resize(model, {layer: 3})
+    model.set_weights(kept)
+    _fit(model, 1)
+    np.testing.assert_allclose(_np(layer.kernel), before, atol=0.05)
+
+
+def test_a_refused_list_of_weights_changes_nothing() -> None:
+    model = _model()
+    kept = model.get_weights()
+    resizing.resize(model, {model.get_layer("conv"): 2})
+    before = model.get_weights()
+    kept[-1] = np.zeros(5, "float32")
+    with pytest.raises(ValueError, match="head/bias"):
+        model.set_weights(kept)
+    assert model.ranks["conv"] == 2
+    for mine, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, other)
