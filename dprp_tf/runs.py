@@ -231,8 +231,8 @@ def _train(
             model = _new_model(settings, dataset)
     write_json(folder / "config.json", config)
     # A run that is made longer: what it ended with before is not what it ends with now.
-    for stale in (_MODEL, _FOLDED, _RESULTS):
-        (folder / stale).unlink(missing_ok=True)
+    for name in (_MODEL, _FOLDED, _RESULTS):
+        (folder / name).unlink(missing_ok=True)
 
     schedule = _schedule(settings, state)
     plateau = schedule if isinstance(schedule, _Plateau) else None

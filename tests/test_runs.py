@@ -253,7 +253,7 @@ def test_a_missing_checkpoint_is_named(
     folder = _copy(broken_off, tmp_path)
     path = next(folder.glob("checkpoint-*"))
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=path.name):
+    with pytest.raises(ValueError, match=path.name):
         train(folder, settings, digits)
 
 
