@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dprp_tf.callbacks import RankHistory, RankPruning
     from dprp_tf.distributing import distribution
+    from dprp_tf.divergence import DivergenceError, DivergenceGuard
     from dprp_tf.factorizing import factorize
     from dprp_tf.folding import FoldedLayer, FoldPlan, Form, choose_forms, fold
     from dprp_tf.latency import LatencyTable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DPRPModel",
     "DPRPSettings",
+    "DivergenceError",
+    "DivergenceGuard",
     "FoldPlan",
     "FoldedLayer",
     "Form",
@@ -43,6 +46,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "DPRPModel": "training",
     "DPRPSettings": "training",
+    "DivergenceError": "divergence",
+    "DivergenceGuard": "divergence",
     "FoldPlan": "folding",
     "FoldedLayer": "folding",
     "Form": "folding",

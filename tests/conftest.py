@@ -143,6 +143,15 @@ def pytest_report_header() -> str:
     return f"hypothesis cases: drawn by {_SEED}={given}"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # First, so that `-m "not slow"` sees it.
+    if keras.backend.backend() == "jax":
+        for item in items:
+            if item.get_closest_marker("slow_on_jax") is not None:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
     # With xdist the figures come back from each worker when it ends.

@@ -42,7 +42,14 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "NASNetMobile": ({"include_top": False, "pooling": "avg"}, {"separable": 160}),
     "ConvNeXtTiny": ({}, {"grouped": 18}),
 }
-SLOW = ("ResNet50V2", "MobileNetV3Large", "InceptionResNetV2", "NASNetMobile")
+SLOW = (
+    "EfficientNetV2B0",
+    "InceptionResNetV2",
+    "InceptionV3",
+    "MobileNetV3Large",
+    "NASNetMobile",
+    "ResNet50V2",
+)
 
 
 @pytest.fixture(scope="module")

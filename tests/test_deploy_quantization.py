@@ -320,6 +320,7 @@ def test_compressed_size_is_that_of_a_zip_archive(tmp_path: Path) -> None:
 # The study
 
 
+@pytest.mark.slow
 def test_study_writes_rows_and_a_table_and_resumes(
     network: keras.Model, digits: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

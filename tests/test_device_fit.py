@@ -57,6 +57,7 @@ def test_ranks_fall_and_the_loss_too(whole: Any) -> None:
     assert history[-1]["app_loss"] < history[0]["app_loss"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     whole: Any, digits: Dataset, tmp_path: Path
 ) -> None:

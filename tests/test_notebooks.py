@@ -177,6 +177,7 @@ def test_deploy_to_raspberry_pi(tmp_path: Path) -> None:
     ).stat().st_size
 
 
+@pytest.mark.slow
 def test_latency_study(tmp_path: Path) -> None:
     notebook, facts = _execute(
         "latency_study",

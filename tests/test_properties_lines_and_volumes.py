@@ -18,7 +18,7 @@ def test_random_networks_on_sequences(program: Program) -> None:
     LINES.check(program)
 
 
-@searching(40)
+@searching(38)
 @given(program=programs(3))
 def test_random_networks_on_volumes(program: Program) -> None:
     VOLUMES.check(program)

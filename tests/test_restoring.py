@@ -115,7 +115,14 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "loss scaling",
+        pytest.param("AdamW", marks=pytest.mark.slow),
+        pytest.param("average of weights", marks=pytest.mark.slow),
+    ],
+)
 def test_weights_of_lower_ranks_load_into_the_model_as_built(name: str, tmp_path: Path) -> None:
     trained = _model(OPTIMIZERS[name]())
     _fit(trained, 2, _CutAt(PLAN))
@@ -189,6 +196,7 @@ def test_early_stopping_gives_back_the_best_ranks(tmp_path: Path) -> None:
     np.testing.assert_array_equal(_np(again(x)), _np(model(x)))
 
 
+@pytest.mark.slow_on_jax
 def test_early_stopping_with_rank_pruning() -> None:
     x, y = _data()
     model, snapshot = _model(), _Snapshot(x)
@@ -203,7 +211,7 @@ def test_early_stopping_with_rank_pruning() -> None:
     np.testing.assert_allclose(_np(model(x)), snapshot.outputs[best], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("moment", [(3, 2), (2, 0)])
+@pytest.mark.parametrize("moment", [(3, 2), pytest.param((2, 0), marks=pytest.mark.slow)])
 def test_backup_and_restore_goes_on_with_the_same_ranks(
     tmp_path: Path, moment: tuple[int, int]
 ) -> None:
@@ -233,6 +241,8 @@ def test_backup_and_restore_goes_on_with_the_same_ranks(
     assert not (tmp_path / "killed").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.slow_on_jax
 def test_backup_within_an_epoch_keeps_the_ranks(tmp_path: Path) -> None:
     killed = _model()
     backup = {"backup_dir": tmp_path / "backup", "save_freq": 3, "double_checkpoint": True}
@@ -246,6 +256,7 @@ def test_backup_within_an_epoch_keeps_the_ranks(tmp_path: Path) -> None:
     assert history.history["total_rank"] == [5, 4, 4]
 
 
+@pytest.mark.slow_on_jax
 def test_model_checkpoint_of_weights_alone_keeps_the_best(tmp_path: Path) -> None:
     x, _ = _data()
     model, snapshot = _model(), _Snapshot(x)
@@ -260,6 +271,7 @@ def test_model_checkpoint_of_weights_alone_keeps_the_best(tmp_path: Path) -> Non
     assert totals == [4, 8, 5, 5]
 
 
+@pytest.mark.slow_on_jax
 def test_model_checkpoint_of_the_model_goes_on(tmp_path: Path) -> None:
     model = _model()
     checkpoint = keras.callbacks.ModelCheckpoint(
@@ -274,6 +286,7 @@ def test_model_checkpoint_of_the_model_goes_on(tmp_path: Path) -> None:
         np.testing.assert_allclose(_np(mine), _np(other), rtol=1e-5, atol=1e-6, err_msg=mine.path)
 
 
+@pytest.mark.slow_on_jax
 def test_frozen_layers_take_over_ranks_too(tmp_path: Path) -> None:
     model = _model(frozen=True)
     resizing.resize(model, {model.get_layer("conv"): 2})
@@ -285,6 +298,7 @@ def test_frozen_layers_take_over_ranks_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(_np(other(x)), _np(model(x)))
 
 
+@pytest.mark.slow_on_jax
 def test_pressure_stays_off_when_a_backup_is_restored_after_its_end(tmp_path: Path) -> None:
     pruning = dprp.RankPruning(stop_epoch=2)
     model = _model()
@@ -303,6 +317,7 @@ def test_pressure_stays_off_when_a_backup_is_restored_after_its_end(tmp_path: Pa
     assert set(seen) == {0.0}
 
 
+@pytest.mark.slow_on_jax
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     model = _model()
     weights = model.get_weights()
@@ -326,6 +341,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     assert model.ranks == FULL
 
 
+@pytest.mark.slow_on_jax
 def test_averages_of_weights_begin_at_factors_that_came_back() -> None:
     model = _model(keras.optimizers.SGD(0.01, use_ema=True))
     _fit(model, 1)
