@@ -180,12 +180,14 @@ def test_no_rows_are_treated_as_a_plain_model_treats_them(layers: str) -> None:
         except Exception as error:
             return type(error)
 
+    if layers == "dense" or keras.backend.backend() == "jax":
+        assert called(lowrank) == (0, 4)
+    folded = dprp.fold(lowrank)
+    # On JAX Keras leaves a model empty after a predict() that refused: that one comes last.
     for compute in (called, predicted):
         expected = outcome(compute, plain)
         assert outcome(compute, lowrank) == expected
-        assert outcome(compute, dprp.fold(lowrank)) == expected
-    if layers == "dense" or keras.backend.backend() == "jax":
-        assert called(lowrank) == (0, 4)
+        assert outcome(compute, folded) == expected
 
 
 # --- sizes of weights --------------------------------------------------------------------------

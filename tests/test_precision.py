@@ -185,7 +185,7 @@ def test_terms_and_rank_decisions_are_those_of_single_precision(
 @pytest.mark.parametrize(
     ("policy", "jit_compile"),
     [
-        ("mixed_float16", False),
+        pytest.param("mixed_float16", False, marks=pytest.mark.slow_on_jax),
         ("mixed_bfloat16", False),
         pytest.param("mixed_float16", True, marks=pytest.mark.slow),
     ],

