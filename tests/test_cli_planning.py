@@ -98,7 +98,12 @@ def test_a_budget_that_cannot_be_met_is_one_line(table: Path, tmp_path: Path) ->
     assert result.exit_code == 2
     assert "`budget` must be at least" in result.output
     assert "Traceback" not in result.output
-    # A start that failed does not lock the folder.
+
+
+@pytest.mark.slow
+def test_a_start_that_failed_does_not_lock_the_folder(table: Path, tmp_path: Path) -> None:
+    arguments = ("--latency-table", table, "--budget", 1e-6, "--folder", tmp_path / "run")
+    assert invoke(*TRAIN, "--epochs", 1, *arguments).exit_code == 2
     possible = ("--latency-table", table, "--budget", LatencyTable.load(table).least)
     result = invoke(*TRAIN, "--epochs", 1, *possible, "--folder", tmp_path / "run")
     assert result.exit_code == 0, result.output

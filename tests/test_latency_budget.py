@@ -186,6 +186,7 @@ def _data() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.backend
+@pytest.mark.slow_on_jax
 def test_training_reaches_the_budget_step_by_step_and_keeps_its_energy() -> None:
     model = _model(compression_weight=0.01, threshold=1e-6)
     table = _table(*_ROWS)

@@ -250,6 +250,7 @@ def test_training_shrinks_saves_reloads_and_folds(
 
 @pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
 @pytest.mark.slow_on_jax
+@pytest.mark.slow
 def test_compiled_by_xla_a_step_is_the_same(policy: str) -> None:
     x, y = _data(8)
     losses = []
