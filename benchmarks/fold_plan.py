@@ -30,7 +30,8 @@ from dprp_tf.deploy import measure_files, plan, resolve_target
 from dprp_tf.deploy.form_costs import Setting
 from dprp_tf.deploy.intervals import ratio_interval
 from dprp_tf.folding import own_form
-from dprp_tf.layers import low_rank_layers, walk_layers
+from dprp_tf.graphs import walk_layers
+from dprp_tf.layers import low_rank_layers
 
 __all__ = ["main"]
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.atomic import write_json
+from dprp_tf.atomic import read_json, write_json
 from dprp_tf.deploy.benchmark import measure_files
 from dprp_tf.deploy.cache import cache_folder
 from dprp_tf.deploy.intervals import ratio_interval
@@ -368,7 +368,7 @@ class FormCosts:
     def _read(self, geometry: Geometry) -> _Entry | None:
         """What is remembered; None if nothing, something damaged, or fewer rounds than asked."""
         try:
-            values = json.loads(self._path(geometry).read_text(encoding="utf-8"))
+            values = read_json(self._path(geometry))
             entry = _Entry(
                 {
                     Form.from_dict(row["form"]): FormCost(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -320,15 +320,13 @@ def cluster_weights(
 
     bridge = to_keras2(model)
     data = bridge.source.check_data(x, "x")
-    keras2 = load_keras2()
-    keras2.utils.set_random_seed(seed)
-    with quiet():
-        clustered = keras2.models.clone_model(bridge.model, clone_function=wrap)
-    _fit(
-        clustered,
+    return _trained_in_wraps(
         bridge,
+        wrap,
+        clustering.strip_clustering,
         data,
         y,
+        seed=seed,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -337,8 +335,6 @@ def cluster_weights(
         metrics=metrics,
         verbose=verbose,
     )
-    with quiet():
-        return bridge.carry_back(clustering.strip_clustering(clustered))
 
 
 def sparsify(
@@ -419,15 +415,13 @@ def sparsify(
             return layer
         return pruning.prune_low_magnitude(layer, pruning_schedule=schedule)
 
-    keras2 = load_keras2()
-    keras2.utils.set_random_seed(seed)
-    with quiet():
-        pruned = keras2.models.clone_model(bridge.model, clone_function=wrap)
-    _fit(
-        pruned,
+    return _trained_in_wraps(
         bridge,
+        wrap,
+        pruning.strip_pruning,
         data,
         y,
+        seed=seed,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -437,8 +431,26 @@ def sparsify(
         verbose=verbose,
         callbacks=[pruning.UpdatePruningStep()],
     )
+
+
+def _trained_in_wraps(
+    bridge: Keras2Model,
+    wrap: Callable[[Any], Any],
+    strip: Callable[[Any], Any],
+    data: dict[str, np.ndarray],
+    y: Any,
+    *,
+    seed: int,
+    **training: Any,
+) -> keras.Model:
+    """Train a model with wrapped layers, take the wraps off and carry the weights back."""
+    keras2 = load_keras2()
+    keras2.utils.set_random_seed(seed)
     with quiet():
-        return bridge.carry_back(pruning.strip_pruning(pruned))
+        wrapped = keras2.models.clone_model(bridge.model, clone_function=wrap)
+    _fit(wrapped, bridge, data, y, **training)
+    with quiet():
+        return bridge.carry_back(strip(wrapped))
 
 
 def _check_training(epochs: int, batch_size: int, learning_rate: float) -> None:

@@ -350,8 +350,9 @@ class RankPruning(keras.callbacks.Callback):
         if not pending:
             self._release_within_budget()
             return
-        after = {key: pending[layer] for key, layer in self._by_key().items() if layer in pending}
-        before = {key: int(self._by_key()[key].rank or 0) for key in after}
+        layers = {key: layer for key, layer in self._by_key().items() if layer in pending}
+        after = {key: pending[layer] for key, layer in layers.items()}
+        before = {key: int(layer.rank or 0) for key, layer in layers.items()}
         removed = sum(before.values()) - sum(after.values())
         if removed < self.minimum_removed and not last:
             return

@@ -375,6 +375,7 @@ def latency(
     _require_json(output)
     _load_keras()
     from dprp_tf import deploy, zoo
+    from dprp_tf.atomic import read_json
     from dprp_tf.factorizing import factorize
     from dprp_tf.layers import low_rank_layers
     from dprp_tf.models import load_model
@@ -416,7 +417,7 @@ def latency(
         )
     table.save(output)
     if as_json:
-        _print_json(json.loads(output.read_text(encoding="utf-8")))
+        _print_json(read_json(output))
     else:
         _print(table)
         budget = (table.dense + table.least) / 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import asdict, replace
@@ -12,7 +11,7 @@ from typing import Any
 import keras
 
 from dprp_tf import data, runs
-from dprp_tf.atomic import write_json
+from dprp_tf.atomic import read_json, write_json
 from dprp_tf.evaluation import compare_models
 from dprp_tf.progress import Display
 from dprp_tf.report import save_plots, write_report
@@ -98,7 +97,7 @@ def run_demo(
             fresh=fresh,
         )
         timing[f"training {name}"] = round(time.perf_counter() - start, 1)
-        history = json.loads((folder / name / "history.json").read_text(encoding="utf-8"))
+        history = read_json(folder / name / "history.json")
         histories.update(history["runs"])
         timing[f"training {name}: tracing and retracing"] = round(
             sum(entry["tracing_seconds"] for entry in histories[name]), 1
@@ -120,7 +119,7 @@ def run_demo(
         progress=display.step,
     )
     timing["folding, export, measuring"] = round(time.perf_counter() - start, 1)
-    ranks = json.loads((folder / "dprp" / "ranks.json").read_text(encoding="utf-8"))
+    ranks = read_json(folder / "dprp" / "ranks.json")
     write_json(folder / "ranks.json", ranks)
     write_json(folder / "history.json", {"runs": histories})
     timing["whole demo"] = round(time.perf_counter() - began, 1)

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from dprp_tf.layers import walk_layers
+from dprp_tf.graphs import walk_layers
 from dprp_tf.rendezvous import meet
-from dprp_tf.replicas import chief_bytes, worker_values
+from dprp_tf.replicas import chief_bytes, chief_value, worker_values
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -263,7 +263,7 @@ class Distribution:
         if self.workers == 1:
             return
         own = json.loads(json.dumps(dict(terms)))
-        chief = json.loads(chief_bytes(self.strategy, json.dumps(own).encode()))
+        chief = chief_value(self.strategy, own)
         for name in own.keys() | chief.keys():
             if own.get(name) != chief.get(name):
                 raise ValueError(

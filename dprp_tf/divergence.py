@@ -12,10 +12,10 @@ import numpy as np
 from keras import ops
 
 from dprp_tf.failure_record import Evidence, Failure
-from dprp_tf.layers import walk_layers
+from dprp_tf.graphs import walk_layers
 from dprp_tf.resizing import sync
 
-__all__ = ["DivergenceError", "DivergenceGuard", "broken_weights", "diagnose"]
+__all__ = ["DivergenceError", "DivergenceGuard", "broken_weights", "diagnose", "is_finite"]
 
 _TERMS = {
     "app": "the compiled loss (app)",
@@ -176,6 +176,27 @@ class DivergenceGuard(keras.callbacks.Callback):
         warnings.warn(str(error.completed()), stacklevel=2)
 
 
+def is_finite(variable: keras.Variable) -> bool:
+    """Say whether a variable holds no NaN and no infinite value.
+
+    Args:
+        variable: A variable of any type; one that is not floating-point is finite.
+
+    Returns:
+        True if every entry is finite.
+
+    Example:
+
+    >>> is_finite(keras.Variable([1.0, float("nan")]))
+    False
+    """
+    if "float" not in keras.backend.standardize_dtype(variable.dtype):
+        return True
+    values = ops.convert_to_numpy(variable)
+    # NumPy's own test knows no bfloat16, which has float32's range.
+    return bool(np.all(np.isfinite(values if values.dtype.kind == "f" else values.astype("f4"))))
+
+
 def broken_weights(model: keras.Model) -> list[tuple[str, str]]:
     """Return the (layer, weight) names of the weights that hold NaN or infinite values.
 
@@ -191,14 +212,12 @@ def broken_weights(model: keras.Model) -> list[tuple[str, str]]:
     []
     """
     sync(model)
-    found = []
-    for layer in walk_layers(model):
-        for weight in layer.weights:
-            if "float" not in keras.backend.standardize_dtype(weight.dtype):
-                continue
-            if not np.all(np.isfinite(ops.convert_to_numpy(weight))):
-                found.append((layer.name, weight.name))
-    return found
+    return [
+        (layer.name, weight.name)
+        for layer in walk_layers(model)
+        for weight in layer.weights
+        if not is_finite(weight)
+    ]
 
 
 def diagnose(model: keras.Model, epoch: int) -> DivergenceError | None:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from dprp_tf.layers import walk_layers
+from dprp_tf.graphs import walk_layers
 
 __all__ = [
     "Block",

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from dprp_tf import layers, training
+from dprp_tf.divergence import is_finite
 
 __all__ = ["load_model"]
 
@@ -115,9 +115,7 @@ def _entries(config: Any) -> Iterator[tuple[str, Any]]:
 
 def _require_finite(model: keras.Model, path: Path) -> None:
     for variable in model.weights:
-        values = keras.ops.convert_to_numpy(variable)
-        # NumPy's own test knows no bfloat16, which has float32's range.
-        if "float" in str(variable.dtype) and not np.isfinite(values.astype(np.float32)).all():
+        if not is_finite(variable):
             raise ValueError(
                 f"`path` must hold finite weights. Received: {path}, in which {variable.path} has "
                 "NaN or infinite values: it was saved after the training had diverged. Load an "

@@ -17,6 +17,7 @@ import numpy as np
 __all__ = [
     "chief_arrays",
     "chief_bytes",
+    "chief_value",
     "from_chief",
     "from_first_replica",
     "replica_count",
@@ -90,6 +91,19 @@ def from_chief(model: keras.Model, value: Any) -> Any:
     strategy = _workers(model)
     if strategy is None:
         return value
+    return chief_value(strategy, value)
+
+
+def chief_value(strategy: Any, value: Any) -> Any:
+    """Return the chief worker's value on every worker, by their strategy.
+
+    Args:
+        strategy: A `tf.distribute.MultiWorkerMirroredStrategy`; every worker must call this.
+        value: What JSON can hold; the others' is ignored.
+
+    Returns:
+        The chief's value.
+    """
     return json.loads(chief_bytes(strategy, json.dumps(value).encode()))
 
 

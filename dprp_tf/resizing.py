@@ -180,7 +180,7 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
                 _swap(variable, _cut(ops.convert_to_numpy(variable), order, flips))
 
 
-def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
+def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[SVDLayer]:
     """Give layers room for factors of other ranks, lower or higher, which are then to be assigned.
 
     The factors of a layer whose rank changes hold zeros afterwards, as do the optimizer's slots of
@@ -189,6 +189,9 @@ def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
     Args:
         model: The model, compiled or not, inside `fit` or not.
         ranks: The new rank of each layer, 1 to its full rank.
+
+    Returns:
+        The layers whose rank changed.
 
     Raises:
         ValueError: If a rank is out of range, or if the optimizer keeps slots whose shape does
@@ -203,7 +206,7 @@ def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
             )
     changed = {layer: rank for layer, rank in ranks.items() if rank != layer.rank}
     if not changed:
-        return
+        return []
     optimizer = getattr(model, "optimizer", None)
     for layer in changed:
         _require_slots_like_variables(optimizer, layer)
@@ -212,6 +215,7 @@ def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
             slots = [slot for slot, _, _ in _slots(optimizer, layer)]
             for held in [*slots, layer.u, layer.s, layer.v]:
                 _swap(held, np.zeros((*held.shape[:-1], rank), dtype=np.float32))
+    return list(changed)
 
 
 def start_averages(model: keras.Model, layers: Iterable[SVDLayer]) -> None:

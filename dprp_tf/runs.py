@@ -25,8 +25,9 @@ from dprp_tf.divergence import DivergenceGuard
 from dprp_tf.evaluation import accuracy
 from dprp_tf.factorizing import factorize
 from dprp_tf.folding import choose_forms, fold
+from dprp_tf.graphs import walk_layers
 from dprp_tf.latency import LatencyTable
-from dprp_tf.layers import low_rank_layers, walk_layers
+from dprp_tf.layers import low_rank_layers
 from dprp_tf.models import load_model
 from dprp_tf.random_streams import seed_states, set_seed_states
 from dprp_tf.report import save_plots, write_report

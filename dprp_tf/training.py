@@ -239,11 +239,11 @@ class DPRPModel(keras.Model):
             ValueError: If the number or a shape does not fit this model at any rank.
         """
         own = self.weights
-        ranks: dict[SVDLayer, int] = {}
-        before = {layer: layer.rank for layer in low_rank_layers(self)}
+        changed: list[SVDLayer] = []
         if len(own) == len(weights):
             place = {id(variable): index for index, variable in enumerate(own)}
-            for layer in before:
+            ranks: dict[SVDLayer, int] = {}
+            for layer in low_rank_layers(self):
                 factors = (layer.u, layer.s, layer.v)
                 if _fits(layer, [weights[place[id(v)]] for v in factors]):
                     ranks[layer] = int(np.shape(weights[place[id(layer.s)]])[-1])
@@ -256,9 +256,9 @@ class DPRPModel(keras.Model):
                         f"shape {np.shape(value)} for {variable.path} of shape "
                         f"{tuple(variable.shape)}"
                     )
-            resizing.set_ranks(self, ranks)
+            changed = resizing.set_ranks(self, ranks)
         super().set_weights(weights)
-        resizing.start_averages(self, _changed(before))
+        resizing.start_averages(self, changed)
 
     def save_own_variables(self, store: Any) -> None:
         """Save what is the model's own, and the random states of its layers beside it."""
@@ -296,12 +296,11 @@ class DPRPModel(keras.Model):
             # What does not fit, such as slots of other ranks, is the second reading's to report.
             warnings.simplefilter("ignore")
             super().load_weights(filepath, skip_mismatch=True, **kwargs)
-        before = {layer: layer.rank for layer in ranks}
-        resizing.set_ranks(self, ranks)
+        changed = resizing.set_ranks(self, ranks)
         try:
             super().load_weights(filepath, skip_mismatch, **kwargs)
         finally:
-            resizing.start_averages(self, _changed(before))
+            resizing.start_averages(self, changed)
 
     def fit(
         self,
@@ -380,7 +379,7 @@ class DPRPModel(keras.Model):
         if not training:
             return total
         layers, by_layer = self._layer_losses()
-        terms = {name: ops.sum(value) / max(len(layers), 1) for name, value in by_layer.items()}
+        terms = _means(by_layer, len(layers))
         for name, value in terms.items():
             self._terms[name].update_state(ops.stop_gradient(value), sample_weight=count)
         settings = self.settings
@@ -429,7 +428,7 @@ class DPRPModel(keras.Model):
             Three float32 scalars; zeros if every SVD layer is frozen.
         """
         layers, by_layer = self._layer_losses()
-        return {name: ops.sum(value) / max(len(layers), 1) for name, value in by_layer.items()}
+        return _means(by_layer, len(layers))
 
     def _layer_losses(self) -> tuple[list[SVDLayer], dict[str, Any]]:
         """Return the layers that train and their own terms, each of shape (layers,)."""
@@ -592,6 +591,11 @@ class _LearningRateCopy(keras.callbacks.Callback):
         self.model._learning_rate.assign(float(ops.convert_to_numpy(rate)))
 
 
+def _means(by_layer: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the mean of each term over `count` layers; 0 for no layers, where a mean is NaN."""
+    return {name: ops.sum(value) / max(count, 1) for name, value in by_layer.items()}
+
+
 def _place(key: str) -> int:
     """The number at the end of a key: keys come in the order of texts, 10 before 2."""
     return int(key.rpartition("_")[2])
@@ -604,10 +608,6 @@ def _fits(layer: SVDLayer, values: list[Any]) -> bool:
         np.shape(value) == (*variable.shape[:-1], *rank)
         for variable, value in zip((layer.u, layer.s, layer.v), values, strict=True)
     )
-
-
-def _changed(before: dict[SVDLayer, int | None]) -> list[SVDLayer]:
-    return [layer for layer, rank in before.items() if layer.rank != rank]
 
 
 def _settle_direction(callback: Any) -> None:

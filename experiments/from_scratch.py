@@ -6,12 +6,11 @@ Run `python -m dprp_tf.experiments.from_scratch --data cifar10.npz`; it goes on 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from dprp_tf import data, runs
-from dprp_tf.atomic import write_json
+from dprp_tf.atomic import read_json, write_json
 from dprp_tf.evaluation import compare_models
 from dprp_tf.report import save_plots
 from dprp_tf.runs import TrainSettings
@@ -54,8 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, base in (("dense", DENSE), ("dprp", LOWRANK)):
         settings = replace(base, epochs=chosen.epochs, seed=chosen.seed)
         models[name] = runs.train(chosen.work / name, settings, dataset, verbose=2)
-        text = (chosen.work / name / "history.json").read_text(encoding="utf-8")
-        histories[name] = json.loads(text)["runs"][name]
+        histories[name] = read_json(chosen.work / name / "history.json")["runs"][name]
     results = compare_models(
         chosen.work,
         models["dense"],
@@ -70,11 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
         },
         repeats=150,
     )
-    ranks = json.loads((chosen.work / "dprp" / "ranks.json").read_text(encoding="utf-8"))
+    ranks = read_json(chosen.work / "dprp" / "ranks.json")
     write_json(chosen.out / "ranks.json", ranks)
     write_json(chosen.out / "history.json", {"runs": histories})
     write_json(chosen.out / "results.json", results)
-    plan = json.loads((chosen.work / "plan.json").read_text(encoding="utf-8"))
+    plan = read_json(chosen.work / "plan.json")
     write_json(chosen.out / "plan.json", plan)
     save_plots(chosen.out)
     print(results["headline"]["text"])

@@ -7,7 +7,6 @@ Run `python -m dprp_tf.experiments.pretrained --help`; finished configurations a
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -18,7 +17,7 @@ import keras
 from matplotlib.figure import Figure
 
 from dprp_tf import data, deploy, runs
-from dprp_tf.atomic import atomic_path, write_json
+from dprp_tf.atomic import atomic_path, read_json, write_json
 from dprp_tf.costs import model_cost
 from dprp_tf.data import Dataset
 from dprp_tf.evaluation import accuracy
@@ -115,7 +114,7 @@ def run_one(
         model = runs.train(folder, settings, dataset)
     except ValueError as error:
         return {**row, "error": " ".join(str(error).split())}
-    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    history = read_json(folder / "history.json")
     return {
         **row,
         "accuracy_after": accuracy(fold(model), test),
@@ -262,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, settings in configurations(chosen.model, chosen.epochs, chosen.learning_rate):
         target = chosen.out / f"{name}.json"
         if chosen.time and target.exists():
-            row = json.loads(target.read_text(encoding="utf-8"))
+            row = read_json(target)
             trained = chosen.work / name / "model.keras"
             if trained.exists():
                 row.update(time_folds(load_model(chosen.model), load_model(trained), test))
@@ -274,9 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(target, row)
         brief = {k: row.get(k) for k in ("accuracy_after", "parameters_in_training")}
         print(name, row.get("error") or brief, flush=True)
-    rows = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(chosen.out.glob("*.json"))
-    ]
+    rows = [read_json(path) for path in sorted(chosen.out.glob("*.json"))]
     with atomic_path(chosen.out / "pretrained.png") as temporary:
         plot(rows).savefig(temporary, dpi=150)
     return 0

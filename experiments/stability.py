@@ -8,7 +8,6 @@ Run `python -m dprp_tf.experiments.stability --help`; finished runs are not repe
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from keras import ops
 
 import dprp_tf as dprp
 from dprp_tf import data, resizing, zoo
-from dprp_tf.atomic import write_json
+from dprp_tf.atomic import read_json, write_json
 from dprp_tf.augmentation import random_crop_and_flip
 from dprp_tf.data import Dataset
 from dprp_tf.training import STRUCTURES
@@ -115,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     dataset = data.load(chosen.data)
     record: dict[str, Any] = {"batch_size": chosen.batch_size, "steps": chosen.steps, "runs": []}
     if chosen.out.exists():
-        record = json.loads(chosen.out.read_text(encoding="utf-8"))
+        record = read_json(chosen.out)
     done = {(run["structure"], run["seed"]) for run in record["runs"]}
     for seed in range(chosen.seeds):
         for structure in STRUCTURES:

@@ -110,6 +110,35 @@ def layer_gradients() -> Callable[..., list[np.ndarray]]:
 
 
 @pytest.fixture(scope="session")
+def small_digits() -> tuple[np.ndarray, np.ndarray]:
+    """All 1,797 digits of 8x8 pixels in 0..1, (1797, 8, 8, 1), and their labels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return (digits.images[..., None] / 16).astype("float32"), digits.target.astype("int64")
+
+
+@pytest.fixture(scope="session")
+def trained_on_digits(
+    small_digits: tuple[np.ndarray, np.ndarray],
+) -> Callable[[tuple[int, int]], keras.Model]:
+    """A function (widths) -> a network with BatchNorm, shortcut A and preprocessing, trained."""
+    from dprp_tf import zoo
+
+    x, y = small_digits
+
+    def train(widths: tuple[int, int]) -> keras.Model:
+        keras.utils.set_random_seed(1)
+        model = zoo.resnet_small((8, 8, 1), 10, widths=widths, preprocess=(0.3, 0.4))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(0.01), loss)
+        model.fit(x[:1200], y[:1200], batch_size=64, epochs=10, verbose=0)
+        return model
+
+    return train
+
+
+@pytest.fixture(scope="session")
 def record_error() -> Callable[[str, str, float], None]:
     """A function (step, layer type, error): the largest of each pair is printed at the end."""
 

@@ -27,7 +27,8 @@ from dprp_tf.deploy.onnx import convert_onnx
 from dprp_tf.deploy.runtime import load_file
 from dprp_tf.deploy.tflite import convert_tflite
 from dprp_tf.folding import Form, layer_forms
-from dprp_tf.layers import SVDLayer, low_rank_layers, walk_layers
+from dprp_tf.graphs import walk_layers
+from dprp_tf.layers import SVDLayer, low_rank_layers
 from dprp_tf.models import load_model
 
 __all__ = ["Outcome", "Program", "Tally", "check", "programs", "searching"]

@@ -21,13 +21,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from keras import layers
+from made_plans import fold_plan
 
 import dprp_tf as dprp
 from dprp_tf.data import Dataset, load
 from dprp_tf.deploy import edge_runner
 from dprp_tf.deploy.onnx import convert_onnx
 from dprp_tf.deploy.tflite import convert_tflite
-from dprp_tf.folding import Candidate, FoldPlan, Form, PlannedLayer
+from dprp_tf.folding import FoldPlan, Form
 from dprp_tf.latency import LatencyTable, LayerLatency
 from dprp_tf.models import load_model
 from dprp_tf.report import write_report
@@ -392,27 +393,8 @@ def test_weights_of_another_model_are_refused(saved: Saved, tmp_path: Path) -> N
 # --- JSON: plans, tables, run folders -------------------------------------------------------------
 
 
-def _plan() -> FoldPlan:
-    dense = Candidate(Form("dense"), 2.0, 1.0, 1.0, 1.0, 216, 1000)
-    other = Candidate(Form("summed", (2,)), 1.0, 0.5, 0.4, 0.6, 100, 500)
-    layer = PlannedLayer("it", (3, 3, 4, 6), "spatial", 2, other.form, "fastest", (dense, other))
-    names = {"target": "local", "runtime": "litert", "precision": "float32", "unit": "ms"}
-    return FoldPlan(
-        layers=(layer,),
-        **names,
-        threads=1,
-        processor="some",
-        runtime_version="1",
-        dense_cost=3.0,
-        predicted_cost=2.0,
-        planned_cost=2.1,
-        ratio=0.7,
-        low=0.6,
-        high=0.8,
-        dense_macs=1000,
-        planned_macs=500,
-        notes=("measured on noise",),
-    )
+def _fold_plan() -> FoldPlan:
+    return fold_plan(Form("summed", (2,)))
 
 
 def _table() -> LatencyTable:
@@ -424,7 +406,7 @@ def _table() -> LatencyTable:
 
 @settings(_many, max_examples=200)
 @given(data=st.data())
-@pytest.mark.parametrize("made", [_plan, _table], ids=["plan", "table"])
+@pytest.mark.parametrize("made", [_fold_plan, _table], ids=["plan", "table"])
 def test_spoiled_plans_and_tables(
     made: Callable[[], Any], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -448,7 +430,7 @@ def test_spoiled_plans_and_tables(
         assert math.isfinite(loaded.prediction_error), what
 
 
-@pytest.mark.parametrize("made", [_plan, _table], ids=["plan", "table"])
+@pytest.mark.parametrize("made", [_fold_plan, _table], ids=["plan", "table"])
 @pytest.mark.parametrize(
     "content",
     [b"", b"\xff\x00", b"[" * 10**5, b'{"version": 1', b"3"],

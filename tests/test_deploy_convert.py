@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,7 @@ import onnx
 import pytest
 from keras import layers
 from onnx import numpy_helper
-from sklearn.datasets import load_digits
 
-from dprp_tf import zoo
 from dprp_tf.deploy import evaluate_file, export_onnx, export_tflite, run_file
 from dprp_tf.deploy.flatbuffer import read_operators
 from dprp_tf.deploy.onnx import convert_onnx
@@ -24,21 +23,13 @@ Data = tuple[np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def digits() -> Data:
-    data = load_digits()
-    return (data.images[..., None] / 16).astype("float32"), data.target.astype("int64")
+def digits(small_digits: Data) -> Data:
+    return small_digits
 
 
 @pytest.fixture(scope="module")
-def network(digits: Data) -> keras.Model:
-    """A residual network with everything a fold meets: BatchNorm, shortcut A, preprocessing."""
-    keras.utils.set_random_seed(1)
-    model = zoo.resnet_small((8, 8, 1), 10, widths=(12, 24), preprocess=(0.3, 0.4))
-    model.compile(
-        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    model.fit(digits[0][:1200], digits[1][:1200], batch_size=64, epochs=10, verbose=0)
-    return model
+def network(trained_on_digits: Callable[[tuple[int, int]], keras.Model]) -> keras.Model:
+    return trained_on_digits((12, 24))
 
 
 def _accuracy(model: Any, x: np.ndarray, y: np.ndarray) -> float:

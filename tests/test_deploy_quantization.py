@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from sklearn.datasets import load_digits
 
 import dprp_tf as dprp
 from dprp_tf import zoo
@@ -34,21 +34,13 @@ Data = tuple[np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def digits() -> Data:
-    data = load_digits()
-    return (data.images[..., None] / 16).astype("float32"), data.target.astype("int64")
+def digits(small_digits: Data) -> Data:
+    return small_digits
 
 
 @pytest.fixture(scope="module")
-def network(digits: Data) -> keras.Model:
-    """A residual network with everything a fold meets: BatchNorm, shortcut A, preprocessing."""
-    keras.utils.set_random_seed(1)
-    model = zoo.resnet_small((8, 8, 1), 10, widths=(8, 16), preprocess=(0.3, 0.4))
-    model.compile(
-        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    model.fit(digits[0][:1200], digits[1][:1200], batch_size=64, epochs=10, verbose=0)
-    return model
+def network(trained_on_digits: Callable[[tuple[int, int]], keras.Model]) -> keras.Model:
+    return trained_on_digits((8, 16))
 
 
 @pytest.fixture(scope="module")

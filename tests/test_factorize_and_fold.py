@@ -19,7 +19,8 @@ import dprp_tf as dprp
 from dprp_tf import costs
 from dprp_tf.factorization import MATRICIZATIONS
 from dprp_tf.folding import Form, build_form
-from dprp_tf.layers import SVDLayer, walk_layers
+from dprp_tf.graphs import walk_layers
+from dprp_tf.layers import SVDLayer
 
 Record = Callable[[str, str, float], None]
 FULL, FOLDED = "factorized = original", "folded = factorized"

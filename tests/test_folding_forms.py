@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keras import layers
+from made_plans import fold_plan
 
 import dprp_tf as dprp
 from dprp_tf.costs import model_cost
@@ -21,10 +22,8 @@ from dprp_tf.deploy.probes import layer_sites
 from dprp_tf.factorization import decompose, dematricize, matricize, tucker2, tucker_ranks
 from dprp_tf.folding import (
     KINDS,
-    Candidate,
     FoldPlan,
     Form,
-    PlannedLayer,
     assemble,
     layer_forms,
     obstacle,
@@ -230,7 +229,7 @@ def test_what_a_layer_cannot_take_is_said() -> None:
         (lambda: Form("channel", (0,)), r"`ranks`.*\(0,\)"),
         (lambda: Form("channel", 3), r"`ranks`.*ranks=3"),
         (lambda: Form("channel", (2.5,)), r"`ranks`.*2\.5"),
-        (lambda: dprp.fold(low, _plan(Form("dense"))), r"fold\(model, plan=plan\)"),
+        (lambda: dprp.fold(low, fold_plan(Form("dense"))), r"fold\(model, plan=plan\)"),
         (lambda: Form.from_dict({"kind": "dense"}), r"`ranks`"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -277,33 +276,9 @@ def _call(function: Callable[[], Any]) -> None:
     function()
 
 
-def _plan(form: Form, rank: int = 2, kernel: tuple[int, ...] = (3, 3, 4, 6)) -> FoldPlan:
-    dense = Candidate(Form("dense"), 2.0, 1.0, 1.0, 1.0, 216, 1000)
-    other = Candidate(form, 1.0, 0.5, 0.4, 0.6, 100, 500)
-    return FoldPlan(
-        layers=(PlannedLayer("it", kernel, "spatial", rank, form, "fastest", (dense, other)),),
-        target="local",
-        runtime="litert",
-        precision="float32",
-        threads=1,
-        unit="ms",
-        processor="some",
-        runtime_version="1",
-        dense_cost=3.0,
-        predicted_cost=2.0,
-        planned_cost=2.1,
-        ratio=0.7,
-        low=0.6,
-        high=0.8,
-        dense_macs=1000,
-        planned_macs=500,
-        notes=("measured on noise",),
-    )
-
-
 def test_a_plan_saves_loads_and_is_applied(tmp_path: Path) -> None:
     low = dprp.factorize(_model(padding="same"), ranks=2)
-    plan = _plan(Form("summed", (2,)))
+    plan = fold_plan(Form("summed", (2,)))
     path = plan.save(tmp_path / "plan.json")
     assert FoldPlan.load(path) == plan
     assert "summed 2" in str(plan)
@@ -320,17 +295,19 @@ def test_a_plan_saves_loads_and_is_applied(tmp_path: Path) -> None:
 
 def test_a_plan_for_other_weights_or_layers_is_refused() -> None:
     low = dprp.factorize(_model(padding="same"), ranks=3)
-    for stale in (_plan(Form("summed", (2,))), _plan(Form("summed", (3,)), 3, (5, 5, 4, 6))):
+    other_rank = fold_plan(Form("summed", (2,)))
+    other_kernel = fold_plan(Form("summed", (3,)), 3, (5, 5, 4, 6))
+    for stale in (other_rank, other_kernel):
         with pytest.raises(ValueError, match=r"`plan`.*at their ranks.*\['it'\]"):
             dprp.fold(low, plan=stale)
     for form in (Form("separable", (1,)), Form("summed", (2,))):
         with pytest.raises(ValueError, match=rf"`plan`.*weights of this model.*{form}"):
-            dprp.fold(low, plan=_plan(form, rank=3))
+            dprp.fold(low, plan=fold_plan(form, rank=3))
     renamed = keras.Sequential(
         [keras.Input((9, 9, 4)), layers.Conv2D(6, 3, padding="same", name="other")]
     )
     with pytest.raises(ValueError, match=r"`plan`.*\['it', 'other'\]"):
-        dprp.fold(dprp.factorize(renamed, ranks=2), plan=_plan(Form("summed", (2,))))
+        dprp.fold(dprp.factorize(renamed, ranks=2), plan=fold_plan(Form("summed", (2,))))
 
 
 @pytest.mark.parametrize(
@@ -348,7 +325,7 @@ def test_a_plan_for_other_weights_or_layers_is_refused() -> None:
 def test_a_damaged_plan_is_refused(
     tmp_path: Path, damage: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
-    path = _plan(Form("summed", (2,))).save(tmp_path / "plan.json")
+    path = fold_plan(Form("summed", (2,))).save(tmp_path / "plan.json")
     values = json.loads(path.read_text(encoding="utf-8"))
     damage(values)
     path.write_text(json.dumps(values), encoding="utf-8")

@@ -14,6 +14,7 @@ from keras import ops
 
 from dprp_tf import factorization
 from dprp_tf.factorization import Factors
+from dprp_tf.graphs import walk_layers
 from dprp_tf.layers import (
     SVDConv1D,
     SVDConv2D,
@@ -21,7 +22,6 @@ from dprp_tf.layers import (
     SVDDense,
     SVDLayer,
     low_rank_layers,
-    walk_layers,
 )
 
 pytestmark = pytest.mark.backend

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dprp_tf.atomic import write_json
+from dprp_tf.atomic import read_json, write_json
 from dprp_tf.deploy.cache import cache_folder
 from dprp_tf.deploy.edge_runner import MARKER_SYSCALL
 from dprp_tf.deploy.targets.cores import CORES, write_core_files
@@ -191,7 +191,7 @@ def _name(versions: dict[str, str]) -> str:
 
 
 def _open(folder: Path) -> Sandbox:
-    told = json.loads((folder / "sandbox.json").read_text(encoding="utf-8"))
+    told = read_json(folder / "sandbox.json")
     return Sandbox(folder, told["python"], told["emulator"])
 
 

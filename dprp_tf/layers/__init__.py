@@ -6,7 +6,6 @@ from dprp_tf.layers.base import (
     low_rank_keys,
     low_rank_layers,
     stored_ranks,
-    walk_layers,
 )
 from dprp_tf.layers.svd_conv import SVDConv1D, SVDConv2D, SVDConv3D
 from dprp_tf.layers.svd_dense import SVDDense
@@ -21,5 +20,4 @@ __all__ = [
     "low_rank_keys",
     "low_rank_layers",
     "stored_ranks",
-    "walk_layers",
 ]

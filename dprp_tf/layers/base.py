@@ -21,7 +21,6 @@ __all__ = [
     "low_rank_keys",
     "low_rank_layers",
     "stored_ranks",
-    "walk_layers",
 ]
 
 # Where `load_own_variables` notes the ranks a file holds, instead of loading; None: it loads.
