@@ -15,6 +15,7 @@ from dprp_tf.deploy.targets import Target, resolve_target
 from dprp_tf.factorization import resolve
 from dprp_tf.folding import OWN_KIND, Form, fold, obstacle
 from dprp_tf.latency import LatencyTable, LayerLatency
+from dprp_tf.layers import SVDLayer
 
 if TYPE_CHECKING:
     import keras
@@ -42,8 +43,8 @@ def latency_table(
     """Measure the time of every layer of a factorized model at several ranks on a target.
 
     Forms are timed as `plan` times them, with random weights: the model need not be trained, and
-    its ranks of now do not matter. The table answers what ranks a time allows, and drives
-    `RankPruning(cost=table, budget=...)`.
+    its ranks of now do not matter. Tucker layers are left as they are. The table answers what ranks
+    a time allows, and drives `RankPruning(cost=table, budget=...)`.
 
     Args:
         model: A model with SVD layers, such as `factorize` gives it, and inputs of fixed shape.
@@ -78,7 +79,12 @@ def latency_table(
     (4, 8)
     """
     setting = Setting(resolve_target(target), runtime, precision, threads)
-    sites = layer_sites(model)
+    sites = [site for site in layer_sites(model) if isinstance(site.layer, SVDLayer)]
+    if not sites:
+        raise ValueError(
+            "`model` must have SVD layers to measure at several ranks. Received: "
+            f"{model.name!r}, which has Tucker layers alone; `plan` measures those at their ranks."
+        )
     if ranks is not None:
         several = isinstance(ranks, Sequence) and len(ranks) > 0
         if not several or not all(isinstance(rank, int) and rank >= 1 for rank in ranks):
@@ -117,7 +123,7 @@ def latency_table(
             LayerLatency(
                 name=site.name,
                 matricization=site.layer.matricization,
-                full_rank=site.layer.full_rank,
+                full_rank=site.layer.full_ranks[0],
                 dense=scale * total(site, _DENSE),
                 ranks=known,
                 costs=tuple(quickest[rank][0] for rank in known),
@@ -140,7 +146,7 @@ def latency_table(
 def _forms(site: Site, ranks: Sequence[int] | None) -> list[Form]:
     layer = site.layer
     kind = OWN_KIND[resolve(layer.kernel_shape, layer.matricization)]
-    full = layer.full_rank
+    full = layer.full_ranks[0]
     if ranks is not None:
         chosen = sorted({rank for rank in ranks if rank <= full}) or [full]
     elif full <= _FEW:

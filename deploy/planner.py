@@ -16,6 +16,7 @@ from dprp_tf.deploy.intervals import ratio_interval
 from dprp_tf.deploy.probes import Geometry, Site, layer_sites
 from dprp_tf.deploy.targets import Target, resolve_target
 from dprp_tf.folding import Candidate, FoldPlan, Form, PlannedLayer, fold, layer_forms
+from dprp_tf.layers import plain_ranks
 
 if TYPE_CHECKING:
     import keras
@@ -55,7 +56,7 @@ def plan(
     Results are remembered per processor, runtime version, precision and number of threads.
 
     Args:
-        model: A model with SVD layers and inputs of fixed shape.
+        model: A model with SVD or Tucker layers and inputs of fixed shape.
         target: `"local"`, `"qemu:cortex-a72"` (also a53, a76; counts instructions, a proxy),
             `"ssh://user@host"`, `"adb://serial"`, or a `Target`. Defaults to `"local"`.
         runtime: `"litert"` or `"onnxruntime"`. Defaults to `"litert"`.
@@ -72,7 +73,7 @@ def plan(
         The plan, for `dprp_tf.fold(model, plan=...)`.
 
     Raises:
-        ValueError: If the model has no graph, no SVD layer, NaN factors or inputs
+        ValueError: If the model has no graph, no low-rank layer, NaN factors or inputs
             of open shape, or an argument is unknown.
         TargetError: If the target can't be reached or lacks the runtime.
 
@@ -140,7 +141,7 @@ def _choose(
         name=site.name,
         kernel_shape=tuple(site.layer.kernel_shape),
         matricization=site.layer.matricization,
-        rank=int(site.layer.rank or 0),
+        rank=plain_ranks(site.layer.ranks),
         form=form,
         reason=reason,
         candidates=tuple(candidates),

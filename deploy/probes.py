@@ -13,7 +13,18 @@ import numpy as np
 from dprp_tf.costs import layer_calls
 from dprp_tf.factorization import Factors, matrix_shape
 from dprp_tf.folding import Form, assemble, random_weights, require_finite_factors
-from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense, SVDLayer, low_rank_keys
+from dprp_tf.layers import (
+    FactorizedLayer,
+    SVDConv1D,
+    SVDConv2D,
+    SVDConv3D,
+    SVDDense,
+    SVDLayer,
+    TuckerConv1D,
+    TuckerConv2D,
+    TuckerConv3D,
+    factorized_keys,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -22,6 +33,15 @@ __all__ = ["Geometry", "Site", "layer_sites", "probe"]
 
 _CLASSES: dict[str, type[SVDLayer]] = {
     cls.__name__: cls for cls in (SVDConv1D, SVDConv2D, SVDConv3D, SVDDense)
+}
+# What a Tucker layer folds into costs what it costs from an SVD layer.
+_MEASURED_AS = {
+    cls.__name__: like.__name__
+    for cls, like in (
+        (TuckerConv1D, SVDConv1D),
+        (TuckerConv2D, SVDConv2D),
+        (TuckerConv3D, SVDConv3D),
+    )
 }
 # What decides a layer's cost; the rest of its configuration does not.
 _KEPT = (
@@ -44,7 +64,7 @@ class Geometry:
     Two places of equal geometry cost the same and are measured once.
 
     Attributes:
-        type: Class of the SVD layer.
+        type: Class of the SVD layer; of a Tucker layer the one that has its window.
         config: Its arguments that matter, as JSON.
         input_shape: Shape of one sample.
         normalized: Whether a BatchNormalization follows, which only some forms take in.
@@ -129,7 +149,7 @@ class Site:
         name: The layer's name; its path where nested models have layers of the same name.
     """
 
-    layer: SVDLayer
+    layer: FactorizedLayer
     geometries: tuple[Geometry, ...]
     name: str
 
@@ -150,16 +170,16 @@ class Site:
 
 
 def layer_sites(model: keras.Model) -> list[Site]:
-    """Find the SVD layers of a model and what they are called on.
+    """Find the SVD and Tucker layers of a model and what they are called on.
 
     Args:
-        model: A model with SVD layers and inputs of fixed shape.
+        model: A model with SVD or Tucker layers and inputs of fixed shape.
 
     Returns:
-        One `Site` per SVD layer, in model order.
+        One `Site` per such layer, in model order.
 
     Raises:
-        ValueError: If the model has no graph or no SVD layer, a factor is not finite, or a layer's
+        ValueError: If the model has no graph or no such layer, a factor is not finite, or a layer's
             input has a size that is not fixed.
 
     Example:
@@ -171,7 +191,7 @@ def layer_sites(model: keras.Model) -> list[Site]:
     >>> layer_sites(lowrank)[0].geometries[0].kernel_shape
     (3, 3, 16, 16)
     """
-    layers = low_rank_keys(model)
+    layers = factorized_keys(model)
     if not layers:
         raise ValueError(
             "`model` must have SVD layers to measure. Received: "
@@ -180,7 +200,7 @@ def layer_sites(model: keras.Model) -> list[Site]:
     require_finite_factors(model)
     found: dict[int, list[Geometry]] = {}
     for call in layer_calls(model):
-        if not isinstance(call.layer, SVDLayer):
+        if not isinstance(call.layer, FactorizedLayer):
             continue
         shape = call.input_shape[1:]
         if None in shape:
@@ -190,7 +210,7 @@ def layer_sites(model: keras.Model) -> list[Site]:
             )
         found.setdefault(id(call.layer), []).append(
             Geometry(
-                type(call.layer).__name__,
+                _MEASURED_AS.get(kind := type(call.layer).__name__, kind),
                 _config(call.layer),
                 tuple(int(size) for size in shape if size is not None),
                 *_followed_by(model, call.consumers),
@@ -235,7 +255,7 @@ def probe(geometry: Geometry, form: Form, copies: int = 1, seed: int = 0) -> ker
     return keras.Model(inputs, parts[0] if copies == 1 else keras.layers.Add()(parts))
 
 
-def _config(layer: SVDLayer) -> str:
+def _config(layer: FactorizedLayer) -> str:
     config = layer.get_config()
     return json.dumps({key: config[key] for key in _KEPT if key in config}, sort_keys=True)
 

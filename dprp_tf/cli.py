@@ -428,6 +428,142 @@ def latency(
 
 
 @_command
+def select(
+    model: Annotated[Path, typer.Argument(help="A trained .keras file of dense layers.")],
+    data: Annotated[str, typer.Option(help="Its data, as for `dprp train`.")],
+    folder: Annotated[Path, typer.Option(help="Folder; the same command goes on in it.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="uniform, energy, energy_product, vbmf, activation, mbs, similarity or bsr."
+        ),
+    ] = "mbs",
+    parameters: Annotated[
+        float | None, typer.Option(help="Largest share of the dense model's parameters.")
+    ] = None,
+    macs: Annotated[float | None, typer.Option(help="Largest share of its MACs.")] = None,
+    activations: Annotated[
+        float | None, typer.Option(help="Largest share of its activation volume; 1 or more.")
+    ] = None,
+    milliseconds: Annotated[
+        float | None, typer.Option(help="Longest time, in the unit of --latency-table.")
+    ] = None,
+    latency_table: Annotated[Path | None, typer.Option(help="What `dprp latency` wrote.")] = None,
+    accuracy_drop: Annotated[
+        float | None, typer.Option(help="Accuracy that may be lost; 0.015 is 1.5 points.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="How far below the nearest bound the result may stay.")
+    ] = 0.01,
+    matricization: Annotated[
+        str, typer.Option(help="spatial, channel, separable or tucker.")
+    ] = "spatial",
+    truncation: Annotated[
+        str | None, typer.Option(help="kernel or output.  [default: the method's]")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Training images held out to choose ranks with.")
+    ] = 256,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(help="mbs: step,beams such as 3,5; repeat to search several times."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A layer that stays dense; repeat for more.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=0, help="Epochs of fine-tuning.  [default: none; bsr: 30]")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate of the fine-tuning.")] = 0.01,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 128,
+    regularized_epochs: Annotated[
+        int, typer.Option(min=0, help="bsr: epochs of training before the cut.")
+    ] = 60,
+    strength: Annotated[float, typer.Option(min=0, help="bsr: lambda of that training.")] = 0.02,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Choose the ranks of a trained model against a budget, cut it, and fine-tune it if asked.
+
+    Example: dprp select dense.keras --data cifar10 --folder runs/ranks --parameters 0.5
+    """
+    _load_keras()
+    from dprp_tf.fine_tuning import FineTuning
+    from dprp_tf.latency import LatencyTable
+    from dprp_tf.models import load_model
+    from dprp_tf.progress import Display
+    from dprp_tf.rank_runs import SelectionSettings, select_in_folder
+    from dprp_tf.runs import all_but
+    from dprp_tf.selection import Budget, RankPlan
+
+    budget = Budget(
+        parameters=parameters,
+        macs=macs,
+        activations=activations,
+        milliseconds=milliseconds,
+        accuracy_drop=accuracy_drop,
+        tolerance=tolerance,
+    )
+    tuning = None
+    if epochs is not None:
+        tuning = FineTuning(
+            epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
+        )
+    settings = SelectionSettings(
+        method=method,
+        budget=budget,
+        searches=_searches(method, search),
+        matricization=matricization,
+        truncation=truncation,
+        samples=samples,
+        exclude=tuple(exclude or ()),
+        tuning=tuning,
+        regularized_epochs=regularized_epochs,
+        strength=strength,
+        seed=seed,
+    )
+    dense = load_model(model)
+    dataset = _load_data(data, image_size, mean, std)
+    with Display() as display:
+        results = select_in_folder(
+            folder,
+            dense,
+            dataset,
+            settings,
+            latency=None if latency_table is None else LatencyTable.load(latency_table),
+            layers=all_but(dense, settings.exclude),
+            display=display,
+            fresh=fresh,
+        )
+    if as_json:
+        _print_json(results)
+        return
+    _print(RankPlan.load(folder / "rank_plan.json"))
+    told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
+    typer.echo(f"Accuracy on the {results['data']['test']} test images: {told}")
+    typer.echo(f"{folder}: every candidate, the plan, a plot, and the models")
+
+
+def _searches(method: str, search: list[str] | None) -> tuple[tuple[int, int], ...]:
+    if search and method not in ("mbs", "bsr"):
+        raise ValueError(f"`search` is for mbs and bsr. Received: {search} for {method}")
+    found = []
+    for entry in search or ():
+        try:
+            step, beams = (int(part) for part in entry.split(","))
+        except ValueError:
+            raise ValueError(
+                f"`search` must be step,beams, such as 3,5. Received: {entry!r}"
+            ) from None
+        found.append((step, beams))
+    return tuple(found)
+
+
+@_command
 def fold(
     model: Annotated[Path, typer.Argument(help="A .keras file with SVD layers.")],
     output: Annotated[Path, typer.Argument(help="The .keras file to write.")],

@@ -157,7 +157,7 @@ class LayerCost:
         parameters: Trainable and other weights, as they are.
         trainable_parameters: Those that train.
         macs: Multiply-accumulates for one sample; None where a size is undefined. For an SVD
-            layer the convolution plus the h*w*r of rebuilding its kernel.
+            layer the convolution plus the h*w*r of rebuilding its kernel, likewise for Tucker.
         dense_parameters: Weights of the dense layer this one stands for.
         dense_macs: MACs of the dense layer this one stands for.
     """
@@ -178,8 +178,8 @@ class ModelCost:
         parameters: Trainable weights, as the papers count.
         non_trainable_parameters: The others, such as moving statistics.
         macs: Multiply-accumulates for one sample; None where a size is undefined.
-        dense_parameters: Trainable weights with every SVD layer counted as its dense one.
-        dense_macs: MACs with every SVD layer counted as its dense one.
+        dense_parameters: Trainable weights with every low-rank layer counted as its dense one.
+        dense_macs: MACs with every low-rank layer counted as its dense one.
         layers: The layers' own costs.
     """
 
@@ -233,9 +233,8 @@ def model_cost(model: Any) -> ModelCost:
         trainable = sum(math.prod(w.shape) for w in layer.trainable_weights)
         saved = 0
         if _is_low_rank(layer):
-            saved = math.prod(layer.kernel_shape) - factor_parameters(
-                layer.kernel_shape, layer.matricization, layer.rank
-            )
+            factors = sum(math.prod(value.shape) for value in layer.factor_variables)
+            saved = math.prod(layer.kernel_shape) - factors
         rows.append(
             LayerCost(
                 names.get(id(layer), layer.name),
@@ -260,7 +259,7 @@ def model_cost(model: Any) -> ModelCost:
 
 
 def _is_low_rank(layer: Any) -> bool:
-    return hasattr(layer, "matricization") and hasattr(layer, "kernel_shape")
+    return hasattr(layer, "factor_variables")
 
 
 @dataclass(frozen=True)
@@ -340,7 +339,7 @@ def _macs(layer: Any, shape: Sequence[int | None]) -> tuple[int | None, int | No
     if type(layer).__name__ == "EinsumDense":
         return (_einsum_macs(layer, shape),) * 2
     if _is_low_rank(layer):
-        entries, rebuild = math.prod(layer.kernel_shape), layer.rank
+        entries, rebuild = math.prod(layer.kernel_shape), layer.rebuild_macs
     else:
         kernels = [w for w in layer.weights if w.name in _KERNELS]
         entries, rebuild = sum(math.prod(w.shape) for w in kernels), 0
@@ -349,7 +348,7 @@ def _macs(layer: Any, shape: Sequence[int | None]) -> tuple[int | None, int | No
     if any(size is None for size in sizes):
         return None, None
     dense = math.prod(int(size) for size in sizes if size is not None) * entries
-    return dense + entries * rebuild, dense
+    return dense + rebuild, dense
 
 
 def _einsum_macs(layer: Any, shape: Sequence[int | None]) -> int | None:

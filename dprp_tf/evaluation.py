@@ -16,7 +16,7 @@ from dprp_tf import deploy
 from dprp_tf.costs import model_cost
 from dprp_tf.data import Dataset, StreamedImages, evaluation_batches, reading_errors
 from dprp_tf.folding import FoldPlan, choose_forms, fold
-from dprp_tf.layers import low_rank_layers
+from dprp_tf.layers import factorized_layers
 from dprp_tf.summaries import summary
 
 __all__ = ["FORMATS", "Format", "accuracy", "compare_models", "plain_model"]
@@ -72,7 +72,7 @@ def accuracy(model: keras.Model, dataset: Dataset, batch_size: int = 500) -> flo
 
 
 def plain_model(model: keras.Model) -> keras.Model:
-    """Return the model folded to plain layers if it has SVD layers, else the model itself.
+    """Return the model folded to plain layers if it has low-rank layers, else the model itself.
 
     Args:
         model: Any Keras model.
@@ -80,7 +80,7 @@ def plain_model(model: keras.Model) -> keras.Model:
     Returns:
         A model that exports.
     """
-    return fold(model) if low_rank_layers(model) else model
+    return fold(model) if factorized_layers(model) else model
 
 
 def compare_models(

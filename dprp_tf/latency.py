@@ -189,11 +189,12 @@ class LatencyTable(Tabular):
         rows = [self.layer(name) for name in ranks]
         return self.dense + sum(row.cost(ranks[row.name]) - row.dense for row in rows)
 
-    def forms(self, ranks: Mapping[str, int]) -> dict[str, str]:
+    def forms(self, ranks: Mapping[str, int | tuple[int, ...]]) -> dict[str, str]:
         """Return the forms that the predicted cost assumes, for `fold(model, forms=...)`.
 
         Args:
-            ranks: Rank by layer name, such as a `DPRPModel`'s `ranks`.
+            ranks: Rank by layer name, such as a `DPRPModel`'s `ranks`. Pairs of ranks, those of
+                Tucker layers, are passed over: a table knows SVD layers alone.
 
         Returns:
             Kind of form by layer name.
@@ -201,7 +202,8 @@ class LatencyTable(Tabular):
         Raises:
             ValueError: If a name is unknown.
         """
-        return {name: self.layer(name).form(rank) for name, rank in ranks.items()}
+        single = {name: rank for name, rank in ranks.items() if not isinstance(rank, tuple)}
+        return {name: self.layer(name).form(rank) for name, rank in single.items()}
 
     @property
     def least(self) -> float:

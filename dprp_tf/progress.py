@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -69,6 +70,22 @@ class Display:
         if self._live and self._step is not None:
             self._progress.update(self._step, description="done", completed=1)
 
+    def search(self, name: str) -> Callable[[float | None, str], None]:
+        """Return what shows how far a search is and how long the rest will take.
+
+        Args:
+            name: What is searched.
+
+        Returns:
+            A function of the share done, 0 to 1 or None where it isn't known, and a text.
+
+        Example:
+
+        >>> with Display(quiet=True) as display:
+        ...     display.search("ranks")(0.5, "level 12")
+        """
+        return _SearchBar(self, name)
+
     def training(self, name: str, epochs: int) -> keras.callbacks.Callback:
         """Return a callback that shows a training's epochs.
 
@@ -80,6 +97,35 @@ class Display:
             A Keras callback.
         """
         return _TrainingBar(self, name, epochs)
+
+
+class _SearchBar:
+    """Without a terminal a line about every ten seconds."""
+
+    _PAUSE = 10.0
+
+    def __init__(self, display: Display, name: str) -> None:
+        self._display, self._name = display, name
+        self._task: Any = None
+        self._began = self._told = time.perf_counter()
+
+    def __call__(self, share: float | None, text: str) -> None:
+        if self._display._live:
+            if self._task is None:
+                self._task = self._display._progress.add_task(self._name, total=100, figures="")
+            completed = None if share is None else 100 * min(max(share, 0.0), 1.0)
+            self._display._progress.update(self._task, completed=completed, figures=text)
+            return
+        now = time.perf_counter()
+        if self._display._quiet or (now - self._told < self._PAUSE and share != 1.0):
+            return
+        self._told = now
+        rest = ""
+        if share is not None and 0.02 < share < 1.0:
+            seconds = (now - self._began) * (1.0 - share) / share
+            rest = f", about {seconds / 60:.1f} minutes left"
+        done = "" if share is None else f" {share:.0%}"
+        self._display._console.print(f"{self._name}:{done} {text}{rest}", highlight=False)
 
 
 class _TrainingBar(keras.callbacks.Callback):

@@ -27,7 +27,7 @@ from dprp_tf.factorizing import factorize
 from dprp_tf.folding import choose_forms, fold
 from dprp_tf.graphs import walk_layers
 from dprp_tf.latency import LatencyTable
-from dprp_tf.layers import low_rank_layers
+from dprp_tf.layers import factorized_layers
 from dprp_tf.models import load_model
 from dprp_tf.random_streams import seed_states, set_seed_states
 from dprp_tf.report import save_plots, write_report
@@ -143,6 +143,12 @@ class TrainSettings:
             )
         if not 0 < self.threshold < 1:
             raise ValueError(f"`threshold` must lie in (0, 1). Received: {self.threshold}")
+        if self.method == "dprp" and self.matricization == "tucker":
+            raise ValueError(
+                "`matricization` must be 'spatial', 'channel' or 'separable', whose ranks fall in "
+                "training. Received: matricization='tucker'; select its ranks with "
+                "dprp_tf.select_ranks and train the result of dprp_tf.factorize(model, ranks=plan)."
+            )
 
 
 def train(
@@ -680,7 +686,7 @@ def finish(
         "data": dataset.description,
         "models": rows,
     }
-    if low_rank_layers(model):
+    if factorized_layers(model):
         table = LatencyTable.load(folder / _TABLE) if settings.latency_table else None
         forms = None if table is None else table.forms(model.ranks)
         folded = fold(model, forms=forms)

@@ -11,7 +11,7 @@ from rich.table import Table
 from dprp_tf.costs import ModelCost, model_cost
 from dprp_tf.factorizing import holds_matrix, skip_reason
 from dprp_tf.graphs import layer_keys
-from dprp_tf.layers import SVDLayer
+from dprp_tf.layers import FactorizedLayer, plain_ranks
 from dprp_tf.tables import Tabular
 
 __all__ = ["Summary", "SummaryRow", "summary"]
@@ -25,21 +25,22 @@ class SummaryRow:
         name: The layer's name; its path, such as "backbone/conv", where nested models have layers
             of the same name.
         type: Its class.
-        matricization: How its kernel is unfolded; None for a layer with its kernel as it is.
-        rank: Singular values kept; None likewise.
-        full_rank: Largest rank it could have; None likewise.
+        matricization: How its kernel is unfolded, `"tucker"` for a Tucker layer; None for a layer
+            with its kernel as it is.
+        rank: Singular values kept, of a Tucker layer the pair of ranks; None likewise.
+        full_rank: Largest rank it could have, or pair of ranks; None likewise.
         parameters: Its weights now, bias included.
         dense_parameters: The weights of its dense layer.
         macs: Multiply-accumulates for one sample, rebuilding the kernel included.
         dense_macs: Those of its dense layer.
-        skipped: Why it is not factorized; None for an SVD layer.
+        skipped: Why it is not factorized; None for an SVD or Tucker layer.
     """
 
     name: str
     type: str
     matricization: str | None
-    rank: int | None
-    full_rank: int | None
+    rank: int | tuple[int, ...] | None
+    full_rank: int | tuple[int, ...] | None
     parameters: int
     dense_parameters: int
     macs: int | None
@@ -89,7 +90,7 @@ class Summary(Tabular):
             table.add_row(
                 row.name,
                 row.type,
-                "" if row.rank is None else f"{row.rank} of {row.full_rank}",
+                "" if row.rank is None else f"{_text(row.rank)} of {_text(row.full_rank)}",
                 f"{row.parameters:,}",
                 f"{row.dense_parameters:,}",
                 row.skipped or row.matricization or "",
@@ -122,17 +123,17 @@ def summary(model: keras.Model) -> Summary:
     by_name = {row.name: row for row in cost.layers}
     rows = []
     for key, layer in layer_keys(model).items():
-        low_rank = isinstance(layer, SVDLayer)
-        if not low_rank and not holds_matrix(layer):
+        if not isinstance(layer, FactorizedLayer) and not holds_matrix(layer):
             continue
+        low_rank = layer if isinstance(layer, FactorizedLayer) else None
         found = by_name[key]
         rows.append(
             SummaryRow(
                 key,
                 type(layer).__name__,
-                layer.matricization if low_rank else None,
-                layer.rank if low_rank else None,
-                layer.full_rank if low_rank else None,
+                low_rank.matricization if low_rank else None,
+                plain_ranks(low_rank.ranks) if low_rank else None,
+                plain_ranks(low_rank.full_ranks) if low_rank else None,
                 found.parameters,
                 found.dense_parameters,
                 found.macs,
@@ -141,3 +142,7 @@ def summary(model: keras.Model) -> Summary:
             )
         )
     return Summary(tuple(rows), cost)
+
+
+def _text(rank: int | tuple[int, ...] | None) -> str:
+    return ", ".join(map(str, rank)) if isinstance(rank, tuple) else str(rank)

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from dprp_tf.graphs import graph_of, walk_layers
-from dprp_tf.layers import SVDLayer
+from dprp_tf.layers import FactorizedLayer
 
 __all__ = ["quick_build", "require_graph", "rewrite"]
 
@@ -126,7 +126,7 @@ class _Rewriter:
         new = self._replace(operation)
         if new is None:
             new = _clone(operation)
-            if isinstance(operation, SVDLayer):
+            if isinstance(operation, FactorizedLayer):
                 # Else it would decompose a kernel of its own first.
                 new.start_from(operation.factors)
             self.copied.append((operation, new))

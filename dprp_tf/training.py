@@ -24,7 +24,13 @@ from dprp_tf.failure_record import (
     own_loss_names,
     record_size,
 )
-from dprp_tf.layers import SVDLayer, low_rank_keys, low_rank_layers, stored_ranks
+from dprp_tf.layers import (
+    SVDLayer,
+    factorized_keys,
+    low_rank_layers,
+    plain_ranks,
+    stored_ranks,
+)
 from dprp_tf.random_streams import seed_states, set_seed_states
 from dprp_tf.regularizers import RankRegularizer, TailPenalty
 from dprp_tf.replicas import chief_arrays, from_first_replica, replica_count
@@ -196,9 +202,13 @@ class DPRPModel(keras.Model):
         return low_rank_layers(self)
 
     @property
-    def ranks(self) -> dict[str, int]:
-        """The rank of each SVD layer by name; by path where layers share a name."""
-        return {key: int(layer.rank or 0) for key, layer in low_rank_keys(self).items()}
+    def ranks(self) -> dict[str, int | tuple[int, ...]]:
+        """The rank of each SVD layer, and the pair of each Tucker layer, by name.
+
+        By path where layers share a name. `total_rank` in the logs counts SVD layers alone, whose
+        ranks training can change.
+        """
+        return {key: plain_ranks(layer.ranks) for key, layer in factorized_keys(self).items()}
 
     def rank_logs(self) -> dict[str, int]:
         """Return `total_rank` and `parameters` (trainable weights) as they are now."""

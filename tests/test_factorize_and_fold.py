@@ -565,7 +565,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: dprp.factorize(keras.Sequential([layers.Dense(3)])), r"`model` must be a built"),
     (lambda: dprp.factorize(_without_kernels()), r"`model` must have at least one.*'empty'"),
     (lambda: dprp.factorize(_with_nan()), r"`model` must have finite.*'branch'"),
-    (lambda: dprp.factorize(_plain(), "tucker"), r"`matricization`.*'tucker'"),
+    (lambda: dprp.factorize(_plain(), "rows"), r"`matricization`.*'rows'"),
     (lambda: dprp.factorize(_plain(), layers=["stern"]), r"`layers` must name.*'stern'.*'stem'"),
     (lambda: dprp.factorize(_plain(), layers=["norm"]), r"`layers`.*'norm'.*no kernel"),
     (lambda: dprp.factorize(_plain(), ranks=0), r"`ranks`.*0"),

@@ -8,6 +8,7 @@ from dprp_tf.factorization.matricization import (
     matrix_shape,
     resolve,
 )
+from dprp_tf.factorization.output_truncation import OutputTruncation
 from dprp_tf.factorization.svd import (
     Factors,
     canonical_order,
@@ -16,22 +17,42 @@ from dprp_tf.factorization.svd import (
     retained_rank,
     truncation_error,
 )
-from dprp_tf.factorization.tucker import TuckerFactors, tucker2, tucker_ranks
+from dprp_tf.factorization.truncation import (
+    DECOMPOSITIONS,
+    KernelTruncation,
+    Truncation,
+    resolve_decomposition,
+)
+from dprp_tf.factorization.tucker import (
+    TuckerFactors,
+    full_tucker_ranks,
+    tucker2,
+    tucker_ranks,
+)
+from dprp_tf.factorization.vbmf import VariationalRank, variational_rank
 
 __all__ = [
+    "DECOMPOSITIONS",
     "MATRICIZATIONS",
     "Factors",
+    "KernelTruncation",
+    "OutputTruncation",
+    "Truncation",
     "TuckerFactors",
+    "VariationalRank",
     "canonical_order",
     "decompose",
     "dematricize",
     "energy_rank",
     "full_rank",
+    "full_tucker_ranks",
     "matricize",
     "matrix_shape",
     "resolve",
+    "resolve_decomposition",
     "retained_rank",
     "truncation_error",
     "tucker2",
     "tucker_ranks",
+    "variational_rank",
 ]

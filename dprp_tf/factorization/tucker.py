@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 
 from dprp_tf.factorization.svd import energy_rank
 
-__all__ = ["TuckerFactors", "tucker2", "tucker_ranks"]
+__all__ = ["TuckerFactors", "full_tucker_ranks", "tucker2", "tucker_ranks"]
 
 
 class TuckerFactors(NamedTuple):
@@ -40,7 +43,28 @@ class TuckerFactors(NamedTuple):
         return mixed
 
 
-def tucker2(kernel: NDArray[np.floating], ranks: tuple[int, int]) -> TuckerFactors:
+def full_tucker_ranks(kernel_shape: Sequence[int]) -> tuple[int, int]:
+    """Return (min(C, L S), min(S, L C)), the largest ranks the two unfoldings can have.
+
+    Args:
+        kernel_shape: Keras kernel shape (*L, C, S).
+
+    Returns:
+        (R_in, R_out), at which Tucker-2 is exact.
+
+    Example:
+
+    >>> full_tucker_ranks((3, 3, 2, 32))
+    (2, 18)
+    """
+    *spatial, channels, filters = (int(size) for size in kernel_shape)
+    positions = math.prod(spatial)
+    return min(channels, positions * filters), min(filters, positions * channels)
+
+
+def tucker2(
+    kernel: NDArray[np.floating], ranks: tuple[int, int], *, iterations: int = 20
+) -> TuckerFactors:
     """Return the Tucker-2 decomposition of a convolution kernel, computed by tensorly.
 
     W (*L, C, S) is approximated by A (C, r_in), G (*L, r_in, r_out) and B (S, r_out): the modes of
@@ -49,6 +73,8 @@ def tucker2(kernel: NDArray[np.floating], ranks: tuple[int, int]) -> TuckerFacto
     Args:
         kernel: Array of shape (*L, C, S) with one spatial axis or more, finite.
         ranks: (r_in, r_out), in 1..C and 1..S.
+        iterations: Most sweeps of higher-order orthogonal iteration, 0 or more; 0 is the
+            higher-order SVD alone, near the best and much quicker. Default 20.
 
     Returns:
         The factors in the kernel's dtype; A and B have orthonormal columns.
@@ -78,9 +104,15 @@ def tucker2(kernel: NDArray[np.floating], ranks: tuple[int, int]) -> TuckerFacto
             f"`ranks` must lie in (1..{channels}, 1..{filters}). Received: ranks={ranks}"
         )
     flat = kernel.astype(np.float64).reshape(-1, channels, filters)
-    (core, (first, last)), _ = partial_tucker(
-        flat, rank=list(ranks), modes=[1, 2], init="svd", n_iter_max=20, tol=1e-8
-    )
+    full = full_tucker_ranks(kernel.shape)
+    if ranks[0] >= full[0] and ranks[1] >= full[1]:
+        iterations = 0  # the first projection is exact already
+    with warnings.catch_warnings():
+        # Of a rank above the other one's times L, which is completed by any orthonormal columns.
+        warnings.filterwarnings("ignore", message="Trying to compute SVD with n_eigenvecs")
+        (core, (first, last)), _ = partial_tucker(
+            flat, rank=list(ranks), modes=[1, 2], init="svd", n_iter_max=iterations, tol=1e-8
+        )
     dtype = kernel.dtype if np.issubdtype(kernel.dtype, np.floating) else np.dtype(np.float64)
     return TuckerFactors(
         np.asarray(first).astype(dtype),

@@ -15,24 +15,30 @@ from dprp_tf.folding.form import Form
 from dprp_tf.folding.weights import FormWeights, form_weights
 from dprp_tf.layers import (
     OBJECT_ARGUMENTS,
+    FactorizedLayer,
     SVDConv1D,
     SVDConv2D,
     SVDConv3D,
     SVDDense,
-    SVDLayer,
+    TuckerConv1D,
+    TuckerConv2D,
+    TuckerConv3D,
 )
 from dprp_tf.surgery import quick_build
 
 __all__ = ["assemble", "build_form"]
 
-_DENSE: dict[type[SVDLayer], type[keras.layers.Layer]] = {
+_DENSE: dict[type[FactorizedLayer], type[keras.layers.Layer]] = {
     SVDConv1D: keras.layers.Conv1D,
     SVDConv2D: keras.layers.Conv2D,
     SVDConv3D: keras.layers.Conv3D,
+    TuckerConv1D: keras.layers.Conv1D,
+    TuckerConv2D: keras.layers.Conv2D,
+    TuckerConv3D: keras.layers.Conv3D,
     SVDDense: keras.layers.Dense,
 }
 _DEPTHWISE = {1: keras.layers.DepthwiseConv1D, 2: keras.layers.DepthwiseConv2D}
-_FACTOR_ARGUMENTS = ("rank", "matricization", "balanced_gradients")
+_FACTOR_ARGUMENTS = ("rank", "ranks", "matricization", "balanced_gradients")
 
 _Step = tuple[keras.layers.Layer, list[NDArray[Any]]]
 
@@ -83,7 +89,7 @@ def _apply(steps: list[_Step], outputs: Any) -> Any:
 
 
 def build_form(
-    layer: SVDLayer, form: Form, taken_names: Collection[str] = ()
+    layer: FactorizedLayer, form: Form, taken_names: Collection[str] = ()
 ) -> Callable[[Any], Any]:
     """Return a callable made of plain Keras layers that computes a form of `layer`.
 
@@ -92,7 +98,7 @@ def build_form(
     then have like sizes, which loses least when activations are quantized.
 
     Args:
-        layer: A built SVD layer.
+        layer: A built SVD or Tucker layer.
         form: One of the forms `layer_forms` lists.
         taken_names: Names that the layers of its stages must not have. Default: none.
 
@@ -113,7 +119,7 @@ def assemble(layer: Any, form: Form, weights: FormWeights) -> _Chain:
     """Return the plain layers of a form of `layer`, filled with the given weights.
 
     Args:
-        layer: A built SVD layer, whose geometry, bias and activation are taken.
+        layer: A built SVD or Tucker layer, whose geometry, bias and activation are taken.
         form: The form.
         weights: As `form_weights` or `random_weights` return them.
 
@@ -361,15 +367,15 @@ def _ones(layer: Any) -> tuple[int, ...]:
     return (1,) * layer.ndim
 
 
-def _bias(layer: SVDLayer) -> list[NDArray[Any]]:
+def _bias(layer: FactorizedLayer) -> list[NDArray[Any]]:
     return [] if layer.bias is None else [keras.ops.convert_to_numpy(layer.bias)]
 
 
-def _shared(layer: SVDLayer) -> dict[str, Any]:
+def _shared(layer: FactorizedLayer) -> dict[str, Any]:
     return {"dtype": layer.dtype_policy, "trainable": layer.trainable}
 
 
-def _last(layer: SVDLayer) -> dict[str, Any]:
+def _last(layer: FactorizedLayer) -> dict[str, Any]:
     return {
         "use_bias": layer.use_bias,
         "activation": layer.activation,

@@ -1,4 +1,4 @@
-"""Choose a form for each SVD layer and rewrite the model with plain Keras layers."""
+"""Choose a form for each low-rank layer and rewrite the model with plain Keras layers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dprp_tf.costs import two_stage_effort
 from dprp_tf.folding.assembly import build_form
 from dprp_tf.folding.form import KINDS, Form
 from dprp_tf.folding.plan import FoldPlan
-from dprp_tf.folding.weights import form_error, obstacle, own_form
+from dprp_tf.folding.weights import form_error, obstacle, own_form, same_factors
 from dprp_tf.graphs import walk_layers
-from dprp_tf.layers import SVDLayer, low_rank_keys, low_rank_layers
+from dprp_tf.layers import FactorizedLayer, factorized_keys, factorized_layers, plain_ranks
 from dprp_tf.surgery import require_graph, rewrite
 
 __all__ = ["FoldedLayer", "choose_forms", "fold", "require_finite_factors"]
@@ -32,10 +32,10 @@ class FoldedLayer:
 
     Attributes:
         name: The layer's name; its path where nested models have layers of the same name.
-        type: The SVD layer's class.
-        matricization: How its kernel is unfolded.
-        full_rank: Largest rank it could have.
-        rank: Its rank.
+        type: The low-rank layer's class.
+        matricization: How its kernel is unfolded; `"tucker"` for a Tucker layer.
+        full_rank: Largest rank it could have; a pair for a Tucker layer.
+        rank: Its rank; likewise.
         form: The kind of form, one of `KINDS`.
         reason: Why this form.
         dense_parameters: Kernel weights of the dense form.
@@ -45,8 +45,8 @@ class FoldedLayer:
     name: str
     type: str
     matricization: str
-    full_rank: int
-    rank: int
+    full_rank: int | tuple[int, ...]
+    rank: int | tuple[int, ...]
     form: str
     reason: str
     dense_parameters: int
@@ -59,20 +59,21 @@ def choose_forms(
     forms: Mapping[str, str | Form] | None = None,
     plan: FoldPlan | str | os.PathLike[str] | None = None,
 ) -> list[FoldedLayer]:
-    """Say which form `fold` would give each SVD layer, and why.
+    """Say which form `fold` would give each SVD or Tucker layer, and why.
 
     Args:
-        model: A model with SVD layers.
+        model: A model with SVD or Tucker layers.
         form: `"smallest"` (whatever stores fewer weights), `"fast"` (two stages only where
             `costs.two_stage_effort` is at most 0.75, a rule of thumb and no measurement),
-            `"dense"`, or `"two_stage"` for every layer that has one. Default `"smallest"`.
+            `"dense"`, or `"two_stage"` (three, of Tucker) for every layer that has one. Default
+            `"smallest"`.
         forms: Forms of single layers by name or path: a `Form`, one of `KINDS` with the layer's own
             rank, or `"two_stage"`. They win over `form` and `plan`.
         plan: What `dprp_tf.deploy.plan` measured for this model, or the file it was saved to;
             wins over `form`.
 
     Returns:
-        One `FoldedLayer` per SVD layer, in model order.
+        One `FoldedLayer` per SVD or Tucker layer, in model order.
 
     Raises:
         ValueError: If a form or a layer name is unknown, a layer has not the form asked by name,
@@ -102,7 +103,7 @@ def _choices(
         raise ValueError(f"`form` must be one of {_CHOICES}. Received: form={form!r}")
     if isinstance(plan, (str, os.PathLike)):
         plan = FoldPlan.load(plan)
-    layers = low_rank_keys(model)
+    layers = factorized_keys(model)
     named = dict(forms or {})
     unknown = sorted(set(named) - set(layers) - {layer.name for layer in layers.values()})
     if unknown:
@@ -132,11 +133,11 @@ def fold(
 ) -> keras.Model:
     """Return a model of plain Keras layers that computes what `model` computes.
 
-    Every SVD layer becomes one of its exact forms (see `Form`); everything else is copied. The
-    result is a Functional model that loads without this library.
+    Every SVD and Tucker layer becomes one of its exact forms (see `Form`); everything else is
+    copied. The result is a Functional model that loads without this library.
 
     Args:
-        model: A model with SVD layers, such as a trained `DPRPModel`.
+        model: A model with SVD or Tucker layers, such as a trained `DPRPModel`.
         form: `"smallest"`, `"fast"`, `"dense"` or `"two_stage"`; see `choose_forms`. Default
             `"smallest"`.
         forms: Forms of single layers by name; they win over `form` and `plan`.
@@ -147,8 +148,8 @@ def fold(
         The folded model, not compiled.
 
     Raises:
-        ValueError: If the model has no graph or no SVD layer, factors that are not finite, a form
-            that does not exist, or a plan made for other layers, ranks or weights.
+        ValueError: If the model has no graph or no low-rank layer, factors that are not finite, a
+            form that does not exist, or a plan made for other layers, ranks or weights.
 
     Source: DPRP (arXiv 2401.08014) Eq. 2; the forms are in `dprp_tf.folding.form`.
 
@@ -169,14 +170,16 @@ def fold(
             "`model` must have SVD layers to fold. Received: "
             f"{model.name!r}, which has none; make one with dprp_tf.factorize(model)."
         )
-    layers = low_rank_layers(model)
+    layers = factorized_layers(model)
     # By identity and not by name: nested models may each have a layer of the same name.
     choices = {id(layer): chosen for layer, (_, chosen) in zip(layers, rows, strict=True)}
     names = {layer.name for layer in walk_layers(model)}
     return rewrite(
         model,
         lambda layer: (
-            build_form(layer, choices[id(layer)], names) if isinstance(layer, SVDLayer) else None
+            build_form(layer, choices[id(layer)], names)
+            if isinstance(layer, FactorizedLayer)
+            else None
         ),
     )
 
@@ -185,12 +188,12 @@ def require_finite_factors(model: keras.Model) -> None:
     """Refuse a model whose factors hold NaN or infinite values.
 
     Args:
-        model: A model with SVD layers.
+        model: A model with SVD or Tucker layers.
 
     Raises:
         ValueError: If a factor is not finite; the message names it.
     """
-    for layer in low_rank_layers(model):
+    for layer in factorized_layers(model):
         if layer.broken_factor is not None:
             raise ValueError(
                 "`model` must have finite factors. Received: NaN or infinite entries in "
@@ -198,13 +201,13 @@ def require_finite_factors(model: keras.Model) -> None:
             )
 
 
-def _row(key: str, layer: SVDLayer, chosen: Form, reason: str) -> FoldedLayer:
+def _row(key: str, layer: FactorizedLayer, chosen: Form, reason: str) -> FoldedLayer:
     return FoldedLayer(
         key,
         type(layer).__name__,
         layer.matricization,
-        layer.full_rank,
-        int(layer.rank or 0),
+        plain_ranks(layer.full_ranks),
+        plain_ranks(layer.ranks),
         chosen.kind,
         reason,
         math.prod(layer.kernel_shape),
@@ -212,7 +215,7 @@ def _row(key: str, layer: SVDLayer, chosen: Form, reason: str) -> FoldedLayer:
     )
 
 
-def _by_name(layer: SVDLayer, asked: str | Form) -> Form:
+def _by_name(layer: FactorizedLayer, asked: str | Form) -> Form:
     own = own_form(layer)
     if isinstance(asked, Form):
         chosen = asked
@@ -220,7 +223,7 @@ def _by_name(layer: SVDLayer, asked: str | Form) -> Form:
         chosen = own
     elif asked == "dense":
         chosen = Form("dense")
-    elif asked in KINDS and asked != "tucker" and _same_matricization(asked, own):
+    elif asked in [same.kind for same in same_factors(own)]:
         chosen = Form(asked, own.ranks)
     else:
         raise ValueError(
@@ -237,10 +240,10 @@ def _by_name(layer: SVDLayer, asked: str | Form) -> Form:
     return chosen
 
 
-def _planned(layers: Mapping[str, SVDLayer], plan: FoldPlan) -> dict[str, Form]:
+def _planned(layers: Mapping[str, FactorizedLayer], plan: FoldPlan) -> dict[str, Form]:
     """The plan's forms, if it was made for layers like these."""
     ours = {
-        key: (tuple(layer.kernel_shape), layer.matricization, int(layer.rank or 0))
+        key: (tuple(layer.kernel_shape), layer.matricization, plain_ranks(layer.ranks))
         for key, layer in layers.items()
     }
     theirs = {row.name: (row.kernel_shape, row.matricization, row.rank) for row in plan.layers}
@@ -255,7 +258,7 @@ def _planned(layers: Mapping[str, SVDLayer], plan: FoldPlan) -> dict[str, Form]:
     return plan.forms
 
 
-def _by_plan(layer: SVDLayer, planned: Form) -> Form:
+def _by_plan(layer: FactorizedLayer, planned: Form) -> Form:
     error = form_error(layer, planned)
     if error <= 1.01 * planned.error + _PLAN_ROUNDING:
         return planned
@@ -266,10 +269,11 @@ def _by_plan(layer: SVDLayer, planned: Form) -> Form:
     )
 
 
-def _by_rule(layer: SVDLayer, form: str) -> tuple[Form, str]:
+def _by_rule(layer: FactorizedLayer, form: str) -> tuple[Form, str]:
     dense, own = Form("dense"), own_form(layer)
     reason = obstacle(layer, own.kind)
     weights = math.prod(layer.kernel_shape)
+    stages = "three" if own.kind == "tucker" else "two"
     if form == "dense":
         return dense, "asked for"
     if reason is not None:
@@ -277,14 +281,19 @@ def _by_rule(layer: SVDLayer, form: str) -> tuple[Form, str]:
     if form == "two_stage":
         return own, "asked for"
     if form == "fast":
-        effort = two_stage_effort(layer.kernel_shape, layer.matricization, own.ranks[0])
+        effort = _effort(layer, own)
         chosen = own if effort <= _WORTH_TWO_STAGES else dense
-        return chosen, f"two stages would take about {effort:.2f} of the time"
+        return chosen, f"{stages} stages would take about {effort:.2f} of the time"
     least = own.parameters(layer.kernel_shape)
     if least < weights:
         return own, f"{least} weights instead of {weights}"
-    return dense, f"two stages would store {least} weights instead of {weights}"
+    return dense, f"{stages} stages would store {least} weights instead of {weights}"
 
 
-def _same_matricization(kind: str, own: Form) -> bool:
-    return Form(kind, own.ranks).matricization == own.matricization
+def _effort(layer: FactorizedLayer, own: Form) -> float:
+    """Estimate the time of a layer's own form relative to the dense one; see `two_stage_effort`."""
+    if own.kind != "tucker":
+        return two_stage_effort(layer.kernel_shape, layer.matricization, own.ranks[0])
+    # The first stage runs before the strides.
+    before = math.prod(getattr(layer, "strides", ()))
+    return own.macs(layer.kernel_shape, (before,), (1,)) / math.prod(layer.kernel_shape)

@@ -66,7 +66,7 @@ class PlannedLayer:
         name: The layer's name.
         kernel_shape: Its kernel's shape.
         matricization: How its kernel was unfolded.
-        rank: Its rank when it was planned for.
+        rank: Its rank when it was planned for; a pair of ranks for a Tucker layer.
         form: Its form.
         reason: Why.
         candidates: Every form measured, dense first.
@@ -75,7 +75,7 @@ class PlannedLayer:
     name: str
     kernel_shape: tuple[int, ...]
     matricization: str
-    rank: int
+    rank: int | tuple[int, ...]
     form: Form
     reason: str
     candidates: tuple[Candidate, ...]
@@ -96,7 +96,7 @@ class PlannedLayer:
             "name": self.name,
             "kernel_shape": list(self.kernel_shape),
             "matricization": self.matricization,
-            "rank": self.rank,
+            "rank": list(self.rank) if isinstance(self.rank, tuple) else self.rank,
             "form": self.form.kind,
             "ranks": list(self.form.ranks),
             "error": self.form.error,
@@ -109,10 +109,10 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class FoldPlan(Tabular):
-    """Which form each SVD layer of a model gets on a target, from measurements.
+    """Which form each SVD or Tucker layer of a model gets on a target, from measurements.
 
     Attributes:
-        layers: One `PlannedLayer` per SVD layer, in model order.
+        layers: One `PlannedLayer` per such layer, in model order.
         target: Where it was measured, such as `"local"`.
         runtime: `"litert"` or `"onnxruntime"`.
         precision: `"float32"`, `"float16"` or `"int8"`.
@@ -319,11 +319,15 @@ def _layer(entry: Mapping[str, Any]) -> PlannedLayer:
         name=str(entry["name"]),
         kernel_shape=tuple(map(int, entry["kernel_shape"])),
         matricization=str(entry["matricization"]),
-        rank=int(entry["rank"]),
+        rank=_rank(entry["rank"]),
         form=form,
         reason=str(entry["reason"]),
         candidates=candidates,
     )
+
+
+def _rank(value: Any) -> int | tuple[int, ...]:
+    return tuple(map(int, value)) if isinstance(value, list) else int(value)
 
 
 def _form(values: Mapping[str, Any]) -> Form:

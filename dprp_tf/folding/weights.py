@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dprp_tf import factorization
 from dprp_tf.factorization import Factors, TuckerFactors
 from dprp_tf.folding.form import KINDS, OWN_KIND, Form
-from dprp_tf.layers import SVDConv3D, SVDDense, SVDLayer
+from dprp_tf.layers import FactorizedLayer
 
 __all__ = [
     "FormWeights",
@@ -24,6 +24,7 @@ __all__ = [
     "obstacle",
     "own_form",
     "random_weights",
+    "same_factors",
 ]
 
 FormWeights = NDArray[Any] | Factors | TuckerFactors
@@ -33,11 +34,11 @@ _ROUNDING = 1e-6
 _LARGE = 2**24
 
 
-def obstacle(layer: SVDLayer, kind: str) -> str | None:
+def obstacle(layer: Any, kind: str) -> str | None:
     """Say why a layer can't take a kind of form; None if it can.
 
     Args:
-        layer: A built SVD layer.
+        layer: A built low-rank layer, or the dense one it stands for.
         kind: One of `KINDS`.
 
     Returns:
@@ -54,31 +55,55 @@ def obstacle(layer: SVDLayer, kind: str) -> str | None:
         return "its kernel constraint may change the rank of the kernel"
     if kind == "channel":
         return None
-    if isinstance(layer, SVDDense) or math.prod(layer.kernel_shape[:-2]) == 1:
+    spatial = getattr(layer, "kernel_shape", None) or layer.kernel.shape
+    spatial = spatial[:-2]
+    if math.prod(spatial) == 1:
         return "its kernel has one position: only the channel form applies"
     if kind in ("separable", "tucker"):
         return None
-    if isinstance(layer, SVDConv3D):
+    if len(spatial) == 3:
         return "Keras has no three-dimensional depthwise convolution"
     if len(set(layer.strides)) > 1:
         return "depthwise convolutions need equal strides on both axes"
     return None
 
 
-def own_form(layer: SVDLayer) -> Form:
-    """Return the two-stage form that a layer's factors are as they stand.
+def own_form(layer: FactorizedLayer) -> Form:
+    """Return the form of two stages, of Tucker three, that a layer's factors are as they stand.
 
     Args:
-        layer: A built SVD layer.
+        layer: A built SVD or Tucker layer.
 
     Returns:
         The form, whether or not the layer can take it; see `obstacle`.
     """
+    if layer.matricization == "tucker":
+        return Form("tucker", layer.ranks)
     kind = factorization.resolve(layer.kernel_shape, layer.matricization)
-    return Form(OWN_KIND[kind], (int(layer.rank or 1),))
+    return Form(OWN_KIND[kind], layer.ranks)
 
 
-def layer_forms(layer: SVDLayer, tolerance: float | None = 0.0) -> list[Form]:
+def same_factors(own: Form) -> list[Form]:
+    """Return the forms made of the same factors as a layer's own form.
+
+    Args:
+        own: What `own_form` returned.
+
+    Returns:
+        The forms, whether or not the layer can take them; see `obstacle`.
+
+    Example:
+
+    >>> [form.kind for form in same_factors(Form("concatenated", (2,)))]
+    ['concatenated', 'summed', 'pointwise_first']
+    """
+    if own.kind == "tucker":
+        return [own]
+    single = (Form(kind, own.ranks) for kind in KINDS if kind not in ("dense", "tucker"))
+    return [form for form in single if form.matricization == own.matricization]
+
+
+def layer_forms(layer: FactorizedLayer, tolerance: float | None = 0.0) -> list[Form]:
     """Return the forms that compute a layer, dense first.
 
     Those of the layer's own matricization always; those of another matricization, and Tucker-2,
@@ -86,7 +111,7 @@ def layer_forms(layer: SVDLayer, tolerance: float | None = 0.0) -> list[Form]:
     the dense kernel.
 
     Args:
-        layer: A built SVD layer.
+        layer: A built SVD or Tucker layer.
         tolerance: Relative Frobenius error of the kernel that a form may have, in [0, 1). 0 means
             exact up to float32 rounding; above 0 the layer's own rank may fall as well. None
             looks at the layer's own matricization alone, which needs no decomposition. Default 0.
@@ -101,7 +126,7 @@ def layer_forms(layer: SVDLayer, tolerance: float | None = 0.0) -> list[Form]:
         raise ValueError(f"`tolerance` must lie in [0, 1). Received: tolerance={tolerance}")
     own = own_form(layer)
     forms = [Form("dense")]
-    forms += [form for form in _same_factors(own) if obstacle(layer, form.kind) is None]
+    forms += [form for form in same_factors(own) if obstacle(layer, form.kind) is None]
     if tolerance is None:
         return forms
     kernel = dense_kernel(layer).astype(np.float64)
@@ -135,11 +160,11 @@ def layer_forms(layer: SVDLayer, tolerance: float | None = 0.0) -> list[Form]:
     return forms
 
 
-def form_weights(layer: SVDLayer, form: Form) -> FormWeights:
+def form_weights(layer: FactorizedLayer, form: Form) -> FormWeights:
     """Return the arrays of a form of a layer.
 
     Args:
-        layer: A built SVD layer.
+        layer: A built SVD or Tucker layer.
         form: One of its forms. Ranks below what the kernel has are truncated to.
 
     Returns:
@@ -172,11 +197,11 @@ def form_weights(layer: SVDLayer, form: Form) -> FormWeights:
     return Factors(*(array.astype(np.float32) for array in singular))
 
 
-def form_error(layer: SVDLayer, form: Form) -> float:
+def form_error(layer: FactorizedLayer, form: Form) -> float:
     """Return how far the kernel of a form is from the layer's, relative in the Frobenius norm.
 
     Args:
-        layer: A built SVD layer.
+        layer: A built SVD or Tucker layer.
         form: A form it can take.
 
     Returns:
@@ -237,11 +262,11 @@ def random_weights(kernel_shape: Sequence[int], form: Form, seed: int = 0) -> Fo
     )
 
 
-def dense_kernel(layer: SVDLayer) -> NDArray[Any]:
+def dense_kernel(layer: FactorizedLayer) -> NDArray[Any]:
     """Return the kernel of the dense layer, its constraint applied.
 
     Args:
-        layer: A built SVD layer.
+        layer: A built SVD or Tucker layer.
 
     Returns:
         Array of the kernel's shape; float64 unless a constraint was applied or it has more than
@@ -249,15 +274,12 @@ def dense_kernel(layer: SVDLayer) -> NDArray[Any]:
     """
     factors = layer.factors
     if math.prod(layer.kernel_shape) <= _LARGE:
-        factors = Factors(*(array.astype(np.float64) for array in factors))
-    matrix = factors.matrix()
-    kernel = factorization.dematricize(matrix, layer.kernel_shape, layer.matricization)
+        factors = type(factors)(*(array.astype(np.float64) for array in factors))
+    if isinstance(factors, TuckerFactors):
+        kernel = factors.kernel()
+    else:
+        matrix = factors.matrix()
+        kernel = factorization.dematricize(matrix, layer.kernel_shape, layer.matricization)
     if layer.kernel_constraint is not None:
         kernel = ops.convert_to_numpy(layer.kernel_constraint(ops.convert_to_tensor(kernel)))
     return np.asarray(kernel)
-
-
-def _same_factors(own: Form) -> list[Form]:
-    """The forms made of the same factors as `own`."""
-    single = (Form(kind, own.ranks) for kind in KINDS if kind not in ("dense", "tucker"))
-    return [form for form in single if form.matricization == own.matricization]

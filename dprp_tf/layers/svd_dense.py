@@ -56,7 +56,7 @@ class SVDDense(SVDLayer):
                 f"The last axis of the input to {self.name!r} must be defined. "
                 f"Received: input_shape={input_shape}"
             )
-        self._build_factors((inputs, self.units), self.units)
+        self._build_weights((inputs, self.units))
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: inputs})
 
     def call(self, inputs: Any) -> Any:

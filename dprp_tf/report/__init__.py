@@ -13,6 +13,7 @@ from dprp_tf.report.plots import (
     plot_training,
     save_plots,
 )
+from dprp_tf.report.rank_plan import plot_rank_plan, save_rank_plan_plot
 from dprp_tf.report.tables import bench_report, results_markdown, results_table
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "bench_report",
     "plot_bench",
     "plot_cost_by_epoch",
+    "plot_rank_plan",
     "plot_ranks_by_layer",
     "plot_singular_values",
     "plot_tradeoff",
@@ -28,5 +30,6 @@ __all__ = [
     "results_table",
     "save_bench_plots",
     "save_plots",
+    "save_rank_plan_plot",
     "write_report",
 ]

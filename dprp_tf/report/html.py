@@ -528,7 +528,10 @@ def _changed(value: Any, baseline: Any) -> Cell:
 
 
 def _rank(layer: Mapping[str, Any]) -> str:
-    rank, full = number(layer.get("rank")), number(layer.get("full_rank"))
+    pairs = [layer.get(key) for key in ("rank", "full_rank")]
+    if all(isinstance(pair, list | tuple) for pair in pairs):
+        return " of ".join(", ".join(map(count_text, pair or ())) for pair in pairs)
+    rank, full = map(number, pairs)
     said = f"{count_text(rank)} of {count_text(full)}"
     if math.isnan(rank) or not full > 0:
         return said

@@ -9,30 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Allocation", "BudgetError", "allocate_ranks"]
+from dprp_tf.selection.budget import BudgetError
+
+__all__ = ["Allocation", "allocate_ranks"]
 
 _BISECTIONS = 60
 _EMPTY = 1e-30
 _ROUNDING = 1e-9
-
-
-class BudgetError(ValueError):
-    """A budget that no ranks meet.
-
-    Args:
-        budget: What was asked for.
-        least: The smallest cost there is.
-    """
-
-    def __init__(self, budget: float, least: float) -> None:
-        # Rounded up, so that the figure told is a budget that works.
-        told = math.ceil(least * 1e6) / 1e6 if least < 1e6 else float(math.ceil(least))
-        super().__init__(
-            f"`budget` must be at least {told:.10g}, the cost with every layer at its smallest "
-            f"rank. Received: budget={budget:.10g}. Raise it, or let more layers be cut."
-        )
-        self.budget = budget
-        self.least = least
 
 
 @dataclass(frozen=True)

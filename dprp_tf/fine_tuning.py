@@ -1,0 +1,275 @@
+"""A short training after a model was cut: the same for every method, resumable in a folder."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from dprp_tf.atomic import atomic_path, read_json, remove_leftovers, write_json
+from dprp_tf.graphs import graph_of
+
+__all__ = ["FineTuning", "Labelled", "TrainingImages", "classification_loss"]
+
+
+class TrainingImages(Protocol):
+    """What `dprp_tf.data.Dataset` offers here: a training split that streams as batches."""
+
+    x_train: Any
+    y_train: Any
+
+    def batches(self, batch_size: int, **options: Any) -> Any:
+        """Stream the training split, shuffled and augmented by `seed` and `epoch`."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Return a context in which what can't be read is named."""
+
+
+Labelled = tuple[Any, Any] | TrainingImages
+"""`(x, y)`, or a `Dataset`."""
+
+_SCHEDULES = ("cosine", "constant")
+_STATE = "tuning.json"
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Settings of a short training with Nesterov's SGD.
+
+    Args:
+        epochs: Epochs in all, 0 or more; 0 changes nothing. Default 10.
+        learning_rate: Rate at the start. Default 0.01.
+        schedule: `"cosine"` to zero over all steps, or `"constant"`. Default `"cosine"`.
+        batch_size: Samples per step. Default 128.
+        momentum: Nesterov's momentum, in [0, 1). Default 0.9.
+        weight_decay: Decoupled weight decay. Default 0.
+        augment: Whether a `Dataset` is augmented in its own way. Default True.
+        loss: A Keras loss. Default: cross-entropy for whole-number labels or one-hot rows, from
+            logits unless the model ends in a softmax.
+        seed: Seed of the order and of the augmentation.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Source: BSR/LeSS thesis 3.6.1 for the defaults.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    >>> x, y = np.eye(2, dtype="float32"), np.array([0, 1])
+    >>> len(FineTuning(epochs=2).fit(model, (x, y)))
+    2
+    """
+
+    epochs: int = 10
+    learning_rate: float = 0.01
+    schedule: str = "cosine"
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    augment: bool = True
+    loss: Any = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sound = {
+            "epochs": self.epochs >= 0,
+            "learning_rate": self.learning_rate > 0,
+            "schedule": self.schedule in _SCHEDULES,
+            "batch_size": self.batch_size >= 1,
+            "momentum": 0 <= self.momentum < 1,
+            "weight_decay": self.weight_decay >= 0,
+        }
+        for name, holds in sound.items():
+            if not holds:
+                raise ValueError(
+                    f"`{name}` is out of range; see FineTuning. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+
+    def fit(
+        self,
+        model: keras.Model,
+        data: Labelled,
+        *,
+        validation_data: tuple[Any, Any] | None = None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        folder: str | os.PathLike[str] | None = None,
+    ) -> list[dict[str, float]]:
+        """Compile the model and train it in place.
+
+        Args:
+            model: A built model.
+            data: Training data: `(x, y)`, or a `Dataset`, whose training split is used.
+            validation_data: `(x, y)` to look at after each epoch.
+            callbacks: Keras callbacks.
+            folder: Where to write a checkpoint after every epoch; a training that was interrupted
+                goes on from it. Default: none is written.
+
+        Returns:
+            The logs of every epoch, those before an interruption too.
+
+        Raises:
+            ValueError: If the folder is of another training.
+        """
+        if self.epochs == 0:
+            return []
+        source = _Shuffled(data, self) if isinstance(data, tuple) else data
+        samples = source.samples if isinstance(source, _Shuffled) else len(source.x_train)
+        steps = max(1, math.ceil(samples / self.batch_size))
+        self._compile(model, steps, data)
+        state = _State(None if folder is None else Path(folder), self, samples)
+        begun = state.restore(model)
+        if begun >= self.epochs:
+            return state.history
+        if isinstance(source, _Shuffled):
+            source.epoch = begun
+            stream: Any = source
+        else:
+            stream = source.batches(
+                self.batch_size, augment=self.augment, seed=self.seed, epoch=begun
+            )
+        with nullcontext() if isinstance(source, _Shuffled) else source.reading():
+            model.fit(
+                stream,
+                epochs=self.epochs,
+                initial_epoch=begun,
+                validation_data=validation_data,
+                callbacks=[*callbacks, _Keeper(state)],
+                verbose=0,
+                shuffle=False,
+            )
+        return state.history
+
+    def _compile(self, model: keras.Model, steps: int, data: Any) -> None:
+        rate: Any = self.learning_rate
+        if self.schedule == "cosine":
+            rate = keras.optimizers.schedules.CosineDecay(rate, steps * self.epochs)
+        y = data[1] if isinstance(data, tuple) else data.y_train
+        model.compile(
+            optimizer=keras.optimizers.SGD(
+                rate,
+                momentum=self.momentum,
+                nesterov=self.momentum > 0,
+                weight_decay=self.weight_decay or None,
+            ),
+            loss=classification_loss(model, y) if self.loss is None else self.loss,
+            metrics=["accuracy"],
+        )
+
+
+def classification_loss(model: keras.Model, y: Any) -> keras.losses.Loss:
+    """Return the cross-entropy that fits a model's outputs and its labels.
+
+    Args:
+        model: A classifier with one output.
+        y: Labels: whole numbers `(samples,)`, or one-hot rows `(samples, classes)`.
+
+    Returns:
+        The loss; from logits unless the last layer's activation is a softmax.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, "softmax")])
+    >>> classification_loss(model, np.array([0, 1])).get_config()["from_logits"]
+    False
+    """
+    graph = graph_of(model)
+    last = (graph or model).layers[-1]
+    while graph_of(last) is not None:
+        last = graph_of(last).layers[-1]
+    activation = getattr(last, "activation", None)
+    softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
+    rows = np.ndim(y) == 2 and np.shape(y)[-1] > 1
+    kind = keras.losses.CategoricalCrossentropy if rows else None
+    return (kind or keras.losses.SparseCategoricalCrossentropy)(from_logits=not softmax)
+
+
+class _Shuffled(keras.utils.PyDataset):
+    """Arrays in an order that depends on (seed, epoch) alone."""
+
+    def __init__(self, data: tuple[Any, Any], settings: FineTuning) -> None:
+        super().__init__()
+        self._x, self._y = np.asarray(data[0]), np.asarray(data[1])
+        self.samples = len(self._x)
+        if self.samples == 0 or self.samples != len(self._y):
+            raise ValueError(
+                "`data` must hold the same number of samples and labels, one or more. Received: "
+                f"{self.samples} and {len(self._y)}"
+            )
+        self._size, self._seed = settings.batch_size, settings.seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return math.ceil(self.samples / self._size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        order = np.random.default_rng((self._seed, self.epoch)).permutation(self.samples)
+        rows = order[index * self._size : (index + 1) * self._size]
+        return self._x[rows].astype("float32"), self._y[rows]
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+
+
+class _State:
+    """The checkpoint of a tuning and its history, in a folder or in memory alone."""
+
+    def __init__(self, folder: Path | None, settings: FineTuning, samples: int) -> None:
+        self.history: list[dict[str, float]] = []
+        self._folder = folder
+        self._identity = f"{settings!r} on {samples} samples"
+
+    def restore(self, model: keras.Model) -> int:
+        """Load what an interrupted tuning left into the model; return the epochs done."""
+        if self._folder is None:
+            return 0
+        self._folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self._folder)
+        path = self._folder / _STATE
+        if not path.exists():
+            return 0
+        found = read_json(path)
+        if not isinstance(found, dict) or found.get("identity") != self._identity:
+            raise ValueError(
+                f"`folder` must hold a tuning of the same settings. Received: {path} of another; "
+                "use another folder or remove it."
+            )
+        saved = keras.saving.load_model(self._folder / found["checkpoint"])
+        model.set_weights(saved.get_weights())
+        model.optimizer.build(model.trainable_variables)
+        for own, stored in zip(model.optimizer.variables, saved.optimizer.variables, strict=True):
+            own.assign(stored)
+        self.history = list(found["history"])
+        return len(self.history)
+
+    def keep(self, model: keras.Model, logs: dict[str, Any]) -> None:
+        self.history.append({name: float(value) for name, value in logs.items()})
+        if self._folder is None:
+            return
+        name = f"tuning-{len(self.history):04d}.keras"
+        with atomic_path(self._folder / name) as temporary:
+            model.save(temporary)
+        write_json(
+            self._folder / _STATE,
+            {"identity": self._identity, "checkpoint": name, "history": self.history},
+        )
+        for old in self._folder.glob("tuning-[0-9]*.keras"):
+            if old.name != name:
+                old.unlink()
+
+
+class _Keeper(keras.callbacks.Callback):
+    def __init__(self, state: _State) -> None:
+        super().__init__()
+        self._state = state
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._state.keep(self.model, logs or {})

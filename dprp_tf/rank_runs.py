@@ -1,0 +1,265 @@
+"""A rank selection in a folder: its log, plan, plot and models; started or continued alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from dprp_tf.atomic import atomic_path, read_json, remove_leftovers, write_json
+from dprp_tf.compressing import bsr
+from dprp_tf.cutting import cut
+from dprp_tf.data import Dataset
+from dprp_tf.evaluation import accuracy
+from dprp_tf.fine_tuning import FineTuning
+from dprp_tf.latency import LatencyTable
+from dprp_tf.progress import Display
+from dprp_tf.report import save_rank_plan_plot
+from dprp_tf.run_lock import run_lock
+from dprp_tf.selection import (
+    BeamSearch,
+    Budget,
+    FeatureSimilarity,
+    Selector,
+    select_ranks,
+)
+
+__all__ = ["SelectionSettings", "select_in_folder"]
+
+_RESULTS = "selection.json"
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """Everything that decides a rank selection; written to its folder.
+
+    Attributes:
+        method: A name of `selection.SELECTORS`, or `"bsr"`.
+        searches: Pairs (step, beams) of `"mbs"`; empty for its own.
+        budget: The bounds.
+        matricization: The decomposition.
+        truncation: `"kernel"`, `"output"`, or None for the method's own.
+        samples: Labelled samples held out of the training split for the selection. Default 256.
+        exclude: Names of layers that stay dense.
+        tuning: Fine-tuning after the cut, and within methods that fine-tune; None for none.
+        regularized_epochs: Epochs of BSR's training before the cut.
+        strength: lambda_0 of that training.
+        seed: Seed of everything random.
+
+    Example:
+
+    >>> SelectionSettings(method="energy", budget=Budget.of(0.5)).samples
+    256
+    """
+
+    method: str
+    budget: Budget
+    searches: tuple[tuple[int, int], ...] = ()
+    matricization: str = "spatial"
+    truncation: str | None = None
+    samples: int = 256
+    exclude: tuple[str, ...] = ()
+    tuning: FineTuning | None = None
+    regularized_epochs: int = 60
+    strength: float = 0.02
+    seed: int = 0
+
+    @property
+    def selector(self) -> Selector | str:
+        """The method of the selection, or of the first step of BSR."""
+        name = "mbs" if self.method == "bsr" else self.method
+        if name == "mbs":
+            pairs = self.searches or ((3, 5),)
+            return BeamSearch(samples=self.samples, searches=pairs)
+        if name == "similarity":
+            return FeatureSimilarity(tuning=self.tuning)
+        return name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return them as JSON-ready values."""
+        return {
+            "method": self.method,
+            "searches": [list(pair) for pair in self.searches],
+            "budget": self.budget.as_dict(),
+            "matricization": self.matricization,
+            "truncation": self.truncation,
+            "samples": self.samples,
+            "exclude": list(self.exclude),
+            "tuning": None if self.tuning is None else repr(self.tuning),
+            "regularized_epochs": self.regularized_epochs,
+            "strength": self.strength,
+            "seed": self.seed,
+        }
+
+
+def select_in_folder(
+    folder: str | os.PathLike[str],
+    model: keras.Model,
+    dataset: Dataset,
+    settings: SelectionSettings,
+    *,
+    latency: LatencyTable | None = None,
+    layers: Callable[[keras.layers.Layer], bool] | None = None,
+    display: Display | None = None,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Choose ranks, cut the model, fine-tune it if asked, and write all of it to a folder.
+
+    The folder gets `candidates.jsonl` (every candidate, as it is evaluated), `rank_plan.json` (the
+    `RankPlan`), `rank_plan.png`, `cut.keras` (plain layers, not fine-tuned), with fine-tuning
+    `model.keras`, and `selection.json` with the accuracies on the test split, which is used for
+    nothing else.
+
+    Args:
+        folder: The folder; the same call goes on in it after an interruption.
+        model: The dense, trained model.
+        dataset: Its data.
+        settings: What to do.
+        latency: A latency table, for a budget in milliseconds.
+        layers: Says which layers may be cut. Default: all that can be.
+        display: Where progress is shown.
+        fresh: Whether to discard what the folder holds.
+
+    Returns:
+        What `selection.json` holds.
+
+    Raises:
+        BudgetError: If no ranks meet the budget.
+        ValueError: If the folder is of another selection, or a setting is unusable.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with run_lock(place):
+        remove_leftovers(place)
+        _same_settings(place, settings, fresh)
+        return _run(
+            place, model, dataset, settings, latency, layers, display or Display(quiet=True)
+        )
+
+
+def _run(
+    place: Path,
+    model: keras.Model,
+    dataset: Dataset,
+    settings: SelectionSettings,
+    latency: LatencyTable | None,
+    layers: Callable[[keras.layers.Layer], bool] | None,
+    display: Display,
+) -> dict[str, Any]:
+    held_out, rest = _held_out(dataset, settings.samples, settings.seed)
+    options: dict[str, Any] = {
+        "matricization": settings.matricization,
+        "layers": layers,
+        "truncation": settings.truncation,
+        "latency": latency,
+        "progress": display.search("choosing ranks"),
+        "seed": settings.seed,
+    }
+    tuning = settings.tuning
+    if settings.method == "bsr":
+        first = replace(tuning or FineTuning(), epochs=settings.regularized_epochs)
+        found = bsr(
+            model,
+            settings.budget,
+            held_out,
+            rest,
+            search=settings.selector,
+            strength=settings.strength,
+            regularized=first,
+            tuning=tuning or FineTuning(epochs=30),
+            folder=place,
+            callbacks=[display.training("training", first.epochs)],
+            **options,
+        )
+        plan, small = found.plan, cut(model, found.plan)
+        tuned: keras.Model | None = found.model
+    else:
+        plan = select_ranks(
+            model,
+            settings.selector,
+            settings.budget,
+            held_out,
+            train=rest,
+            log=place / "candidates.jsonl",
+            **options,
+        )
+        plan.save(place / "rank_plan.json")
+        small = cut(model, plan, held_out[0] if plan.truncation == "output" else None)
+        tuned = None
+    _save(small, place / "cut.keras")
+    display.step("evaluating")
+    results = {
+        "settings": settings.as_dict(),
+        "data": dataset.description,
+        "shares": plan.shares,
+        "accuracy": {"dense": accuracy(model, dataset), "cut": accuracy(small, dataset)},
+    }
+    if tuned is None and tuning is not None:
+        tuned = small
+        tuning.fit(
+            tuned,
+            rest,
+            callbacks=[display.training("fine-tuning", tuning.epochs)],
+            folder=place / "tuned",
+        )
+    if tuned is not None:
+        _save(tuned, place / "model.keras")
+        results["accuracy"]["tuned"] = accuracy(tuned, dataset)
+    write_json(place / _RESULTS, results)
+    save_rank_plan_plot(plan, place / "rank_plan.png")
+    display.finish()
+    return results
+
+
+def _save(model: keras.Model, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        model.save(temporary)
+
+
+def _held_out(
+    dataset: Dataset, samples: int, seed: int
+) -> tuple[tuple[np.ndarray, np.ndarray], Dataset]:
+    """Take labelled samples out of the training split; return them and the data set without."""
+    count = len(dataset.x_train)
+    if not 1 <= samples < count:
+        raise ValueError(
+            f"`samples` must lie in 1..{count - 1}, some of the training images. "
+            f"Received: samples={samples}"
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    taken, left = np.sort(order[:samples]), np.sort(order[samples:])
+    x = np.asarray(dataset.x_train[taken], dtype=np.float32)
+    rest = replace(dataset, x_train=dataset.x_train[left], y_train=dataset.y_train[left])
+    return (x, dataset.y_train[taken]), rest
+
+
+def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> None:
+    path = place / "config.json"
+    if fresh:
+        import shutil
+
+        for name in (
+            "candidates.jsonl",
+            "rank_plan.json",
+            "rank_plan.png",
+            "cut.keras",
+            "model.keras",
+        ):
+            (place / name).unlink(missing_ok=True)
+        for name in ("regularized", "tuned", "similarity"):
+            shutil.rmtree(place / name, ignore_errors=True)
+    elif path.exists():
+        found: Mapping[str, Any] = read_json(path)
+        wanted = settings.as_dict()
+        differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        if differing:
+            raise ValueError(
+                "`folder` must hold a selection with the same settings. Received: "
+                f"{place}, which differs in {differing}; use another folder, or `fresh`."
+            )
+    write_json(path, settings.as_dict())

@@ -1,0 +1,128 @@
+"""A picture of chosen ranks: how much of each layer is kept, and what it weighs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dprp_tf.atomic import atomic_path
+from dprp_tf.report.axes import percent_ticks, short_count_ticks, style_axes, title_legend
+from dprp_tf.report.errors import NothingToPlotError
+from dprp_tf.report.formatting import clean_name
+from dprp_tf.report.theme import FONT_SIZE, new_figure, theme_named
+from dprp_tf.selection import PlannedRanks, RankPlan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_rank_plan", "save_rank_plan_plot"]
+
+_NAME_LIMIT = 30
+_TALLEST = 40.0
+
+
+def plot_rank_plan(plan: RankPlan, theme: str = "light") -> Figure:
+    """Draw each layer's rank as a share of its full rank, and its weights dense and folded.
+
+    For Tucker-2 the two shares stand one above the other. Layers that stay dense are named so.
+
+    Args:
+        plan: What `select_ranks` returned.
+        theme: `"light"` or `"dark"`. Defaults to `"light"`.
+
+    Returns:
+        A figure with two panels.
+
+    Raises:
+        NothingToPlotError: If the plan has no layers.
+        ValueError: If `theme` is unknown.
+
+    Example:
+
+    >>> row = PlannedRanks("a", "channel", (3, 3, 4, 8), (8,), (2,), 0.1, 88, 288)
+    >>> plan = RankPlan("energy", "channel", "kernel", {}, (row,), {"parameters": 96.0},
+    ...     {"parameters": 296.0})
+    >>> [axes.get_xlabel() for axes in plot_rank_plan(plan).axes]
+    ['Rank, share of the full rank', 'Kernel weights']
+    """
+    colours = theme_named(theme)
+    rows = plan.layers
+    if not rows:
+        raise NothingToPlotError("`plan` holds no layer.")
+    figure = new_figure(9.6, min(1.6 + 0.27 * len(rows), _TALLEST), colours)
+    left = figure.add_subplot(1, 2, 1)
+    right = figure.add_subplot(1, 2, 2, sharey=left)
+    asked = ", ".join(f"{name} {value:g}" for name, value in plan.budget.items())
+    title = f"Ranks by {plan.method}, {plan.matricization}"
+    style_axes(left, colours, title, x="Rank, share of the full rank", grid="x")
+    style_axes(right, colours, f"Asked: {asked}" if asked else " ", x="Kernel weights", grid="x")
+    for place, row in enumerate(rows):
+        shares = _shares(row)
+        height = 0.72 / len(shares)
+        for index, share in enumerate(shares):
+            left.barh(
+                place + (index - (len(shares) - 1) / 2) * height,
+                share,
+                height=0.92 * height,
+                color=colours.before if row.ranks is None else colours.dprp,
+            )
+        told = "dense" if row.ranks is None else ", ".join(map(str, row.ranks))
+        of = " x ".join(map(str, row.full_ranks))
+        left.annotate(
+            told if row.ranks is None else f"{told} of {of}",
+            xy=(max(shares), place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=FONT_SIZE - 1,
+            color=colours.muted,
+        )
+        for shift, weights, colour, label in (
+            (-0.19, row.dense_parameters, colours.before, "Dense"),
+            (0.19, row.parameters, colours.dprp, "Chosen"),
+        ):
+            right.barh(
+                place + shift,
+                weights,
+                height=0.36,
+                color=colour,
+                label=label if place == 0 else None,
+            )
+    left.set_yticks(
+        range(len(rows)), [clean_name(row.name, _NAME_LIMIT) for row in rows], parse_math=False
+    )
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    left.set_xlim(0, 1.35)
+    left.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+    percent_ticks(left.xaxis)
+    short_count_ticks(right.xaxis)
+    for axes in (left, right):
+        axes.tick_params(axis="y", length=0, labelcolor=colours.text)
+        axes.spines["left"].set_visible(False)
+    right.tick_params(axis="y", labelleft=False)
+    handles, labels = right.get_legend_handles_labels()
+    title_legend(right, handles, labels, colours)
+    return figure
+
+
+def save_rank_plan_plot(plan: RankPlan, path: str | os.PathLike[str]) -> Path:
+    """Write the picture of a plan as PNG at 150 dots per inch, whole or not at all.
+
+    Args:
+        plan: What `select_ranks` returned.
+        path: The file, such as `rank_plan.png`.
+
+    Returns:
+        The path.
+    """
+    figure = plot_rank_plan(plan)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    return Path(path)
+
+
+def _shares(row: PlannedRanks) -> list[float]:
+    if row.ranks is None:
+        return [1.0]
+    return [rank / full for rank, full in zip(row.ranks, row.full_ranks, strict=True)]

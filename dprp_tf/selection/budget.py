@@ -1,0 +1,181 @@
+"""What a model may cost after its ranks are chosen: one bound or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+__all__ = ["METRICS", "Budget", "BudgetError"]
+
+METRICS = ("parameters", "macs", "activations", "milliseconds")
+
+
+class BudgetError(ValueError):
+    """A budget that no ranks meet.
+
+    Args:
+        budget: What was asked for.
+        least: The smallest cost there is, if that is above the budget.
+        metric: The cost that is bounded, if it has a name.
+        nearest: The nearest costs that can be had, below and above the budget, if the smallest
+            one lies below it; None where there is none.
+
+    Attributes:
+        budget: What was asked for.
+        least: The smallest cost there is.
+    """
+
+    def __init__(
+        self,
+        budget: float,
+        least: float,
+        *,
+        metric: str | None = None,
+        nearest: tuple[float | None, float | None] | None = None,
+    ) -> None:
+        named = "budget" if metric is None else metric
+        if nearest is None:
+            # Rounded up, so that the figure told is a budget that works.
+            told = math.ceil(least * 1e6) / 1e6 if least < 1e6 else float(math.ceil(least))
+            super().__init__(
+                f"`{named}` must be at least {told:.10g}, the cost with every layer at its "
+                f"smallest rank. Received: {named}={budget:.10g}. Raise it, or let more layers be "
+                "cut."
+            )
+        else:
+            sides = zip(("below it", "above it"), nearest, strict=True)
+            reached = " and ".join(f"{cost:.6g} {side}" for side, cost in sides if cost is not None)
+            super().__init__(
+                f"`{named}` must be met by some ranks, within the tolerance. Received: "
+                f"{named}={budget:.10g}; the nearest found: {reached}. Ask for that, for a larger "
+                "`tolerance`, or drop another bound."
+            )
+        self.budget = budget
+        self.least = least
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds that the chosen ranks must keep; at least one.
+
+    Attributes:
+        parameters: Weights of the folded model, as a share of the dense model's; 0.5 is half.
+        macs: Its multiply-accumulates for one sample, likewise.
+        activations: Entries of the feature maps it computes, likewise. A layer of two stages
+            computes one map more than a dense one, so the share may exceed 1.
+        milliseconds: Its time, in the unit of the latency table that goes with it.
+        accuracy_drop: Accuracy it may lose on the data, as a share: 0.015 is 1.5 points.
+        tolerance: How far below the nearest bound the result may stay, relative to the bound.
+            Default 0.01.
+
+    Raises:
+        ValueError: If no bound is given, or one is not a number above 0.
+
+    Source: BSR/LeSS thesis Eq. 3.1, 4.10 and Appendix B for the first three.
+
+    Example:
+
+    >>> Budget(parameters=0.5, macs=0.6).bounds
+    {'parameters': 0.5, 'macs': 0.6}
+    >>> Budget.of(0.5) == Budget(parameters=0.5)
+    True
+    """
+
+    parameters: float | None = None
+    macs: float | None = None
+    activations: float | None = None
+    milliseconds: float | None = None
+    accuracy_drop: float | None = None
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in (*METRICS, "accuracy_drop")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if not given:
+            raise ValueError(
+                f"A budget must have a bound on one of {(*METRICS, 'accuracy_drop')}. Received none"
+            )
+        for name, value in {**given, "tolerance": self.tolerance}.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            least_ok = name in ("accuracy_drop", "tolerance")
+            if not number or not math.isfinite(value) or (value <= 0 and not least_ok) or value < 0:
+                raise ValueError(f"`{name}` must be a number above 0. Received: {name}={value!r}")
+        for name in ("parameters", "macs"):
+            if given.get(name, 0.0) > 1.0:
+                raise ValueError(
+                    f"`{name}` must be a share of the dense model's, above 0 and at most 1. "
+                    f"Received: {name}={given[name]}; half of them is 0.5."
+                )
+        if given.get("accuracy_drop", 0.0) >= 1.0:
+            raise ValueError(
+                "`accuracy_drop` must be a share below 1. "
+                f"Received: accuracy_drop={self.accuracy_drop}; 1.5 points are 0.015."
+            )
+
+    @classmethod
+    def of(cls, value: Budget | float | Mapping[str, float]) -> Budget:
+        """Return the budget that a number (a share of the parameters) or a mapping stands for.
+
+        Args:
+            value: A `Budget`, a share of the parameters, or bounds by name.
+
+        Returns:
+            The budget.
+
+        Raises:
+            ValueError: If it is none of these.
+        """
+        if isinstance(value, Budget):
+            return value
+        if isinstance(value, Mapping):
+            known = {field.name for field in fields(cls)}
+            unknown = sorted(set(value) - known)
+            if unknown:
+                raise ValueError(
+                    f"`budget` must have bounds among {sorted(known)}. Received: {unknown}"
+                )
+            return cls(**value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return cls(parameters=float(value))
+        raise ValueError(
+            "`budget` must be a Budget, a share of the parameters such as 0.5, or a mapping such "
+            f"as {{'macs': 0.5}}. Received: {value!r}"
+        )
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bounds on costs, by metric."""
+        return {name: getattr(self, name) for name in METRICS if getattr(self, name) is not None}
+
+    def excess(self, shares: Mapping[str, float]) -> float:
+        """Return how far the costs exceed the bound they are nearest to, relative to it.
+
+        Args:
+            shares: Cost by metric: shares of the dense model, and milliseconds as they are.
+
+        Returns:
+            max over the bounds of cost / bound - 1: at most 0 when every bound is kept; minus
+            infinity without a bound on a cost.
+
+        Example:
+
+        >>> round(Budget(parameters=0.5, macs=0.6).excess({"parameters": 0.4, "macs": 0.59}), 4)
+        -0.0167
+        """
+        over = [shares[name] / bound - 1.0 for name, bound in self.bounds.items()]
+        return max(over, default=-math.inf)
+
+    def kept(self, shares: Mapping[str, float]) -> bool:
+        """Say whether every bound on a cost is kept, but for rounding."""
+        return self.excess(shares) <= 1e-9
+
+    def met(self, shares: Mapping[str, float]) -> bool:
+        """Say whether every bound is kept and the nearest one used up to the tolerance."""
+        return self.kept(shares) and self.excess(shares) >= -self.tolerance
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the bounds and the tolerance that are given."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,233 @@
+"""One call for every way to choose the ranks of a trained model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from dprp_tf.calibration import input_moments
+from dprp_tf.factorization import OutputTruncation, Truncation
+from dprp_tf.factorizing import factorizable
+from dprp_tf.fine_tuning import Labelled
+from dprp_tf.latency import LatencyTable
+from dprp_tf.selection.accuracy_drop import smallest_within_drop
+from dprp_tf.selection.activation import ActivationAware
+from dprp_tf.selection.beam import BeamSearch
+from dprp_tf.selection.budget import Budget
+from dprp_tf.selection.energy import Energy, EnergyProduct
+from dprp_tf.selection.evaluator import CandidateEvaluator
+from dprp_tf.selection.log import CandidateLog
+from dprp_tf.selection.plan import PlannedRanks, RankPlan
+from dprp_tf.selection.selector import Problem, Selector
+from dprp_tf.selection.similarity import FeatureSimilarity
+from dprp_tf.selection.space import Ranks, RankSpace
+from dprp_tf.selection.uniform import Uniform
+from dprp_tf.selection.vbmf import VariationalBayes
+
+__all__ = ["SELECTORS", "select_ranks"]
+
+SELECTORS: Mapping[str, type[Selector]] = {
+    kind.name: kind
+    for kind in (
+        Uniform,
+        Energy,
+        EnergyProduct,
+        VariationalBayes,
+        ActivationAware,
+        BeamSearch,
+        FeatureSimilarity,
+    )
+}
+
+_TRUNCATIONS = ("kernel", "output")
+
+
+def select_ranks(
+    model: keras.Model,
+    method: str | Selector = "energy_product",
+    budget: Budget | float | Mapping[str, float] | None = None,
+    data: tuple[Any, Any] | None = None,
+    *,
+    matricization: str = "spatial",
+    layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
+    truncation: str | None = None,
+    train: Labelled | None = None,
+    latency: LatencyTable | None = None,
+    score: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    log: str | os.PathLike[str] | None = None,
+    fresh: bool = False,
+    progress: Callable[[float | None, str], None] | None = None,
+    seed: int = 0,
+) -> RankPlan:
+    """Choose the ranks of a trained dense model against a budget.
+
+    | method | looks at | source |
+    |---|---|---|
+    | `"uniform"` | nothing: one share of the full rank | |
+    | `"energy"` | one share of each layer's energy | thesis Eq. 2.1 |
+    | `"energy_product"` | the product of energies, exactly | thesis Eq. 2.2, 2.3 |
+    | `"vbmf"` | the noise in each kernel | Nakajima et al. 2013 |
+    | `"activation"` | the product of the energies of outputs on `data` | arXiv 2511.04494 |
+    | `"mbs"` | accuracy, by beam search over all layers | thesis Algorithm 1 |
+    | `"similarity"` | each layer's feature map | Kokhazadeh et al. |
+
+    Args:
+        model: A built, trained Functional or Sequential model; it stays as it is.
+        method: A name of the table, or a `Selector` with settings of its own.
+        budget: A `Budget`, its bounds by name, or a share of the parameters alone, such as 0.5.
+            None where the method finds ranks by itself.
+        data: Labelled inputs `(x, y)`: what accuracies are measured on, and what activations come
+            from. A few hundred samples do; none of the test split.
+        matricization: `"spatial"`, `"channel"`, `"separable"` or `"tucker"` (for convolutions of
+            more than one position; the rest is `"channel"`). Default `"spatial"`.
+        layers: Names or paths of the layers that may be cut, or a function that says so for a
+            layer. Default: every one that can be.
+        truncation: `"kernel"`: cuts are nearest to the kernel. `"output"`: nearest to the layer's
+            output on `data`; `factorize` then needs the same data. Default: what the method asks
+            for, `"kernel"` but for `"activation"`.
+        train: Training data for methods that fine-tune: `(x, y)` or a `Dataset`.
+        latency: A latency table of the model, for budgets in milliseconds.
+        score: Function (y, predictions) -> float to use in place of top-1 accuracy.
+        log: File to write every candidate to; an interrupted search given the same file goes on.
+        fresh: Whether to discard what that file holds. Default False.
+        progress: Called with the share done, 0 to 1 or None, and a text. Default: nothing shown.
+        seed: Seed of everything random.
+
+    Returns:
+        The `RankPlan`; `factorize(model, ranks=plan)` applies it.
+
+    Raises:
+        BudgetError: If no ranks meet the budget; it names the bound and what can be met.
+        ValueError: If an argument is unusable.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 8, 16))
+    >>> outputs = keras.layers.Conv2D(16, 3, name="a", use_bias=False)(inputs)
+    >>> model = keras.Model(inputs, outputs)
+    >>> plan = select_ranks(model, "energy", Budget(parameters=0.6, tolerance=0.2))
+    >>> 0.48 < plan.shares["parameters"] <= 0.6
+    True
+    """
+    selector = _selector(method)
+    bounds = None if budget is None else Budget.of(budget)
+    if truncation is None:
+        truncation = "output" if isinstance(selector, ActivationAware) else "kernel"
+    if truncation not in _TRUNCATIONS:
+        raise ValueError(
+            f"`truncation` must be one of {_TRUNCATIONS}. Received: truncation={truncation!r}"
+        )
+    labelled = None if data is None else (np.asarray(data[0]), np.asarray(data[1]))
+    space = RankSpace(
+        model,
+        matricization,
+        layers,
+        truncate=None if truncation == "kernel" else _outputs(model, layers, labelled),
+        latency=latency,
+    )
+    if bounds is not None:
+        space.bounds(bounds)  # refuses a cost that is not known
+    problem = Problem(
+        model=model,
+        space=space,
+        budget=bounds,
+        data=labelled,
+        train=train,
+        log=CandidateLog(
+            None if log is None else Path(log),
+            list(space.layers),
+            _identity(model, space, truncation, labelled, selector, score),
+            fresh=fresh,
+        ),
+        progress=progress or (lambda share, text: None),
+        score=score,
+        seed=seed,
+    )
+    if bounds is not None and bounds.accuracy_drop is not None and not selector.heeds_accuracy:
+        found = smallest_within_drop(problem, selector)
+    else:
+        found = selector.select(problem)
+    ranks = space.settled(found.ranks, problem.metrics)
+    accuracy = {}
+    if labelled is not None:
+        evaluator = CandidateEvaluator(model, space, *labelled, score=score)
+        pair = list(evaluator.evaluate([space.dense(), ranks]))
+        accuracy = {"dense": pair[0].score, "planned": pair[1].score}
+    cost = space.cost(ranks)
+    return RankPlan(
+        method=selector.name,
+        matricization=matricization,
+        truncation=truncation,
+        budget={} if bounds is None else bounds.as_dict(),
+        layers=tuple(_row(space, name, ranks[name]) for name in space.layers),
+        cost=cost.values,
+        dense=cost.dense,
+        accuracy=accuracy,
+        history=tuple(found.history),
+    )
+
+
+def _selector(method: str | Selector) -> Selector:
+    if isinstance(method, Selector):
+        return method
+    if method not in SELECTORS:
+        raise ValueError(
+            f"`method` must be one of {sorted(SELECTORS)} or a Selector. "
+            f"Received: method={method!r}"
+        )
+    return SELECTORS[method]()
+
+
+def _row(space: RankSpace, name: str, ranks: Ranks) -> PlannedRanks:
+    layer = space.layers[name]
+    return PlannedRanks(
+        name=name,
+        matricization=layer.matricization,
+        kernel_shape=layer.kernel_shape,
+        full_ranks=layer.full_ranks,
+        ranks=ranks,
+        lost=0.0 if ranks is None else layer.truncation.lost(ranks),
+        parameters=layer.parameters(ranks),
+        dense_parameters=layer.parameters(None),
+    )
+
+
+def _outputs(
+    model: keras.Model, layers: Any, data: tuple[np.ndarray, np.ndarray] | None
+) -> Callable[[str, Any, str], Truncation]:
+    if data is None:
+        raise ValueError(
+            "`data` must be given, (x, y), to keep the outputs on it. Received: data=None"
+        )
+    moments = input_moments(model, factorizable(model, layers)[0], data[0])
+
+    def truncate(name: str, kernel: Any, matricization: str) -> Truncation:
+        return OutputTruncation(kernel, matricization, moments[name])
+
+    return truncate
+
+
+def _identity(
+    model: keras.Model,
+    space: RankSpace,
+    truncation: str,
+    data: tuple[np.ndarray, np.ndarray] | None,
+    selector: Selector,
+    score: Any,
+) -> str:
+    """A fingerprint of all that logged results depend on."""
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight)).tobytes())
+    for array in data or ():
+        digest.update(np.ascontiguousarray(array).tobytes())
+    name = None if score is None else getattr(score, "__qualname__", repr(score))
+    digest.update(repr((space.matricization, truncation, selector.identity(), name)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,115 @@
+"""What every way to choose ranks is: a problem in, ranks out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+
+from dprp_tf.selection.budget import Budget
+from dprp_tf.selection.log import CandidateLog
+from dprp_tf.selection.space import Ranks, RankSpace
+
+__all__ = ["Problem", "Selection", "Selector"]
+
+
+def _silent(share: float | None, text: str) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a selector is given.
+
+    Attributes:
+        model: The dense, trained model.
+        space: The ranks its layers could have.
+        budget: The bounds; None for a method that finds ranks by itself.
+        data: Labelled inputs `(x, y)` that the accuracy is measured on, or None.
+        train: Training data for methods that fine-tune: `(x, y)` or a `Dataset`; else None.
+        log: Candidates evaluated so far.
+        progress: Called with the share done, 0 to 1 or None where it isn't known, and a text.
+        score: Accuracy from labels and outputs, larger is better; None for top-1.
+        seed: Seed of everything random.
+    """
+
+    model: keras.Model
+    space: RankSpace
+    budget: Budget | None
+    data: tuple[np.ndarray, np.ndarray] | None
+    train: Any
+    log: CandidateLog
+    progress: Callable[[float | None, str], None] = _silent
+    score: Callable[[np.ndarray, np.ndarray], float] | None = None
+    seed: int = 0
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The costs that the budget bounds; the parameters where it bounds none."""
+        return tuple(self.budget.bounds) if self.budget and self.budget.bounds else ("parameters",)
+
+    def require_data(self, method: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the labelled inputs.
+
+        Args:
+            method: Who asks, for the message.
+
+        Returns:
+            `(x, y)`.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if self.data is None:
+            raise ValueError(
+                f"`data` must be given, (x, y), for the method {method!r}. Received: data=None"
+            )
+        return self.data
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a selector found.
+
+    Attributes:
+        ranks: Ranks by layer; None for a layer that stays dense.
+        history: What it did, step by step, JSON-ready.
+    """
+
+    ranks: dict[str, Ranks]
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Selector(ABC):
+    """Base of the ways to choose ranks; subclass it to add your own.
+
+    Attributes:
+        name: How `select_ranks` calls it.
+        heeds_accuracy: Whether it keeps `Budget.accuracy_drop` by itself. Where not,
+            `select_ranks` looks for the smallest share of the parameters that does.
+    """
+
+    name: ClassVar[str]
+    heeds_accuracy: ClassVar[bool] = False
+
+    @abstractmethod
+    def select(self, problem: Problem) -> Selection:
+        """Choose ranks that keep every bound of the problem's budget.
+
+        Args:
+            problem: Model, space, budget and data.
+
+        Returns:
+            The ranks and what was done to find them.
+
+        Raises:
+            BudgetError: If no ranks meet the budget.
+        """
+
+    def identity(self) -> str:
+        """Return what logged results of this selector depend on besides model and data."""
+        return repr(self)

@@ -1,0 +1,324 @@
+"""A model cut into stages at chosen layers, so that what lies before a layer is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import keras
+import numpy as np
+
+from dprp_tf.graphs import graph_of
+
+__all__ = ["Stage", "StagedModel"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The part of a model from one cut to the next.
+
+    Attributes:
+        layers: Keys of the layers whose kernels it takes as arguments, in the order it wants them.
+        first: Those among them that no earlier stage uses.
+    """
+
+    layers: tuple[str, ...]
+    first: tuple[str, ...]
+    _run: Callable[[list[Any], list[Any]], list[Any]] = field(repr=False)
+
+    def __call__(self, tensors: Sequence[Any], kernels: Sequence[Any]) -> list[Any]:
+        """Compute the tensors alive at the stage's end from those alive at its start.
+
+        Args:
+            tensors: What the stage before returned; for the first stage the model's inputs.
+            kernels: One kernel for each of `layers`.
+
+        Returns:
+            Tensors of the backend; of the last stage the model's outputs.
+        """
+        return list(self._run(list(tensors), list(kernels)))
+
+
+class StagedModel:
+    """A model's inference as compiled stages whose kernels are arguments, not variables.
+
+    A stage begins where one of the chosen layers is first used, so a model whose ranks differ
+    from another's from stage i on shares everything before. The tensors alive at a cut may be
+    several, as in a residual block. Nested models are entered; where a graph can't be cut (a
+    model with a `call()` of its own, masks, shared nested models called with masks) the
+    stages are fewer, down to one for the whole model. The model's variables are only read.
+
+    Args:
+        model: A built Keras model.
+        layers: The layers whose kernels are arguments, by key.
+
+    Attributes:
+        stages: The stages in order; the first has no layers and may do nothing.
+        input_specs: Shape and dtype of each input.
+        bytes_per_sample: What the tensors alive at all cuts take for one sample; undefined sizes
+            count as 1.
+
+    Example:
+
+    >>> inputs = keras.Input((4,))
+    >>> layer = keras.layers.Dense(3, use_bias=False, name="a")
+    >>> staged = StagedModel(keras.Model(inputs, layer(inputs)), {"a": layer})
+    >>> tensors = staged.inputs(np.ones((2, 4)))
+    >>> for stage in staged.stages:
+    ...     kernels = [keras.ops.full((4, 3), 0.5) for _ in stage.layers]
+    ...     tensors = stage(tensors, kernels)
+    >>> [round(float(value), 3) for value in tensors[0][0]]
+    [2.0, 2.0, 2.0]
+    """
+
+    def __init__(self, model: keras.Model, layers: Mapping[str, keras.layers.Layer]) -> None:
+        self._model = model
+        self._layers = dict(layers)
+        graph = graph_of(model)
+        self._graph = graph
+        if graph is None:
+            self.input_specs: list[tuple[tuple[int | None, ...], str]] | None = None
+            self.bytes_per_sample = 0
+            self.stages: tuple[Stage, ...] = (
+                Stage((), (), lambda tensors, kernels: tensors),
+                self._whole(),
+            )
+            return
+        self.input_specs = [(tuple(x.shape), str(x.dtype)) for x in graph.inputs]
+        self._flat = _FlatGraph(graph)
+        self.bytes_per_sample = 0
+        self.stages = tuple(self._cut())
+
+    def inputs(self, x: Any) -> list[np.ndarray]:
+        """Return a model's inputs as a list of arrays in its own order, rank and dtype.
+
+        Args:
+            x: One array, or a list, tuple or dict of them, with the sample axis first.
+
+        Returns:
+            One array per input of the model.
+
+        Raises:
+            ValueError: If the number of arrays or their sizes do not fit.
+        """
+        names = [tensor.name for tensor in self._graph.inputs] if self._graph is not None else []
+        structure = getattr(self._graph, "_inputs_struct", None)
+        if isinstance(x, Mapping) and not isinstance(structure, Mapping) and set(names) <= set(x):
+            x = [x[name] for name in names]
+        arrays = [np.asarray(array) for array in keras.tree.flatten(x)]
+        if len({len(array) for array in arrays}) > 1:
+            raise ValueError(
+                "`x` must have the same number of samples for every input. Received: "
+                f"{[len(array) for array in arrays]}"
+            )
+        if self.input_specs is None:
+            return arrays
+        if len(arrays) != len(self.input_specs):
+            raise ValueError(
+                f"`x` must hold one array for each of the model's {len(self.input_specs)} inputs. "
+                f"Received: {len(arrays)}"
+            )
+        return [_fitted(array, *spec) for array, spec in zip(arrays, self.input_specs, strict=True)]
+
+    def _cut(self) -> Iterator[Stage]:
+        flat = self._flat
+        users = [self._used_by(step.operation) for step in flat.steps]
+        cuts: list[int] = []
+        seen: set[str] = set()
+        if not flat.masked:
+            for position, keys in enumerate(users):
+                if set(keys) - seen:
+                    cuts.append(position)
+                    seen |= set(keys)
+        borders = [0, *(cuts or [0]), len(flat.steps)]
+        used_before: set[str] = set()
+        alive = flat.inputs
+        for start, stop in pairwise(borders):
+            own = tuple(dict.fromkeys(key for step in users[start:stop] for key in step))
+            first = tuple(key for key in own if key not in used_before)
+            used_before |= set(own)
+            leaving = flat.alive(stop)
+            yield Stage(own, first, self._compiled(flat.steps[start:stop], own, alive, leaving))
+            if stop < len(flat.steps):
+                self.bytes_per_sample += sum(flat.bytes[value] for value in leaving)
+            alive = leaving
+
+    def _used_by(self, operation: Any) -> list[str]:
+        inside = {id(operation)}
+        if isinstance(operation, keras.layers.Layer):
+            inside |= {id(layer) for layer in operation._flatten_layers()}
+        return [key for key, layer in self._layers.items() if id(layer) in inside]
+
+    def _compiled(
+        self,
+        steps: Sequence[_Step],
+        keys: Sequence[str],
+        entering: Sequence[int],
+        leaving: Sequence[int],
+    ) -> Callable[[list[Any], list[Any]], list[Any]]:
+        if not steps:
+            places = [entering.index(value) for value in leaving]
+            return lambda tensors, kernels: [tensors[place] for place in places]
+        variables = [self._layers[key].kernel for key in keys]
+
+        def run(tensors: list[Any], kernels: list[Any]) -> list[Any]:
+            values = dict(zip(entering, tensors, strict=True))
+            with keras.StatelessScope(state_mapping=list(zip(variables, kernels, strict=True))):
+                for step in steps:
+                    step.run(values)
+            return [values[value] for value in leaving]
+
+        return _compile(run)
+
+    def _whole(self) -> Stage:
+        keys = tuple(self._layers)
+        variables = [layer.kernel for layer in self._layers.values()]
+
+        def run(tensors: list[Any], kernels: list[Any]) -> list[Any]:
+            with keras.StatelessScope(state_mapping=list(zip(variables, kernels, strict=True))):
+                x = tensors[0] if len(tensors) == 1 else tensors
+                return list(keras.tree.flatten(self._model(x, training=False)))
+
+        return Stage(keys, keys, _compile(run))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call of an operation: which values it takes and which it makes."""
+
+    operation: Any
+    arguments: Any
+    entering: Mapping[int, int]  # id of a symbolic tensor -> number of a value
+    leaving: Sequence[int]
+
+    def run(self, values: dict[int, Any]) -> None:
+        filled = {key: values[value] for key, value in self.entering.items()}
+        args, kwargs = self.arguments.fill_in(filled)
+        # Inference, as predict() asks for, whatever a layer was called with in the graph.
+        if getattr(self.operation, "_call_has_training_arg", False):
+            kwargs = {**kwargs, "training": False}
+        outputs = keras.tree.flatten(self.operation(*args, **kwargs))
+        values.update(zip(self.leaving, outputs, strict=True))
+
+
+class _FlatGraph:
+    """The calls of a graph in order, those inside nested models in the place of these."""
+
+    def __init__(self, graph: Any) -> None:
+        self.steps: list[_Step] = []
+        self.bytes: list[int] = []
+        self.masked = False
+        numbers = {id(tensor): self._new(tensor) for tensor in graph.inputs}
+        self.inputs = list(range(len(graph.inputs)))
+        self._enter(graph, numbers)
+        self.outputs = [numbers[id(tensor)] for tensor in graph.outputs]
+        self._last_use = dict.fromkeys(self.outputs, len(self.steps))
+        for position, step in reversed(list(enumerate(self.steps))):
+            for value in step.entering.values():
+                self._last_use.setdefault(value, position)
+        self._made = dict.fromkeys(self.inputs, -1)
+        for position, step in enumerate(self.steps):
+            self._made.update(dict.fromkeys(step.leaving, position))
+
+    def alive(self, position: int) -> list[int]:
+        """Values made before a step and used by it or later; behind the last, the outputs."""
+        if position == len(self.steps):
+            return self.outputs
+        return [
+            value
+            for value, made in self._made.items()
+            if made < position <= self._last_use.get(value, -1)
+        ]
+
+    def _new(self, tensor: Any) -> int:
+        sizes = [int(size or 1) for size in tensor.shape[1:]]
+        width = 8 if "64" in str(tensor.dtype) else 4
+        self.bytes.append(int(np.prod(sizes, dtype=np.int64)) * width)
+        self.masked |= getattr(tensor, "_keras_mask", None) is not None
+        return len(self.bytes) - 1
+
+    def _enter(self, graph: Any, numbers: dict[int, int]) -> None:
+        for depth in sorted(graph._nodes_by_depth, reverse=True):
+            for node in graph._nodes_by_depth[depth]:
+                # A node fed from outside of the graph is no part of it.
+                if node.is_input or any(id(x) not in numbers for x in node.input_tensors):
+                    continue
+                inner = _enterable(node)
+                if inner is None:
+                    entering = {id(x): numbers[id(x)] for x in node.input_tensors}
+                    numbers.update((id(x), self._new(x)) for x in node.outputs)
+                    leaving = [numbers[id(x)] for x in node.outputs]
+                    self.steps.append(_Step(node.operation, node.arguments, entering, leaving))
+                    continue
+                inside = {
+                    id(own): numbers[id(given)]
+                    for own, given in zip(inner.inputs, node.input_tensors, strict=True)
+                }
+                self._enter(inner, inside)
+                numbers.update(
+                    (id(outer), inside[id(own)])
+                    for outer, own in zip(node.outputs, inner.outputs, strict=True)
+                )
+
+
+def _enterable(node: Any) -> Any:
+    """The graph of a nested model whose call can be written out; None if it stays one step."""
+    inner = graph_of(node.operation)
+    if inner is None or any(
+        value is not None for name, value in node.arguments.kwargs.items() if name != "training"
+    ):
+        return None
+    given = node.input_tensors
+    same = len(node.arguments.args) == 1 and len(given) == len(inner.inputs)
+    return (
+        inner
+        if same
+        and all(
+            len(own.shape) == len(x.shape) and own.dtype == x.dtype
+            for own, x in zip(inner.inputs, given, strict=True)
+        )
+        else None
+    )
+
+
+def _fitted(array: np.ndarray, shape: tuple[int | None, ...], dtype: str) -> np.ndarray:
+    if array.ndim == len(shape) - 1 and shape[-1] == 1:
+        array = array[..., None]
+    elif array.ndim == len(shape) + 1 and array.shape[-1] == 1:
+        array = array[..., 0]
+    fits = array.ndim == len(shape) and all(
+        wanted is None or wanted == size
+        for wanted, size in zip(shape[1:], array.shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"`x` must have the shape of the model's input, {shape}. Received: {array.shape}"
+        )
+    if dtype == "string" or str(array.dtype) == dtype:
+        return array
+    return array.astype(np.float32 if dtype == "bfloat16" else dtype)
+
+
+def _compile(run: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        function = tf.function(run, autograph=False)
+        traced: dict[Any, Callable[..., list[Any]]] = {}
+
+        def call(tensors: list[Any], kernels: list[Any]) -> list[Any]:
+            sizes = tuple(tuple(tensor.shape) for tensor in tensors)
+            if sizes not in traced:
+                traced[sizes] = function.get_concrete_function(tensors, kernels)
+            return traced[sizes](tensors, kernels)
+
+        return call
+    if backend == "jax":
+        import jax
+
+        compiled: Callable[..., list[Any]] = jax.jit(run)
+        return compiled
+    return run
