@@ -56,9 +56,9 @@ class RankRegularization(keras.callbacks.Callback):
         growth: Factor b by which the strength grows, above 0. Default 1.5.
         growth_epochs: Epochs between growths, 1 or more: lambda_j = lambda_0 b^floor(j / this) in
             epoch j, counted from 0. Default 15.
-        refresh: Steps between decompositions, 1 or more. Each epoch begins with one, so that a
-            training that is continued with `initial_epoch` does what the unbroken one does.
-            Default 64.
+        refresh: Steps between decompositions, 1 or more; with several steps per execution, at the
+            first execution after so many. Each epoch begins with one, so that a training that is
+            continued with `initial_epoch` does what the unbroken one does. Default 64.
         layers: Names or paths of the layers to press. Default: those in `ranks`; else every one
             that `dprp_tf.factorize` could replace.
         columns: Singular values of a matrix whose smaller side is above 512, 1 or more. Default:
@@ -233,9 +233,7 @@ class RankRegularization(keras.callbacks.Callback):
                 if columns > _EXACT_SIDE:
                     wanted = _COLUMNS if own is None else 2 * own + _SPARE_COLUMNS
                     columns = min(columns, self.columns or wanted)
-                found.append(
-                    _Directions(layer.kernel, unfold, shape, columns, self._regularizer(own))
-                )
+                found.append(_Directions(layer, unfold, shape, columns, self._regularizer(own)))
         if not found:
             raise ValueError(
                 "`ranks` must leave values to press in some layer. Received: "
@@ -272,13 +270,13 @@ class _Directions:
 
     def __init__(
         self,
-        kernel: keras.Variable,
+        layer: keras.layers.Layer,
         unfold: Callable[[Any, Any], Any],
         shape: tuple[int, int],
         columns: int,
         regularizer: RankRegularizer,
     ) -> None:
-        self.kernel = kernel
+        self.layer = layer
         self.unfold = unfold
         self.shape = shape
         self.columns = columns
@@ -293,14 +291,20 @@ class _Directions:
 
     def refresh(self) -> None:
         """Take the singular vectors of the kernel as it is now."""
-        kernel = np.asarray(ops.convert_to_numpy(ops.cast(self.kernel, "float32")))
+        kernel = np.asarray(ops.convert_to_numpy(ops.cast(self.layer.kernel, "float32")))
+        if not np.all(np.isfinite(kernel)):
+            raise ValueError(
+                f"The kernel of layer {self.layer.name!r} must be finite to be decomposed. "
+                "Received NaN or infinite entries: the training has diverged; lower the learning "
+                "rate or `strength`."
+            )
         u, v = singular_vectors(self.unfold(kernel, np), self.columns)
         self.u.assign(u)
         self.v.assign(v)
 
     def penalty(self) -> Any:
         """Return the regularizer of s_j = u_j^T W v_j, a scalar."""
-        matrix = self.unfold(ops.cast(self.kernel, "float32"), ops)
+        matrix = self.unfold(ops.cast(self.layer.kernel, "float32"), ops)
         u, v = ops.cast(self.u, "float32"), ops.cast(self.v, "float32")
         # (h, w) and the longer side's vectors first: (w, r) or (h, r), whichever is smaller -> (r,)
         if self.shape[0] > self.shape[1]:

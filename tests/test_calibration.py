@@ -13,6 +13,8 @@ from keras import layers
 
 from dprp_tf.calibration import input_moments, patches
 from dprp_tf.factorization import OutputTruncation, matricize
+from dprp_tf.factorizing import factorize
+from dprp_tf.selection import Budget, select_ranks
 
 
 def _np(value: Any) -> np.ndarray:
@@ -189,6 +191,35 @@ def test_the_output_truncation_lowers_the_error_a_layer_really_makes(
         error = np.sum(np.square(_np(model(x)) - outputs)) / np.sum(np.square(outputs))
         assert error == pytest.approx(ours.lost(ranks), rel=1e-2, abs=1e-5)
         body.kernel.assign(kernel)
+
+
+def test_ranks_by_outputs_keep_more_of_them_than_ranks_by_kernels(
+    small_digits: tuple[np.ndarray, np.ndarray],
+) -> None:
+    x, y = small_digits[0][:300], small_digits[1][:300]
+    keras.utils.set_random_seed(4)
+    inputs = keras.Input((8, 8, 1))
+    maps = layers.Conv2D(16, 3, activation="relu", name="stem")(inputs)
+    maps = layers.Conv2D(24, 3, activation="relu", name="body")(maps)
+    model = keras.Model(inputs, layers.Dense(10, name="head")(layers.Flatten()(maps)))
+    outputs = _np(model(x))
+    errors = {}
+    for method in ("energy_product", "activation"):
+        budget = Budget(parameters=0.4, tolerance=0.05)
+        plan = select_ranks(model, method, budget, (x, y), matricization="channel")
+        assert plan.shares["parameters"] <= 0.4
+        data = x if plan.truncation == "output" else None
+        low = factorize(model, ranks=plan, calibration_data=data)
+        errors[method] = np.linalg.norm(_np(low(x)) - outputs) / np.linalg.norm(outputs)
+        if method == "activation":
+            # What the plan says of the first layer is what the layer does.
+            (row,) = [row for row in plan.layers if row.name == "stem"]
+            stem, cut = model.get_layer("stem").kernel, low.get_layer("stem").kernel
+            moments = input_moments(model, ["stem"], x, positions=None)["stem"]
+            rows = [matricize(_np(k), "channel").astype("f8") for k in (stem, stem - cut)]
+            whole, lost = (np.trace(m @ moments @ m.T) for m in rows)
+            assert lost / whole == pytest.approx(row.lost, rel=0.05, abs=1e-4)
+    assert errors["activation"] < 0.7 * errors["energy_product"]
 
 
 def test_unusable_arguments_are_named() -> None:

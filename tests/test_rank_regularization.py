@@ -398,6 +398,12 @@ def test_what_does_not_fit_the_model_is_named(arguments: dict[str, Any], message
         _terms(model, **arguments)
 
 
+def test_a_diverged_training_is_named() -> None:
+    model = _one_layer(np.where(np.eye(6, 4) > 0, np.nan, KERNEL))
+    with pytest.raises(ValueError, match=r"layer 'only'.*diverged"):
+        model.fit(X, Y, verbose=0, callbacks=[RankRegularization(ranks=1)])
+
+
 # --- large matrices -----------------------------------------------------------------------------
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize, minimize_scalar
 
-from dprp_tf.factorization import variational_rank
+from dprp_tf.factorization import matricize, variational_rank
+from dprp_tf.selection import Budget, VariationalBayes, select_ranks
 
 # The threshold lies above what pure noise reaches, sqrt(v) (sqrt(h) + sqrt(w)).
 SAFE = 1.5
@@ -250,3 +252,77 @@ def test_degenerate_matrices() -> None:
 def test_unusable_arguments_are_named(arguments: tuple, word: str) -> None:
     with pytest.raises(ValueError, match=f"`{word}`"):
         variational_rank(*arguments)
+
+
+# --- as a selector ------------------------------------------------------------------------------
+
+
+def _network() -> keras.Model:
+    """Two convolutions and a dense layer: low rank in every form, plus noise."""
+    inputs = keras.Input((10, 10, 12))
+    x = keras.layers.Conv2D(20, 3, name="first", use_bias=False)(inputs)
+    x = keras.layers.Conv2D(16, 3, name="second", use_bias=False)(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(12, name="head", use_bias=False)(x))
+    rng = np.random.default_rng(5)
+    for layer in model.layers:
+        if hasattr(layer, "kernel"):
+            *spatial, channels, filters = layer.kernel.shape
+            core = rng.standard_normal((*spatial, 3, 4))
+            mixes = rng.standard_normal((channels, 3)), rng.standard_normal((filters, 4))
+            kernel = np.einsum("...io,ci,so->...cs", core, *mixes)
+            layer.kernel.assign(kernel + 0.2 * rng.standard_normal(kernel.shape))
+    return model
+
+
+def _unfolded(kernel: np.ndarray, matricization: str) -> list[np.ndarray]:
+    *spatial, channels, filters = kernel.shape
+    flat = kernel.reshape(-1, channels, filters)
+    if matricization == "tucker" and spatial:
+        return [np.moveaxis(flat, axis, 0).reshape(flat.shape[axis], -1) for axis in (1, 2)]
+    return [matricize(kernel, "channel" if matricization == "tucker" else matricization)]
+
+
+@pytest.mark.parametrize("matricization", ["spatial", "channel", "separable", "tucker"])
+def test_without_a_budget_the_ranks_are_those_of_each_matrix(matricization: str) -> None:
+    model = _network()
+    plan = select_ranks(model, "vbmf", matricization=matricization)
+    for row in plan.layers:
+        kernel = keras.ops.convert_to_numpy(model.get_layer(row.name).kernel)
+        expected = tuple(
+            max(1, variational_rank(matrix).rank) for matrix in _unfolded(kernel, matricization)
+        )
+        # Dense where the factors would be no smaller.
+        assert row.ranks == expected or row.parameters == row.dense_parameters
+        if matricization == "tucker" and row.name != "head":
+            assert row.ranks == (3, 4)
+    assert any(row.ranks is not None for row in plan.layers)
+    scaled = select_ranks(model, VariationalBayes(noise_scale=30.0), matricization=matricization)
+    assert scaled.cost["parameters"] < plan.cost["parameters"]
+
+
+@pytest.mark.parametrize("matricization", ["spatial", "channel", "separable", "tucker"])
+def test_under_a_budget_one_factor_on_the_noise_serves_all_layers(matricization: str) -> None:
+    model = _network()
+    plan = select_ranks(
+        model, "vbmf", Budget(parameters=0.45, tolerance=0.05), matricization=matricization
+    )
+    assert 0.4275 <= plan.shares["parameters"] <= 0.45
+    scale = plan.history[0]["noise scale"]
+    below = 0
+    for row in plan.layers:
+        if row.ranks is None:
+            continue
+        kernel = keras.ops.convert_to_numpy(model.get_layer(row.name).kernel)
+        for matrix, rank in zip(_unfolded(kernel, matricization), row.ranks, strict=True):
+            own = variational_rank(matrix)
+            kept = variational_rank(matrix, noise_variance=1.0001 * scale * own.noise_variance).rank
+            # The rest of the budget may add ranks, and takes none away.
+            assert rank >= max(1, kept)
+            below += rank - max(1, kept)
+    assert below <= 8
+
+
+def test_the_noise_scale_must_be_above_0() -> None:
+    with pytest.raises(ValueError, match="`noise_scale`"):
+        VariationalBayes(noise_scale=0.0)

@@ -121,13 +121,20 @@ class LowRankTraining(keras.callbacks.Callback):
             sync(self.model)
             self.end_epoch(epoch)
 
-    def kernel(self, key: str) -> NDArray[np.floating]:
-        """Return a layer's kernel as it is now, float32."""
-        return np.array(ops.convert_to_numpy(ops.cast(self._layers[key].kernel, "float32")))
+    def matrix(self, key: str) -> NDArray[np.floating]:
+        """Return a layer's matricized kernel (h, w) as it is now, float32."""
+        kernel = np.array(ops.convert_to_numpy(ops.cast(self._layers[key].kernel, "float32")))
+        if not np.all(np.isfinite(kernel)):
+            raise ValueError(
+                f"The kernel of layer {key!r} must be finite to be decomposed. Received NaN or "
+                "infinite entries: the training has diverged; lower the learning rate."
+            )
+        matrix: NDArray[np.floating] = matricize(kernel, self.matricization)
+        return matrix
 
     def decomposed(self, key: str) -> Factors:
         """Return the SVD of a layer's matricized kernel as it is now."""
-        return decompose(matricize(self.kernel(key), self.matricization))
+        return decompose(self.matrix(key))
 
     def folded(self, key: str, matrix: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return a matrix (h, w) in the shape of a layer's kernel."""

@@ -10,7 +10,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.comparisons.base import LowRankTraining, fraction
-from dprp_tf.factorization import decompose, energy_rank, matricize
+from dprp_tf.factorization import decompose, energy_rank
 from dprp_tf.resizing import inner_optimizer
 
 __all__ = ["CompressionAware", "soft_thresholded"]
@@ -79,8 +79,7 @@ class CompressionAware(LowRankTraining):
         rate = float(ops.convert_to_numpy(inner_optimizer(self.model.optimizer).learning_rate))
         threshold = self.strength * rate * self._steps
         for key in self._layers:
-            matrix = matricize(self.kernel(key), self.matricization)
-            self.put(key, soft_thresholded(matrix, threshold))
+            self.put(key, soft_thresholded(self.matrix(key), threshold))
 
     def choose_rank(self, key: str, s: NDArray[np.floating]) -> int:
         """Return the smallest rank that holds the energy."""

@@ -146,8 +146,9 @@ class FeatureMaps:
             calls = self.graph.calls(keys[name]) if name in keys else []
             if not calls:
                 raise ValueError(
-                    f"`layers` must name layers that the model calls: {list(keys)}. "
-                    f"Received: {name!r}"
+                    f"`layers` must name layers that the model calls: {list(keys)}. Received: "
+                    f"{name!r}; layers of a nested model that casts or masks its inputs are out "
+                    "of reach."
                 )
             self._layers[name] = keys[name]
             self._places[name] = [_Place(step, self.graph.behind(step)) for step in calls]

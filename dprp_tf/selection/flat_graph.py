@@ -72,9 +72,6 @@ _OPERATIONS_BEHIND = frozenset(
         "LogSoftmax",
         "LogSigmoid",
         "Celu",
-        "Glu",
-        "Mish",
-        "Swish",
         "MaxPool",
         "AveragePool",
     ]
@@ -110,8 +107,8 @@ class Step:
         operation = self.operation if operation is None else operation
         filled = {symbol: values[number] for symbol, number in self._symbols.items()}
         args, kwargs = self._arguments.fill_in(filled)
-        # Layers for augmentation train unless told otherwise.
-        if getattr(operation, "_call_has_training_arg", False) and kwargs.get("training") is None:
+        # As in predict(), whatever the layer was called with in the graph.
+        if getattr(operation, "_call_has_training_arg", False):
             kwargs = kwargs | {"training": False}
         return keras.tree.flatten(operation(*args, **kwargs))
 
@@ -126,6 +123,7 @@ class FlatGraph:
         steps: The calls, each after those whose tensors it takes.
         inputs: Numbers of the model's inputs.
         outputs: Numbers of the model's outputs.
+        symbols: The symbolic tensor of each number.
 
     Raises:
         ValueError: If the model has no graph.
@@ -149,8 +147,8 @@ class FlatGraph:
                 "with keras.Model(inputs, outputs)."
             )
         self.steps: list[Step] = []
-        self._count = 0
-        numbers = {id(tensor): self._new() for tensor in graph.inputs}
+        self.symbols: list[keras.KerasTensor] = []
+        numbers = {id(tensor): self._new(tensor) for tensor in graph.inputs}
         self.inputs = tuple(numbers[id(tensor)] for tensor in graph.inputs)
         self._dtypes = [tensor.dtype for tensor in graph.inputs]
         self._add(graph, numbers)
@@ -233,7 +231,7 @@ class FlatGraph:
     @cached_property
     def _paths(self) -> tuple[list[int], list[int]]:
         """Numbers of paths from the inputs to each tensor, and from it to the outputs."""
-        reached, reaching = [0] * self._count, [0] * self._count
+        reached, reaching = [0] * len(self.symbols), [0] * len(self.symbols)
         for number in self.inputs:
             reached[number] = 1
         for step in self.steps:
@@ -267,9 +265,9 @@ class FlatGraph:
             gone[at].append(number)
         return gone
 
-    def _new(self) -> int:
-        self._count += 1
-        return self._count - 1
+    def _new(self, tensor: keras.KerasTensor) -> int:
+        self.symbols.append(tensor)
+        return len(self.symbols) - 1
 
     def _add(self, graph: Any, numbers: dict[int, int]) -> None:
         """Append the steps of a graph; `numbers` are those of its symbolic tensors."""
@@ -278,18 +276,18 @@ class FlatGraph:
                 # A node fed from outside of the graph is no part of it.
                 if node.is_input or any(id(x) not in numbers for x in node.input_tensors):
                     continue
-                nested = graph_of(node.operation)
+                nested = _inlined(node)
                 if nested is not None:
                     inner = {
                         id(own): numbers[id(given)]
-                        for own, given in zip(nested.inputs, node.input_tensors, strict=False)
+                        for own, given in zip(nested.inputs, node.input_tensors, strict=True)
                     }
                     self._add(nested, inner)
                     for given, own in zip(node.outputs, nested.outputs, strict=True):
                         numbers[id(given)] = inner[id(own)]
                     continue
                 for tensor in node.outputs:
-                    numbers[id(tensor)] = self._new()
+                    numbers[id(tensor)] = self._new(tensor)
                 symbols = {id(tensor): numbers[id(tensor)] for tensor in node.input_tensors}
                 self.steps.append(
                     Step(
@@ -300,6 +298,20 @@ class FlatGraph:
                         symbols,
                     )
                 )
+
+
+def _inlined(node: Any) -> Any:
+    """The graph of a nested model; None if its call does more than run it: cast or mask inputs."""
+    nested = graph_of(node.operation)
+    if nested is None:
+        return None
+    others = {name: value for name, value in node.arguments.kwargs.items() if name != "training"}
+    given = node.input_tensors
+    same = len(given) == len(nested.inputs) and all(
+        len(own.shape) == len(x.shape) and own.dtype == x.dtype
+        for own, x in zip(nested.inputs, given, strict=True)
+    )
+    return nested if same and not any(value is not None for value in others.values()) else None
 
 
 def _is_operation_behind(operation: Any) -> bool:

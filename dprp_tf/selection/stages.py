@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from dprp_tf.graphs import graph_of
+from dprp_tf.selection.flat_graph import FlatGraph, Step
 
 __all__ = ["Stage", "StagedModel"]
 
@@ -87,9 +88,8 @@ class StagedModel:
             )
             return
         self.input_specs = [(tuple(x.shape), str(x.dtype)) for x in graph.inputs]
-        self._flat = _FlatGraph(graph)
         self.bytes_per_sample = 0
-        self.stages = tuple(self._cut())
+        self.stages = tuple(self._cut(FlatGraph(model)))
 
     def inputs(self, x: Any) -> list[np.ndarray]:
         """Return a model's inputs as a list of arrays in its own order, rank and dtype.
@@ -122,27 +122,27 @@ class StagedModel:
             )
         return [_fitted(array, *spec) for array, spec in zip(arrays, self.input_specs, strict=True)]
 
-    def _cut(self) -> Iterator[Stage]:
-        flat = self._flat
+    def _cut(self, flat: FlatGraph) -> Iterator[Stage]:
         users = [self._used_by(step.operation) for step in flat.steps]
         cuts: list[int] = []
         seen: set[str] = set()
-        if not flat.masked:
+        # A mask is an attribute of a tensor, which would get lost between two compiled functions.
+        if all(getattr(symbol, "_keras_mask", None) is None for symbol in flat.symbols):
             for position, keys in enumerate(users):
                 if set(keys) - seen:
                     cuts.append(position)
                     seen |= set(keys)
         borders = [0, *(cuts or [0]), len(flat.steps)]
         used_before: set[str] = set()
-        alive = flat.inputs
+        alive = list(flat.inputs)
         for start, stop in pairwise(borders):
             own = tuple(dict.fromkeys(key for step in users[start:stop] for key in step))
             first = tuple(key for key in own if key not in used_before)
             used_before |= set(own)
-            leaving = flat.alive(stop)
+            leaving = _alive(flat, stop)
             yield Stage(own, first, self._compiled(flat.steps[start:stop], own, alive, leaving))
             if stop < len(flat.steps):
-                self.bytes_per_sample += sum(flat.bytes[value] for value in leaving)
+                self.bytes_per_sample += sum(_bytes(flat.symbols[value]) for value in leaving)
             alive = leaving
 
     def _used_by(self, operation: Any) -> list[str]:
@@ -153,7 +153,7 @@ class StagedModel:
 
     def _compiled(
         self,
-        steps: Sequence[_Step],
+        steps: Sequence[Step],
         keys: Sequence[str],
         entering: Sequence[int],
         leaving: Sequence[int],
@@ -167,7 +167,7 @@ class StagedModel:
             values = dict(zip(entering, tensors, strict=True))
             with keras.StatelessScope(state_mapping=list(zip(variables, kernels, strict=True))):
                 for step in steps:
-                    step.run(values)
+                    values.update(zip(step.outputs, step.run(values), strict=True))
             return [values[value] for value in leaving]
 
         return _compile(run)
@@ -184,103 +184,18 @@ class StagedModel:
         return Stage(keys, keys, _compile(run))
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One call of an operation: which values it takes and which it makes."""
-
-    operation: Any
-    arguments: Any
-    entering: Mapping[int, int]  # id of a symbolic tensor -> number of a value
-    leaving: Sequence[int]
-
-    def run(self, values: dict[int, Any]) -> None:
-        filled = {key: values[value] for key, value in self.entering.items()}
-        args, kwargs = self.arguments.fill_in(filled)
-        # Inference, as predict() asks for, whatever a layer was called with in the graph.
-        if getattr(self.operation, "_call_has_training_arg", False):
-            kwargs = {**kwargs, "training": False}
-        outputs = keras.tree.flatten(self.operation(*args, **kwargs))
-        values.update(zip(self.leaving, outputs, strict=True))
+def _alive(flat: FlatGraph, position: int) -> list[int]:
+    """Tensors made before a step and used by it or later; behind the last, the outputs."""
+    if position == len(flat.steps):
+        return list(flat.outputs)
+    made = {*flat.inputs, *(value for step in flat.steps[:position] for value in step.outputs)}
+    used = {*flat.outputs, *(value for step in flat.steps[position:] for value in step.inputs)}
+    return sorted(made & used)
 
 
-class _FlatGraph:
-    """The calls of a graph in order, those inside nested models in the place of these."""
-
-    def __init__(self, graph: Any) -> None:
-        self.steps: list[_Step] = []
-        self.bytes: list[int] = []
-        self.masked = False
-        numbers = {id(tensor): self._new(tensor) for tensor in graph.inputs}
-        self.inputs = list(range(len(graph.inputs)))
-        self._enter(graph, numbers)
-        self.outputs = [numbers[id(tensor)] for tensor in graph.outputs]
-        self._last_use = dict.fromkeys(self.outputs, len(self.steps))
-        for position, step in reversed(list(enumerate(self.steps))):
-            for value in step.entering.values():
-                self._last_use.setdefault(value, position)
-        self._made = dict.fromkeys(self.inputs, -1)
-        for position, step in enumerate(self.steps):
-            self._made.update(dict.fromkeys(step.leaving, position))
-
-    def alive(self, position: int) -> list[int]:
-        """Values made before a step and used by it or later; behind the last, the outputs."""
-        if position == len(self.steps):
-            return self.outputs
-        return [
-            value
-            for value, made in self._made.items()
-            if made < position <= self._last_use.get(value, -1)
-        ]
-
-    def _new(self, tensor: Any) -> int:
-        sizes = [int(size or 1) for size in tensor.shape[1:]]
-        width = 8 if "64" in str(tensor.dtype) else 4
-        self.bytes.append(int(np.prod(sizes, dtype=np.int64)) * width)
-        self.masked |= getattr(tensor, "_keras_mask", None) is not None
-        return len(self.bytes) - 1
-
-    def _enter(self, graph: Any, numbers: dict[int, int]) -> None:
-        for depth in sorted(graph._nodes_by_depth, reverse=True):
-            for node in graph._nodes_by_depth[depth]:
-                # A node fed from outside of the graph is no part of it.
-                if node.is_input or any(id(x) not in numbers for x in node.input_tensors):
-                    continue
-                inner = _enterable(node)
-                if inner is None:
-                    entering = {id(x): numbers[id(x)] for x in node.input_tensors}
-                    numbers.update((id(x), self._new(x)) for x in node.outputs)
-                    leaving = [numbers[id(x)] for x in node.outputs]
-                    self.steps.append(_Step(node.operation, node.arguments, entering, leaving))
-                    continue
-                inside = {
-                    id(own): numbers[id(given)]
-                    for own, given in zip(inner.inputs, node.input_tensors, strict=True)
-                }
-                self._enter(inner, inside)
-                numbers.update(
-                    (id(outer), inside[id(own)])
-                    for outer, own in zip(node.outputs, inner.outputs, strict=True)
-                )
-
-
-def _enterable(node: Any) -> Any:
-    """The graph of a nested model whose call can be written out; None if it stays one step."""
-    inner = graph_of(node.operation)
-    if inner is None or any(
-        value is not None for name, value in node.arguments.kwargs.items() if name != "training"
-    ):
-        return None
-    given = node.input_tensors
-    same = len(node.arguments.args) == 1 and len(given) == len(inner.inputs)
-    return (
-        inner
-        if same
-        and all(
-            len(own.shape) == len(x.shape) and own.dtype == x.dtype
-            for own, x in zip(inner.inputs, given, strict=True)
-        )
-        else None
-    )
+def _bytes(symbol: Any) -> int:
+    sizes = [int(size or 1) for size in symbol.shape[1:]]
+    return int(np.prod(sizes, dtype=np.int64)) * (8 if "64" in str(symbol.dtype) else 4)
 
 
 def _fitted(array: np.ndarray, shape: tuple[int | None, ...], dtype: str) -> np.ndarray:
