@@ -14,11 +14,12 @@ from sklearn.utils.extmath import randomized_svd
 from dprp_tf import regularizers
 from dprp_tf.added_loss import AddedLoss, strategy_scope
 from dprp_tf.factorization import DECOMPOSITIONS, decompose, matricize, resolve_decomposition
+from dprp_tf.factorization.threads import threads_for
 from dprp_tf.factorizing import factorizable
 from dprp_tf.regularizers import RankRegularizer
 from dprp_tf.resizing import sync
 
-__all__ = ["RankRegularization"]
+__all__ = ["RankRegularization", "singular_vectors"]
 
 # Up to this size of the smaller side a matrix is decomposed exactly.
 _EXACT_SIDE = 512
@@ -342,7 +343,8 @@ def singular_vectors(
         U (h, r) and V (w, r).
     """
     if min(matrix.shape) <= _EXACT_SIDE:
-        factors = decompose(matrix, columns)
+        with threads_for(matrix.shape):
+            factors = decompose(matrix, columns)
         return factors.u, factors.v
     # Without orthonormalization between the iterations float32 loses all but the largest values.
     u, _, vt = randomized_svd(

@@ -137,11 +137,10 @@ def test_the_first_step_leads_below_break_even(
             assert problem.log.known({name: (above,)}) is None
 
 
-@pytest.mark.backend
 @pytest.mark.parametrize(
     ("matricization", "budget"),
     [
-        ("spatial", {"macs": 0.5, "tolerance": 0.05}),
+        pytest.param("spatial", {"macs": 0.5, "tolerance": 0.05}, marks=pytest.mark.backend),
         ("separable", {"parameters": 0.6, "macs": 0.5, "tolerance": 0.05}),
         ("tucker", {"parameters": 0.5, "tolerance": 0.03}),
     ],

@@ -150,8 +150,14 @@ def _changed(
     return {**parent, name: _drawn(space, rng, dense=0.2)[name]}
 
 
-@pytest.mark.backend
-@pytest.mark.parametrize("kind", list(_MODELS))
+# Two models are enough for the other backend, whose compiler takes its time.
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.backend if kind in ("nested", "two inputs") else [])
+        for kind in _MODELS
+    ],
+)
 def test_predicts_as_a_model_built_for_each(kind: str, rng: np.random.Generator) -> None:
     model = _randomized(_MODELS[kind](), rng)
     x = _samples(model, rng)

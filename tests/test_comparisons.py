@@ -194,7 +194,7 @@ def test_compression_aware_thresholds_after_each_epoch() -> None:
 
 @pytest.mark.backend
 def test_learning_compression_alternates_its_steps() -> None:
-    method = LearningCompression(15.0, 0.8, 1.5, 2, matricization="channel")
+    method = LearningCompression(3.0, 0.5, 2.0, 2, matricization="channel")
     found, history = _trained(method, epochs=5, steps=3)
     # Weights r (6 + 4), dense 24: at ranks 3 and 4 the dense layer is the smaller one.
     cost = np.array([10, 20, 24, 24]) / 24
@@ -202,12 +202,12 @@ def test_learning_compression_alternates_its_steps() -> None:
 
     def rank(mu: float) -> int:
         s = np.linalg.svd(w, compute_uv=False)
-        objective = [15.0 * cost[r - 1] + mu / 2 * np.sum(s[r:] ** 2) for r in (1, 2, 3, 4)]
+        objective = [3.0 * cost[r - 1] + mu / 2 * np.sum(s[r:] ** 2) for r in (1, 2, 3, 4)]
         return int(np.argmin(objective)) + 1
 
-    theta, ranks, distances = _cut(w, rank(0.8)), [rank(0.8)], []
+    theta, ranks, distances = _cut(w, rank(0.5)), [rank(0.5)], []
     for epoch in range(5):
-        mu = 0.8 * 1.5 ** (epoch // 2)
+        mu = 0.5 * 2.0 ** (epoch // 2)
         seen = []
         for _ in range(3):
             seen.append(0.5 * np.sum((w - theta) ** 2))
@@ -217,10 +217,10 @@ def test_learning_compression_alternates_its_steps() -> None:
             theta = _cut(w, rank(mu))
             ranks.append(rank(mu))
     np.testing.assert_allclose(history["distance_loss"], distances, rtol=1e-4)
-    np.testing.assert_allclose(history["mu"], [0.8, 0.8, 1.2, 1.2, 1.8], rtol=1e-6)
-    assert method.ranks == {"only": rank(1.8)}
+    np.testing.assert_allclose(history["mu"], [0.5, 0.5, 1.0, 1.0, 2.0], rtol=1e-6)
+    assert method.ranks == {"only": rank(2.0)}
     assert min(ranks) < max(ranks)  # else a wrong C step would not show
-    np.testing.assert_allclose(found, _cut(w, rank(1.8)), atol=5e-6)
+    np.testing.assert_allclose(found, _cut(w, rank(2.0)), atol=5e-6)
 
 
 @pytest.mark.backend

@@ -384,7 +384,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"ranks": {"third": 2}}, r"'first', 'second', 'last'.*'third'"),
+        ({"ranks": {"third": 2}}, r"'third'.*'first', 'second', 'last'"),
         ({"ranks": {"flatten": 2}}, r"'flatten'.*no kernel"),
         ({"ranks": {"first": 2}, "layers": ["last"]}, r"Received none for 'last'"),
         ({"ranks": {"first": (2, 3)}}, r"1 ranks for layer 'first'.*\(2, 3\)"),

@@ -118,11 +118,11 @@ def _component(value: float, small: int, large: int, variance: float) -> tuple[f
     everything equal to its prior.
     """
 
-    def energy(parameters: np.ndarray) -> float:
+    def energy(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         a, b = parameters[:2]
         spread_a, spread_b, prior_a, prior_b = np.exp(parameters[2:])
         second_a, second_b = a * a + large * spread_a, b * b + small * spread_b
-        return float(
+        total = (
             large * math.log(prior_a / spread_a)
             + small * math.log(prior_b / spread_b)
             + second_a / prior_a
@@ -130,6 +130,17 @@ def _component(value: float, small: int, large: int, variance: float) -> tuple[f
             + (second_a * second_b - 2 * a * b * value) / variance
             - (small + large)
         )
+        # By the second moments, then by what they are made of.
+        by_a, by_b = 1 / prior_a + second_b / variance, 1 / prior_b + second_a / variance
+        gradient = [
+            2 * a * by_a - 2 * b * value / variance,
+            2 * b * by_b - 2 * a * value / variance,
+            large * spread_a * by_a - large,
+            small * spread_b * by_b - small,
+            large - second_a / prior_a,
+            small - second_b / prior_b,
+        ]
+        return total, np.array(gradient)
 
     best, mean = 0.0, 0.0  # as the priors vanish: nothing is gained, nothing is kept
     for scale in (0.3, 1.0):
@@ -138,8 +149,11 @@ def _component(value: float, small: int, large: int, variance: float) -> tuple[f
         result = minimize(
             energy,
             np.concatenate([[root, root], logs]),
-            method="BFGS",
-            options={"gtol": 1e-9, "maxiter": 3000},
+            jac=True,
+            method="L-BFGS-B",
+            # Below the threshold the variances fall without end.
+            bounds=[(None, None)] * 2 + [(-20.0, 20.0)] * 4,
+            options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 500, "maxcor": 30},
         )
         if result.fun < best:
             best, mean = float(result.fun), float(result.x[0] * result.x[1])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dprp_tf.added_loss import AddedLoss, strategy_scope
 from dprp_tf.factorization import MATRICIZATIONS, Factors, decompose, dematricize, matricize
+from dprp_tf.factorization.threads import threads_for
 from dprp_tf.factorizing import factorizable
 from dprp_tf.resizing import sync
 
@@ -134,7 +135,9 @@ class LowRankTraining(keras.callbacks.Callback):
 
     def decomposed(self, key: str) -> Factors:
         """Return the SVD of a layer's matricized kernel as it is now."""
-        return decompose(self.matrix(key))
+        matrix = self.matrix(key)
+        with threads_for(matrix.shape):
+            return decompose(matrix)
 
     def folded(self, key: str, matrix: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return a matrix (h, w) in the shape of a layer's kernel."""

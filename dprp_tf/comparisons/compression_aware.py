@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dprp_tf.comparisons.base import LowRankTraining, fraction
 from dprp_tf.factorization import decompose, energy_rank
+from dprp_tf.factorization.threads import threads_for
 from dprp_tf.resizing import inner_optimizer
 
 __all__ = ["CompressionAware", "soft_thresholded"]
@@ -106,5 +107,6 @@ def soft_thresholded(matrix: NDArray[np.floating], threshold: float) -> NDArray[
     array([[1., 0.],
            [0., 0.]])
     """
-    factors = decompose(matrix)
+    with threads_for(np.shape(matrix)):
+        factors = decompose(matrix)
     return factors._replace(s=np.maximum(factors.s - threshold, 0)).matrix()

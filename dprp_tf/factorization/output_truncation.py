@@ -126,7 +126,7 @@ class OutputTruncation:
         self._sweeps = 0 if self.matricization == "channel" else sweeps
         self._fits: dict[tuple[int, ...], _Fit] = {}
 
-    @property
+    @cached_property
     def spectra(self) -> tuple[NDArray[np.floating], ...]:
         """One descending spectrum per rank: of the matrix, or the two unfoldings, whitened."""
         if self.matricization == "tucker":
@@ -153,6 +153,8 @@ class OutputTruncation:
 
     def lost(self, ranks: tuple[int, ...]) -> float:
         """Return tr(D P D^T) / tr(W P W^T), the share of the output's energy that is lost.
+
+        P is meant with its ridge.
 
         Args:
             ranks: `(r,)` or `(r_in, r_out)`, each from 1 to its full rank.

@@ -44,7 +44,7 @@ def plot_rank_plan(plan: RankPlan, theme: str = "light") -> Figure:
     >>> plan = RankPlan("energy", "channel", "kernel", {}, (row,), {"parameters": 96.0},
     ...     {"parameters": 296.0})
     >>> [axes.get_xlabel() for axes in plot_rank_plan(plan).axes]
-    ['Rank, share of the full rank', 'Kernel weights']
+    ['Rank, % of the full rank', 'Kernel weights']
     """
     colours = theme_named(theme)
     rows = plan.layers
@@ -53,10 +53,10 @@ def plot_rank_plan(plan: RankPlan, theme: str = "light") -> Figure:
     figure = new_figure(9.6, min(1.6 + 0.27 * len(rows), _TALLEST), colours)
     left = figure.add_subplot(1, 2, 1)
     right = figure.add_subplot(1, 2, 2, sharey=left)
-    asked = ", ".join(f"{name} {value:g}" for name, value in plan.budget.items())
-    title = f"Ranks by {plan.method}, {plan.matricization}"
-    style_axes(left, colours, title, x="Rank, share of the full rank", grid="x")
-    style_axes(right, colours, f"Asked: {asked}" if asked else " ", x="Kernel weights", grid="x")
+    asked = ", ".join(f"{k} {v:g}" for k, v in plan.budget.items() if k != "tolerance")
+    title = f"{plan.method}, {plan.matricization}" + (f", asked: {asked}" if asked else "")
+    style_axes(left, colours, title, x="Rank, % of the full rank", grid="x")
+    style_axes(right, colours, " ", x="Kernel weights", grid="x")
     for place, row in enumerate(rows):
         shares = _shares(row)
         height = 0.72 / len(shares)
@@ -94,8 +94,8 @@ def plot_rank_plan(plan: RankPlan, theme: str = "light") -> Figure:
     )
     left.set_ylim(len(rows) - 0.4, -0.6)
     left.set_xlim(0, 1.35)
-    left.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
     percent_ticks(left.xaxis)
+    left.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
     short_count_ticks(right.xaxis)
     for axes in (left, right):
         axes.tick_params(axis="y", length=0, labelcolor=colours.text)

@@ -18,6 +18,7 @@ from dprp_tf.selection.stages import StagedModel
 __all__ = ["CandidateEvaluator", "Evaluation", "top_1_accuracy"]
 
 _MEMORY = 2**30
+_BATCH = 512
 
 
 class Evaluation(NamedTuple):
@@ -44,8 +45,9 @@ class CandidateEvaluator:
         space: Its ranks.
         x: Samples: an array, or a list or dict of arrays for several inputs.
         y: Labels: whole numbers or one-hot rows; anything that a `score` of yours understands.
-        score: Function (y, predictions) -> float, larger is better. Default: top-1 accuracy.
-        batch_size: Samples computed at once. Default: as many as `memory` allows.
+        score: Function (y, predictions) -> float, larger is better, NaN worst. Default: top-1
+            accuracy.
+        batch_size: Samples computed at once. Default: as many as `memory` allows, 512 at most.
         memory: Bytes that kept tensors may take. Default 2**30.
 
     Raises:
@@ -87,7 +89,7 @@ class CandidateEvaluator:
             )
         self._score = score
         per_sample = max(self._staged.bytes_per_sample, 1)
-        size = batch_size or max(1, min(samples, memory // (2 * per_sample)))
+        size = batch_size or max(1, min(_BATCH, samples, memory // (2 * per_sample)))
         parts = math.ceil(samples / size)
         cut = [np.array_split(array, parts) for array in inputs]
         batches = [[ops.convert_to_tensor(part) for part in row] for row in zip(*cut, strict=True)]
@@ -121,7 +123,8 @@ class CandidateEvaluator:
         """
         for found in self.predictions(candidates, parent):
             if self._score is not None:
-                yield Evaluation(float(self._score(self._y, found)))
+                value = float(self._score(self._y, found))
+                yield Evaluation(-math.inf if math.isnan(value) else value)
             else:
                 accuracy = top_1_accuracy(self._y, found)
                 yield Evaluation(accuracy, _cross_entropy(self._y, found))

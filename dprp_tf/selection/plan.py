@@ -121,7 +121,7 @@ class RankPlan(Tabular):
         """Lay the plan out for `rich`: per layer its ranks, energy lost and weights."""
         from rich.table import Table
 
-        asked = ", ".join(f"{name} {value:g}" for name, value in self.budget.items())
+        asked = ", ".join(f"{k} {v:g}" for k, v in self.budget.items() if k != "tolerance")
         costs = ", ".join(
             f"{name} {self.cost[name]:.4g} ({share:.1%} of dense)"
             for name, share in self.shares.items()

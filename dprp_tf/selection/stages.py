@@ -47,9 +47,8 @@ class StagedModel:
 
     A stage begins where one of the chosen layers is first used, so a model whose ranks differ
     from another's from stage i on shares everything before. The tensors alive at a cut may be
-    several, as in a residual block. Nested models are entered; where a graph can't be cut (a
-    model with a `call()` of its own, masks, shared nested models called with masks) the
-    stages are fewer, down to one for the whole model. The model's variables are only read.
+    several, as inside a residual block. Nested models are entered. Where a model can't be cut
+    (a `call()` of its own, masks along its tensors) it is one stage. Its variables are only read.
 
     Args:
         model: A built Keras model.
