@@ -191,7 +191,11 @@ def measure(name: str) -> dict[str, Any]:
     original = outputs(model)
     weights = model.get_weights()
     at_full_rank = outputs(full)
-    ranks = {key: max(1, int(rank * _REDUCED)) for key, rank in full.ranks.items()}
+    ranks = {
+        key: max(1, int(rank * _REDUCED))
+        for key, rank in full.ranks.items()
+        if isinstance(rank, int)
+    }
     folded_full = outputs(dprp.fold(full))
     del full
     low = dprp.factorize(model, ranks=ranks)

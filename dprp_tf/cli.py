@@ -377,7 +377,7 @@ def latency(
     from dprp_tf import deploy, zoo
     from dprp_tf.atomic import read_json
     from dprp_tf.factorizing import factorize
-    from dprp_tf.layers import low_rank_layers
+    from dprp_tf.layers import factorized_layers
     from dprp_tf.models import load_model
     from dprp_tf.runs import all_but
 
@@ -395,7 +395,7 @@ def latency(
             )
         options = {} if shortcut is None else {"shortcut": shortcut}
         network = zoo.build(model, input_shape=shape, classes=classes, **options)
-    if low_rank_layers(network):
+    if factorized_layers(network):
         if exclude:
             raise ValueError(
                 f"`exclude` is for a model that is not factorized yet. Received: {exclude} for "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -185,6 +186,12 @@ def factorize(
     if ranks is not None and hasattr(ranks, "matricization"):
         plan = cast("_Plan", ranks)
         _require_fitting_plan(model, plan, matricization, layers)
+        if getattr(plan, "truncation", "kernel") == "output" and calibration_data is None:
+            warnings.warn(
+                "`calibration_data` should be given for a plan whose cuts keep the outputs: "
+                "without, they keep the kernels, and the accuracy is not what the plan says.",
+                stacklevel=2,
+            )
         matricization, ranks, layers = plan.matricization, plan.ranks, list(plan.ranks)
     if matricization is None:
         matricization = "spatial"

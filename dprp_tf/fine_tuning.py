@@ -22,8 +22,13 @@ __all__ = ["FineTuning", "Labelled", "TrainingImages", "classification_loss"]
 class TrainingImages(Protocol):
     """What `dprp_tf.data.Dataset` offers here: a training split that streams as batches."""
 
-    x_train: Any
-    y_train: Any
+    @property
+    def x_train(self) -> Any:
+        """The training images."""
+
+    @property
+    def y_train(self) -> Any:
+        """Their labels."""
 
     def batches(self, batch_size: int, **options: Any) -> Any:
         """Stream the training split, shuffled and augmented by `seed` and `epoch`."""
