@@ -1,7 +1,7 @@
 """A training step of ResNet-20 with the modified stable rank beside a plain one, interleaved.
 
-`python benchmarks/regularized_step.py --out results/benchmarks/regularized_step.json`; with
-KERAS_BACKEND=jax it measures that backend. What counts is the ratio of the means over whole
+`python benchmarks/regularized_step.py --out results/benchmarks/regularized_step_tensorflow.json`;
+with KERAS_BACKEND=jax it measures that backend. What counts is the ratio of the means over whole
 windows of 64 steps, each with its decomposition of all kernels; the quartiles are those of the
 ratios of neighbouring blocks of a few steps, of which one in a window holds the decomposition.
 """
@@ -91,7 +91,7 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--windows", type=int, default=3, help="windows of `--refresh` steps")
+    parser.add_argument("--windows", type=int, default=1, help="windows of `--refresh` steps")
     parser.add_argument("--refresh", type=int, default=64, help="steps between decompositions")
     parser.add_argument("--block", type=int, default=4, help="steps of each model in turn")
     parser.add_argument("--matricizations", nargs="+", default=["spatial", "channel"])

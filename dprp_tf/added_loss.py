@@ -12,7 +12,7 @@ from keras import ops
 
 from dprp_tf.resizing import sync
 
-__all__ = ["AddedLoss", "strategy_scope"]
+__all__ = ["AddedLoss", "assign_copy", "strategy_scope"]
 
 # What a model with added losses has of its own in place of its class's.
 _WRAPPED = ("compute_loss", "fit")
@@ -26,6 +26,9 @@ class AddedLoss(keras.metrics.Metric):
     (the strength, arrays given to `hold`) is assigned without tracing anything anew, and nothing
     is left of it in the model afterwards. The logs of training get the mean of `value()` under
     the metric's name, and the strength; validation has neither the term nor its logs.
+
+    A subclass keeps the model's own variables out of its attributes, lists and tuples: Keras takes
+    every variable there for the metric's, and JAX would get it twice.
 
     A training that ends by an exception leaves the term attached; the next `fit` of the model
     takes it off before it begins.
@@ -139,6 +142,19 @@ class AddedLoss(keras.metrics.Metric):
         """Begin the mean anew, as Keras does at each epoch's beginning; the rest stays."""
         for variable in (self._total, self._count):
             variable.assign(ops.zeros((), "float32"))
+
+
+def assign_copy(variable: keras.Variable, array: Any) -> None:
+    """Assign a NumPy array to a variable between two steps of a training.
+
+    JAX may use the memory of a NumPy array as it is, and a train step writes into the buffers of
+    its state: the variable gets one of its own.
+
+    Args:
+        variable: The variable.
+        array: Its new value.
+    """
+    variable.assign(ops.copy(ops.convert_to_tensor(array, dtype=variable.dtype)))
 
 
 def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:

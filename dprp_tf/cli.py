@@ -435,7 +435,7 @@ def select(
     method: Annotated[
         str,
         typer.Option(
-            help="uniform, energy, energy_product, vbmf, activation, mbs, similarity or bsr."
+            help="uniform, energy, energy_product, vbmf, activation, mbs, beam, similarity or bsr."
         ),
     ] = "mbs",
     parameters: Annotated[
@@ -509,6 +509,8 @@ def select(
         tolerance=tolerance,
     )
     tuning = None
+    if epochs is None and method == "bsr":
+        epochs = 30
     if epochs is not None:
         tuning = FineTuning(
             epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed

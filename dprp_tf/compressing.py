@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import keras
 
+from dprp_tf.atomic import read_json, write_json
 from dprp_tf.cutting import cut
 from dprp_tf.fine_tuning import FineTuning, Labelled
 from dprp_tf.rank_regularization import RankRegularization
@@ -106,6 +108,9 @@ def bsr(
     """
     place = None if folder is None else Path(folder)
     plan = _plan(place, model, search, budget, data, matricization, progress, seed, options)
+    if place is not None:
+        growing = {"strength": strength, "growth": growth, "growth_epochs": growth_epochs}
+        _require_same(place / "bsr.json", {"ranks": plan.ranks, **growing})
     dense = rewrite(model, lambda layer: None, keras.Model)
     press = RankRegularization(
         ranks=plan, strength=strength, growth=growth, growth_epochs=growth_epochs
@@ -116,10 +121,23 @@ def bsr(
         prepared = first.fit(dense, train, callbacks=[press, *callbacks], folder=kept)
     else:  # nothing to cut, nothing to press
         prepared = first.fit(dense, train, callbacks=callbacks, folder=kept)
-    small = cut(dense, plan)
+    small = cut(dense, plan, data[0] if plan.truncation == "output" else None)
     kept = None if place is None else place / "tuned"
     tuned = (tuning or FineTuning(epochs=30)).fit(small, train, callbacks=callbacks, folder=kept)
     return Compressed(small, plan, prepared, tuned)
+
+
+def _require_same(path: Path, wanted: dict[str, Any]) -> None:
+    """Refuse checkpoints of a training towards other ranks or of another strength."""
+    wanted = json.loads(json.dumps(wanted))
+    found = read_json(path) if path.exists() else wanted
+    differing = sorted(key for key in wanted if found.get(key) != wanted[key])
+    if differing:
+        raise ValueError(
+            f"`folder` must hold a run with the same settings. Received: {path.parent}, which "
+            f"differs in {differing}; use another folder."
+        )
+    write_json(path, wanted)
 
 
 def _plan(

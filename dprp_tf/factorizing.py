@@ -155,7 +155,8 @@ def factorize(
             `factorization.OutputTruncation`. What a plan with `truncation="output"` counts on.
             Default: none.
         structure: `"retraction"`, `"smoothed"` or `"paper"`; see `DPRPSettings`.
-        compression: `"tail"` (Eq. 12), `"l1"`, `"l2"`, `"funnel"`, None, or a `RankRegularizer`.
+        compression: `"tail"` (Eq. 12), `"l1"`, `"l2"`, `"funnel"`, another of `regularizers.NAMES`
+            that takes no rank, None, or a `RankRegularizer`.
         compression_weight: lambda_comp, 0 or more. Default 0.1.
         threshold: Pruning threshold epsilon, in (0, 1). Default 0.1.
         structure_weight: lambda_str, 0 or more. Default 1.
@@ -192,7 +193,14 @@ def factorize(
                 "without, they keep the kernels, and the accuracy is not what the plan says.",
                 stacklevel=2,
             )
-        matricization, ranks, layers = plan.matricization, plan.ranks, list(plan.ranks)
+        known = layer_keys(model)
+        planned = {id(known[key]) for key in plan.ranks}
+        matricization, ranks = plan.matricization, plan.ranks
+
+        # By key: a name may also be that of a layer of a nested model, which stays dense.
+        def layers(layer: keras.layers.Layer) -> bool:
+            return id(layer) in planned
+
     if matricization is None:
         matricization = "spatial"
     if matricization not in factorization.DECOMPOSITIONS:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import numpy as np
 from dprp_tf.atomic import atomic_path, read_json, remove_leftovers, write_json
 from dprp_tf.graphs import graph_of
 
-__all__ = ["FineTuning", "Labelled", "TrainingImages", "classification_loss"]
+__all__ = ["FineTuning", "Labelled", "TrainingImages", "classification_loss", "labelled_arrays"]
 
 
 class TrainingImages(Protocol):
@@ -130,7 +131,7 @@ class FineTuning:
         samples = source.samples if isinstance(source, _Shuffled) else len(source.x_train)
         steps = max(1, math.ceil(samples / self.batch_size))
         self._compile(model, steps, data)
-        state = _State(None if folder is None else Path(folder), self, samples)
+        state = _State(None if folder is None else Path(folder), self, samples, model)
         begun = state.restore(model)
         if begun >= self.epochs:
             return state.history
@@ -152,6 +153,17 @@ class FineTuning:
                 shuffle=False,
             )
         return state.history
+
+    @property
+    def identity(self) -> str:
+        """The settings as text that is the same in every process, whatever the loss is."""
+        loss = self.loss
+        if isinstance(loss, keras.losses.Loss):
+            config = loss.get_config()
+            loss = f"{type(loss).__name__} {config if 'fn' not in config else config['name']}"
+        elif callable(loss):
+            loss = getattr(loss, "__qualname__", type(loss).__name__)
+        return repr(replace(self, loss=loss))
 
     def _compile(self, model: keras.Model, steps: int, data: Any) -> None:
         rate: Any = self.learning_rate
@@ -180,6 +192,9 @@ def classification_loss(model: keras.Model, y: Any) -> keras.losses.Loss:
     Returns:
         The loss; from logits unless the last layer's activation is a softmax.
 
+    Raises:
+        ValueError: If the model has several outputs, or a single class.
+
     Example:
 
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, "softmax")])
@@ -187,14 +202,46 @@ def classification_loss(model: keras.Model, y: Any) -> keras.losses.Loss:
     False
     """
     graph = graph_of(model)
+    shapes = [tuple(tensor.shape) for tensor in getattr(graph, "outputs", None) or ()]
+    if len(shapes) > 1 or (shapes and shapes[0][-1] == 1):
+        raise ValueError(
+            "`loss` must be given for a model of several outputs or of a single class. "
+            f"Received: loss=None for outputs of the shapes {shapes}"
+        )
     last = (graph or model).layers[-1]
     while graph_of(last) is not None:
         last = graph_of(last).layers[-1]
     activation = getattr(last, "activation", None)
-    softmax = isinstance(last, keras.layers.Softmax) or activation is keras.activations.softmax
+    softmax = activation is keras.activations.softmax or any(
+        isinstance(entry, keras.layers.Softmax) for entry in (last, activation)
+    )
     rows = np.ndim(y) == 2 and np.shape(y)[-1] > 1
     kind = keras.losses.CategoricalCrossentropy if rows else None
     return (kind or keras.losses.SparseCategoricalCrossentropy)(from_logits=not softmax)
+
+
+def labelled_arrays(data: tuple[Any, Any]) -> tuple[Any, np.ndarray]:
+    """Return labelled inputs as arrays.
+
+    Args:
+        data: `(x, y)`; x is an array, or a list, tuple or dict of arrays for several inputs.
+
+    Returns:
+        `(x, y)` of NumPy arrays, x as it is structured.
+
+    Example:
+
+    >>> labelled_arrays(([np.zeros((2, 3)), np.zeros((2, 1))], [0, 1]))[0][1].shape
+    (2, 1)
+    """
+    x, y = data
+    parts = x.values() if isinstance(x, dict) else x
+    several = isinstance(x, dict) or (
+        isinstance(x, (list, tuple)) and all(np.ndim(part) and hasattr(part, "shape") for part in x)
+    )
+    if several and parts:
+        return keras.tree.map_structure(np.asarray, x), np.asarray(y)
+    return np.asarray(x), np.asarray(y)
 
 
 class _Shuffled(keras.utils.PyDataset):
@@ -202,12 +249,15 @@ class _Shuffled(keras.utils.PyDataset):
 
     def __init__(self, data: tuple[Any, Any], settings: FineTuning) -> None:
         super().__init__()
-        self._x, self._y = np.asarray(data[0]), np.asarray(data[1])
-        self.samples = len(self._x)
-        if self.samples == 0 or self.samples != len(self._y):
+        self._x, self._y = labelled_arrays(data)
+        if isinstance(self._x, list):  # which Keras takes for one array
+            self._x = tuple(self._x)
+        self.samples = len(self._y)
+        counts = [len(array) for array in keras.tree.flatten(self._x)]
+        if self.samples == 0 or set(counts) != {self.samples}:
             raise ValueError(
                 "`data` must hold the same number of samples and labels, one or more. Received: "
-                f"{self.samples} and {len(self._y)}"
+                f"{', '.join(map(str, counts))} and {self.samples}"
             )
         self._size, self._seed = settings.batch_size, settings.seed
         self.epoch = 0
@@ -215,10 +265,11 @@ class _Shuffled(keras.utils.PyDataset):
     def __len__(self) -> int:
         return math.ceil(self.samples / self._size)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Any, np.ndarray]:
         order = np.random.default_rng((self._seed, self.epoch)).permutation(self.samples)
         rows = order[index * self._size : (index + 1) * self._size]
-        return self._x[rows].astype("float32"), self._y[rows]
+        x = keras.tree.map_structure(lambda array: array[rows].astype("float32"), self._x)
+        return x, self._y[rows]
 
     def on_epoch_end(self) -> None:
         self.epoch += 1
@@ -227,10 +278,14 @@ class _Shuffled(keras.utils.PyDataset):
 class _State:
     """The checkpoint of a tuning and its history, in a folder or in memory alone."""
 
-    def __init__(self, folder: Path | None, settings: FineTuning, samples: int) -> None:
+    def __init__(
+        self, folder: Path | None, settings: FineTuning, samples: int, model: keras.Model
+    ) -> None:
         self.history: list[dict[str, float]] = []
         self._folder = folder
-        self._identity = f"{settings!r} on {samples} samples"
+        shapes = repr([tuple(weight.shape) for weight in model.weights])
+        of = hashlib.sha256(shapes.encode()).hexdigest()[:16]
+        self._identity = f"{settings.identity} on {samples} samples, weights {of}"
 
     def restore(self, model: keras.Model) -> int:
         """Load what an interrupted tuning left into the model; return the epochs done."""
@@ -244,14 +299,18 @@ class _State:
         found = read_json(path)
         if not isinstance(found, dict) or found.get("identity") != self._identity:
             raise ValueError(
-                f"`folder` must hold a tuning of the same settings. Received: {path} of another; "
-                "use another folder or remove it."
+                f"`folder` must hold a tuning of the same settings and model. Received: {path} of "
+                "another; use another folder or remove it."
             )
-        saved = keras.saving.load_model(self._folder / found["checkpoint"])
-        model.set_weights(saved.get_weights())
+        checkpoint = self._folder / found["checkpoint"]
+        if not checkpoint.exists():
+            raise ValueError(
+                f"`folder` must hold the checkpoint that {path} names. Received: no "
+                f"{checkpoint.name}; remove {path.name} to start again."
+            )
+        # With the optimizer's state; not as a model, whose loss and layers would have to be known.
         model.optimizer.build(model.trainable_variables)
-        for own, stored in zip(model.optimizer.variables, saved.optimizer.variables, strict=True):
-            own.assign(stored)
+        model.load_weights(checkpoint)
         self.history = list(found["history"])
         return len(self.history)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.utils.extmath import randomized_svd
 
 from dprp_tf import regularizers
-from dprp_tf.added_loss import AddedLoss, strategy_scope
+from dprp_tf.added_loss import AddedLoss, assign_copy, strategy_scope
 from dprp_tf.factorization import DECOMPOSITIONS, decompose, matricize, resolve_decomposition
 from dprp_tf.factorization.threads import threads_for
 from dprp_tf.factorizing import factorizable
@@ -300,8 +300,8 @@ class _Directions:
                 "rate or `strength`."
             )
         u, v = singular_vectors(self.unfold(kernel, np), self.columns)
-        self.u.assign(u)
-        self.v.assign(v)
+        assign_copy(self.u, u)
+        assign_copy(self.v, v)
 
     def penalty(self) -> Any:
         """Return the regularizer of s_j = u_j^T W v_j, a scalar."""
@@ -320,7 +320,6 @@ class _RankLoss(AddedLoss):
 
     def __init__(self, directions: list[_Directions]) -> None:
         super().__init__("rank_loss", "rank_strength")
-        # A tuple: what a list holds is searched for state.
         self.directions = tuple(directions)
         for each in directions:
             each.hold(self)

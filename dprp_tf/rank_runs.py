@@ -14,13 +14,14 @@ import numpy as np
 from dprp_tf.atomic import atomic_path, read_json, remove_leftovers, write_json
 from dprp_tf.compressing import bsr
 from dprp_tf.cutting import cut
-from dprp_tf.data import Dataset
+from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.evaluation import accuracy
 from dprp_tf.fine_tuning import FineTuning
 from dprp_tf.latency import LatencyTable
 from dprp_tf.progress import Display
 from dprp_tf.report import save_rank_plan_plot
 from dprp_tf.run_lock import run_lock
+from dprp_tf.runs import all_but
 from dprp_tf.selection import (
     BeamSearch,
     Budget,
@@ -77,7 +78,9 @@ class SelectionSettings:
             pairs = self.searches or ((3, 5),)
             return BeamSearch(samples=self.samples, searches=pairs)
         if name == "similarity":
-            return FeatureSimilarity(tuning=self.tuning)
+            # Only a search for an accuracy trains its candidates.
+            drop = self.budget.accuracy_drop
+            return FeatureSimilarity(tuning=None if drop is None else self.tuning)
         return name
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,7 +93,7 @@ class SelectionSettings:
             "truncation": self.truncation,
             "samples": self.samples,
             "exclude": list(self.exclude),
-            "tuning": None if self.tuning is None else repr(self.tuning),
+            "tuning": None if self.tuning is None else self.tuning.identity,
             "regularized_epochs": self.regularized_epochs,
             "strength": self.strength,
             "seed": self.seed,
@@ -121,7 +124,7 @@ def select_in_folder(
         dataset: Its data.
         settings: What to do.
         latency: A latency table, for a budget in milliseconds.
-        layers: Says which layers may be cut. Default: all that can be.
+        layers: Says which layers may be cut. Default: all that can be but `settings.exclude`.
         display: Where progress is shown.
         fresh: Whether to discard what the folder holds.
 
@@ -154,13 +157,16 @@ def _run(
     held_out, rest = _held_out(dataset, settings.samples, settings.seed)
     options: dict[str, Any] = {
         "matricization": settings.matricization,
-        "layers": layers,
+        "layers": layers or all_but(model, settings.exclude),
         "truncation": settings.truncation,
         "latency": latency,
         "progress": display.search("choosing ranks"),
         "seed": settings.seed,
     }
-    tuning = settings.tuning
+    tuning, tuned, selector = settings.tuning, None, settings.selector
+    if isinstance(selector, FeatureSimilarity):
+        # An interrupted training of a candidate goes on.
+        selector = replace(selector, folder=place / "similarity")
     if settings.method == "bsr":
         first = replace(tuning or FineTuning(), epochs=settings.regularized_epochs)
         found = bsr(
@@ -168,7 +174,7 @@ def _run(
             settings.budget,
             held_out,
             rest,
-            search=settings.selector,
+            search=selector,
             strength=settings.strength,
             regularized=first,
             tuning=tuning or FineTuning(epochs=30),
@@ -176,12 +182,11 @@ def _run(
             callbacks=[display.training("training", first.epochs)],
             **options,
         )
-        plan, small = found.plan, cut(model, found.plan)
-        tuned: keras.Model | None = found.model
+        plan, tuned = found.plan, found.model
     else:
         plan = select_ranks(
             model,
-            settings.selector,
+            selector,
             settings.budget,
             held_out,
             train=rest,
@@ -189,8 +194,7 @@ def _run(
             **options,
         )
         plan.save(place / "rank_plan.json")
-        small = cut(model, plan, held_out[0] if plan.truncation == "output" else None)
-        tuned = None
+    small = cut(model, plan, held_out[0] if plan.truncation == "output" else None)
     _save(small, place / "cut.keras")
     display.step("evaluating")
     results = {
@@ -234,7 +238,10 @@ def _held_out(
     order = np.random.default_rng(seed).permutation(count)
     taken, left = np.sort(order[:samples]), np.sort(order[samples:])
     x = np.asarray(dataset.x_train[taken], dtype=np.float32)
-    rest = replace(dataset, x_train=dataset.x_train[left], y_train=dataset.y_train[left])
+    images = dataset.x_train
+    # Indexed, those on disk would all be read.
+    kept = images.subset(left) if isinstance(images, StreamedImages) else images[left]
+    rest = replace(dataset, x_train=kept, y_train=dataset.y_train[left])
     return (x, dataset.y_train[taken]), rest
 
 
@@ -243,12 +250,20 @@ def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> Non
     if fresh:
         import shutil
 
+        # A training run's `model.keras` may be the only copy of the model to cut.
+        if path.exists() and "matricization" not in dict(read_json(path)):
+            raise ValueError(
+                f"`folder` must be new or hold a selection. Received: {place}, which holds "
+                "something else; use another folder."
+            )
         for name in (
             "candidates.jsonl",
+            "bsr.json",
             "rank_plan.json",
             "rank_plan.png",
             "cut.keras",
             "model.keras",
+            _RESULTS,
         ):
             (place / name).unlink(missing_ok=True)
         for name in ("regularized", "tuned", "similarity"):

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "markdown", "plot", "run_one"]
 
-METHODS = ("uniform", "energy", "energy_product", "vbmf", "activation", "similarity", "mbs")
+METHODS = ("uniform", "energy", "energy_product", "vbmf", "activation", "similarity", "mbs", "beam")
 SHARES = (0.75, 0.5, 0.25)
 _HELD_OUT = 256
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 
 def run_one(
@@ -44,6 +44,7 @@ def run_one(
     *,
     search: tuple[int, int] = (3, 5),
     tuning: FineTuning | None = None,
+    training: Dataset | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Choose ranks by one method, cut, measure, and fine-tune if asked; what is done is kept.
@@ -57,6 +58,7 @@ def run_one(
         folder: Where plans, logs and results lie.
         search: Step and beams of mBS.
         tuning: The short fine-tuning; None for none.
+        training: What it trains on. Default: the data.
         seed: Seed of everything random.
 
     Returns:
@@ -104,11 +106,12 @@ def run_one(
     if tuning is not None and "tuned" not in row and "failed" not in row:
         plan = RankPlan.from_dict(row["plan"])
         small = cut(model, plan, samples[0] if plan.truncation == "output" else None)
-        tuning.fit(small, dataset)
+        training = dataset if training is None else training
+        tuning.fit(small, training)
         row["tuned"] = accuracy(small, dataset)
         row["tuning"] = {
             "epochs": tuning.epochs,
-            "images": len(dataset.x_train),
+            "images": len(training.x_train),
             "learning_rate": tuning.learning_rate,
             "batch_size": tuning.batch_size,
         }
@@ -188,8 +191,10 @@ def plot(rows: Sequence[dict[str, Any]], dense: float, theme: str = "light") -> 
     from dprp_tf.report.axes import percent_ticks, style_axes
 
     colours = theme_named(theme)
-    palette = (colours.muted, colours.dense, *colours.others[:3], colours.removed, colours.dprp)
-    palette = (*palette[:5], "#8a63d2", colours.dprp)
+    palette = (
+        *(colours.muted, colours.dense, *colours.others[:3]),
+        *("#8a63d2", "#d1495b", colours.dprp),
+    )
     rows = [row for row in rows if "cut" in row]
     columns = [name for name in DECOMPOSITIONS if any(r["matricization"] == name for r in rows)]
     kinds = [key for key in ("cut", "tuned") if any(key in row for row in rows)]
@@ -290,7 +295,6 @@ def main(arguments: list[str] | None = None) -> int:
                 done = read_json(path) if path.exists() else {}
                 if "failed" in done or ("cut" in done and (tuning is None or "tuned" in done)):
                     continue
-                # Ranks are chosen on the whole split; a plan that is there is only tuned.
                 if "cut" not in done:
                     run_one(
                         model, dataset, method, matricization, share, options.work,
@@ -298,8 +302,9 @@ def main(arguments: list[str] | None = None) -> int:
                     )  # fmt: skip
                 if tuning is not None:
                     run_one(
-                        model, training, method, matricization, share, options.work, tuning=tuning
-                    )
+                        model, dataset, method, matricization, share, options.work,
+                        tuning=tuning, training=training,
+                    )  # fmt: skip
                 row = read_json(path)
                 told = {key: row.get(key) for key in ("failed", "cut", "tuned") if key in row}
                 print(f"{matricization} {method} {share}: {json.dumps(told)}", flush=True)

@@ -18,6 +18,7 @@ from dprp_tf.selection import (
     BudgetError,
     CandidateEvaluator,
     CandidateLog,
+    CostBeamSearch,
     Problem,
     Ranks,
     RankSpace,
@@ -121,6 +122,31 @@ def test_finds_what_the_printed_algorithm_finds(
     assert found.ranks == _reference(problem, step, beams)
     assert budget.met(problem.space.cost(found.ranks).shares)
     assert len(found.history) > 3
+
+
+@pytest.mark.parametrize("matricization", ["channel", "tucker"])
+def test_levels_of_equal_cost(
+    model: keras.Model, data: tuple[np.ndarray, np.ndarray], matricization: str
+) -> None:
+    budget = Budget(parameters=0.6, tolerance=0.03)
+    problem = _problem(model, data, budget, matricization)
+    found = CostBeamSearch(level=0.1, beams=2).select(problem)
+    assert budget.met(problem.space.cost(found.ranks).shares)
+    # Children of a level are compared at about the same cost.
+    drops = -np.diff([1.0, *(entry["share_parameters"] for entry in found.history)])
+    assert np.all(drops[:3] >= 0.1 * 0.6 - 1e-9)
+    assert found.ranks != BeamSearch(step=3, beams=2).select(problem).ranks
+    if matricization == "tucker":
+        return
+    # In the first level a layer gets the largest rank that saves enough, if one does.
+    fresh = _problem(model, data, budget, matricization)
+    CostBeamSearch(level=0.1, beams=2).select(fresh)
+    for name, layer in fresh.space.layers.items():
+        ranks = range(1, layer.break_even[0] + 1)
+        share = {r: fresh.space.cost({name: (r,)}).shares["parameters"] for r in ranks}
+        enough = [r for r in ranks if share[r] <= 1.0 - 0.1 * 0.6]
+        tried = [r for r in ranks if fresh.log.known({name: (r,)}) is not None]
+        assert max(tried, default=0) == max(enough, default=0)
 
 
 def test_the_first_step_leads_below_break_even(

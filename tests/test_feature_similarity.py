@@ -478,7 +478,7 @@ def test_bounds_on_costs_end_the_search(
     problem, _ = _problem(
         trained, Budget(parameters=bound, accuracy_drop=0.015), folder / "log.jsonl"
     )
-    with pytest.raises(BudgetError, match="parameters"):
+    with pytest.raises(BudgetError, match=r"parameters.*nearest found: [\d.]+ above it"):
         method.select(problem)
 
 

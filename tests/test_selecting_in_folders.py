@@ -10,14 +10,16 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import dprp_tf as dprp
+from dprp_tf.augmentation import ResizedCrop
 from dprp_tf.cli import app
-from dprp_tf.data import Dataset
+from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.data import load as load_data
-from dprp_tf.rank_runs import SelectionSettings, select_in_folder
-from dprp_tf.selection import BeamSearch, RankPlan, select_ranks
+from dprp_tf.rank_runs import SelectionSettings, _held_out, select_in_folder
+from dprp_tf.selection import BeamSearch, FeatureSimilarity, RankPlan, select_ranks
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +93,18 @@ def test_unusable_options_end_with_one_line(dense: keras.Model, tmp_path: Path) 
         (["--parameters", 0.001, "--method", "energy"], "`parameters` must be at least"),
         (["--milliseconds", 3, "--method", "energy"], "latency table"),
         (["--parameters", 0.5, "--exclude", "nothing"], "`exclude`"),
+        (
+            ["--parameters", 0.001, "--method", "bsr", "--learning-rate", 0.2],
+            "`parameters` must be at least",
+        ),
     ):
         result = _invoke(*start, *arguments, "--fresh")
         assert result.exit_code == 2, result.output
         assert message in result.output
         assert "Traceback" not in result.output
+    # BSR trains without being asked to: the rate is for that.
+    config = json.loads((tmp_path / "ranks" / "config.json").read_text())
+    assert "epochs=30, learning_rate=0.2" in config["tuning"]
 
 
 def test_an_interrupted_search_goes_on_and_ends_alike(
@@ -192,6 +201,85 @@ def test_bsr_prepares_the_kernels_and_resumes(
             regularized=replace(tuning, learning_rate=0.1),
             folder=tmp_path / "whole",
         )
+    # What was pressed towards other ranks, or by another strength, is not gone on from.
+    for ours, differing in (({"strength": 1.0}, "strength"), ({"share": 0.6}, "ranks")):
+        share = ours.pop("share", 0.5)
+        with pytest.raises(ValueError, match=rf"same settings.*'{differing}'"):
+            dprp.bsr(
+                dense,
+                dprp.Budget(parameters=share, tolerance=0.05),
+                (x[:96], y[:96]),
+                (x, y),
+                search=BeamSearch(step=6, beams=2, samples=96),
+                **{"strength": 2.0, "growth": 2.0, "growth_epochs": 1, **ours},
+                regularized=tuning,
+                tuning=replace(tuning, epochs=2),
+                folder=tmp_path / "whole",
+            )
+
+
+@pytest.mark.filterwarnings("ignore:`calibration_data`")
+def test_bsr_cuts_as_its_plan_says(dense: keras.Model, digits: Dataset) -> None:
+    data = digits.x_train[:128].astype("float32"), digits.y_train[:128]
+    none = dprp.FineTuning(epochs=0)
+    budget = dprp.Budget(parameters=0.4, tolerance=0.05)
+    found = dprp.bsr(dense, budget, data, data, search="activation", regularized=none, tuning=none)
+    assert found.plan.truncation == "output"
+    for calibration, same in ((data[0], True), (None, False)):
+        expected = dprp.cut(dense, found.plan, calibration).predict(data[0], verbose=0)
+        own = found.model.predict(data[0], verbose=0)
+        assert np.allclose(own, expected, rtol=1e-3, atol=1e-3) is same
+
+
+def test_settings_mean_what_they_say(dense: keras.Model, digits: Dataset, tmp_path: Path) -> None:
+    settings = SelectionSettings(
+        method="energy",
+        budget=dprp.Budget(parameters=0.8, tolerance=0.2),
+        exclude=("second",),
+    )
+    select_in_folder(tmp_path, dense, digits, settings)
+    plan = RankPlan.load(tmp_path / "rank_plan.json")
+    assert [row.name for row in plan.layers] == ["first", "classes"]
+    # Candidates are only trained in a search for an accuracy.
+    tuned = replace(settings, method="similarity", tuning=dprp.FineTuning(epochs=1))
+    assert isinstance(tuned.selector, FeatureSimilarity)
+    assert tuned.selector.tuning is None
+    dropping = replace(tuned, budget=dprp.Budget(accuracy_drop=0.1)).selector
+    assert isinstance(dropping, FeatureSimilarity)
+    assert dropping.tuning == tuned.tuning
+
+
+def test_fresh_takes_nothing_from_a_training(
+    dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"settings": {"matricization": "spatial"}}')
+    (tmp_path / "model.keras").write_bytes(b"trained for a week")
+    settings = SelectionSettings(method="energy", budget=dprp.Budget(parameters=0.01))
+    for fresh in (False, True):
+        with pytest.raises(ValueError, match="`folder` must"):
+            select_in_folder(tmp_path, dense, digits, settings, fresh=fresh)
+    assert (tmp_path / "model.keras").read_bytes() == b"trained for a week"
+    folder = tmp_path / "ranks"
+    folder.mkdir()
+    (folder / "selection.json").write_text("{}")
+    with pytest.raises(ValueError, match="`parameters` must be at least"):
+        select_in_folder(folder, dense, digits, settings, fresh=True)
+    assert not (folder / "selection.json").exists()
+
+
+def test_images_on_disk_are_not_read_to_hold_some_out(tmp_path: Path) -> None:
+    for name, value in (("a", 50), ("b", 200)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), (value, 0, 0)).save(tmp_path / name / "1.png")
+    labels = np.arange(40) % 2
+    images = StreamedImages(tmp_path, ("a", "b"), np.full(40, b"1.png"), labels, (8, 8))
+    data = Dataset("d", images, labels, images, labels, ("a", "b"), ResizedCrop())
+    (held, y), rest = _held_out(data, 10, 0)
+    assert held.shape == (10, 8, 8, 3)
+    np.testing.assert_array_equal(held[:, 4, 4, 0], np.where(y, 200, 50))
+    assert isinstance(rest.x_train, StreamedImages)
+    assert len(rest.x_train) == 30
+    np.testing.assert_array_equal(rest.x_train[:][:, 4, 4, 0], np.where(rest.y_train, 200, 50))
 
 
 def test_outputs_may_be_kept_in_place_of_kernels(

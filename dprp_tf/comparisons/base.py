@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from dprp_tf.added_loss import AddedLoss, strategy_scope
+from dprp_tf.added_loss import AddedLoss, assign_copy, strategy_scope
 from dprp_tf.factorization import MATRICIZATIONS, Factors, decompose, dematricize, matricize
 from dprp_tf.factorization.threads import threads_for
 from dprp_tf.factorizing import factorizable
@@ -147,7 +147,7 @@ class LowRankTraining(keras.callbacks.Callback):
 
     def put(self, key: str, matrix: NDArray[np.floating]) -> None:
         """Make a matrix (h, w) the layer's matricized kernel."""
-        self._layers[key].kernel.assign(self.folded(key, matrix))
+        assign_copy(self._layers[key].kernel, self.folded(key, matrix))
 
 
 def fraction(name: str, value: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from dprp_tf.added_loss import AddedLoss
+from dprp_tf.added_loss import AddedLoss, assign_copy
 from dprp_tf.comparisons.base import LowRankTraining, positive
 from dprp_tf.resizing import sync
 from dprp_tf.selection.space import RankSpace
@@ -115,7 +116,7 @@ class LearningCompression(LowRankTraining):
 
     def added_loss(self) -> AddedLoss:
         """Return 1/2 sum ||W - Theta||^2."""
-        self._distance = _Distance([layer.kernel for layer in self._layers.values()])
+        self._distance = _Distance(list(self._layers.values()))
         return self._distance
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -140,10 +141,10 @@ class LearningCompression(LowRankTraining):
     def _set_targets(self) -> None:
         assert self._distance is not None
         self._targets_set = True
-        for key, target in zip(self._layers, self._distance.targets, strict=True):
+        for key, pull in zip(self._layers, self._distance.pulls, strict=True):
             factors = self.decomposed(key)
             rank = self.choose_rank(key, factors.s)
-            target.assign(self.folded(key, factors.truncated(rank).matrix()))
+            assign_copy(pull.target, self.folded(key, factors.truncated(rank).matrix()))
 
     def _cost_tables(self) -> dict[str, NDArray[np.float64]]:
         """Return the cost of each layer at the ranks 1, 2, ..., as a share of all when dense."""
@@ -166,18 +167,24 @@ class LearningCompression(LowRankTraining):
 class _Distance(AddedLoss):
     """1/2 sum_l ||W_l - Theta_l||^2."""
 
-    def __init__(self, kernels: list[keras.Variable]) -> None:
+    def __init__(self, layers: list[keras.layers.Layer]) -> None:
         super().__init__("distance_loss", "mu")
-        # Tuples: what a list holds is searched for state.
-        self.kernels = tuple(kernels)
-        self.targets = tuple(self.hold(np.zeros(kernel.shape)) for kernel in kernels)
+        held = [self.hold(np.zeros(layer.kernel.shape)) for layer in layers]
+        # Pairs in objects: Keras takes every variable in a list or tuple of a metric for its own.
+        self.pulls = tuple(map(_Pull, layers, held))
 
     def value(self) -> Any:
-        squares = [
-            ops.sum(ops.square(ops.cast(kernel, "float32") - ops.cast(target, "float32")))
-            for kernel, target in zip(self.kernels, self.targets, strict=True)
-        ]
-        return 0.5 * ops.sum(ops.stack(squares))
+        return 0.5 * ops.sum(ops.stack([pull.distance() for pull in self.pulls]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pull:
+    layer: keras.layers.Layer
+    target: keras.Variable
+
+    def distance(self) -> Any:
+        kernel = ops.cast(self.layer.kernel, "float32")
+        return ops.sum(ops.square(kernel - ops.cast(self.target, "float32")))
 
 
 def best_rank(s: NDArray[np.floating], cost: NDArray[np.floating], alpha: float, mu: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from dprp_tf.added_loss import AddedLoss
+from dprp_tf.added_loss import AddedLoss, assign_copy
 from dprp_tf.comparisons.base import LowRankTraining, fraction, positive
 from dprp_tf.factorization import energy_rank
 from dprp_tf.resizing import sync
@@ -74,7 +75,7 @@ class TrainedRankPruning(LowRankTraining):
 
     def added_loss(self) -> AddedLoss:
         """Return sum_l <W_l, T_l>, T_l the sub-gradient of the nuclear norm."""
-        self._nuclear = _Nuclear([layer.kernel for layer in self._layers.values()])
+        self._nuclear = _Nuclear(list(self._layers.values()))
         return self._nuclear
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -94,7 +95,7 @@ class TrainedRankPruning(LowRankTraining):
             factors = self.decomposed(key)
             kept = factors.truncated(self.choose_rank(key, factors.s))
             self.put(key, kept.matrix())
-            slope.assign(self.folded(key, kept.u @ kept.v.T))
+            assign_copy(slope.direction, self.folded(key, kept.u @ kept.v.T))
 
     def end_epoch(self, epoch: int) -> None:
         """Do nothing: steps are counted, not epochs."""
@@ -107,15 +108,21 @@ class TrainedRankPruning(LowRankTraining):
 class _Nuclear(AddedLoss):
     """sum_l <W_l, T_l>."""
 
-    def __init__(self, kernels: list[keras.Variable]) -> None:
+    def __init__(self, layers: list[keras.layers.Layer]) -> None:
         super().__init__("nuclear_loss")
-        # Tuples: what a list holds is searched for state.
-        self.kernels = tuple(kernels)
-        self.slopes = tuple(self.hold(np.zeros(kernel.shape)) for kernel in kernels)
+        held = [self.hold(np.zeros(layer.kernel.shape)) for layer in layers]
+        # Pairs in objects: Keras takes every variable in a list or tuple of a metric for its own.
+        self.slopes = tuple(map(_Slope, layers, held))
 
     def value(self) -> Any:
-        products = [
-            ops.sum(ops.cast(kernel, "float32") * ops.cast(slope, "float32"))
-            for kernel, slope in zip(self.kernels, self.slopes, strict=True)
-        ]
-        return ops.sum(ops.stack(products))
+        return ops.sum(ops.stack([slope.product() for slope in self.slopes]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Slope:
+    layer: keras.layers.Layer
+    direction: keras.Variable
+
+    def product(self) -> Any:
+        kernel = ops.cast(self.layer.kernel, "float32")
+        return ops.sum(kernel * ops.cast(self.direction, "float32"))

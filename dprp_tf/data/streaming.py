@@ -170,6 +170,17 @@ class StreamedImages:
             self._errors.append(error)
             raise
 
+    def subset(self, rows: np.ndarray) -> StreamedImages:
+        """Return some of the images, which stay on disk as well.
+
+        Args:
+            rows: Their numbers.
+
+        Returns:
+            The images, in the order of the numbers.
+        """
+        return replace(self, names=self.names[rows], labels=self.labels[rows])
+
     def normalized(self, mean: Sequence[float], std: Sequence[float]) -> StreamedImages:
         """Return the images as (x - mean) / std.
 

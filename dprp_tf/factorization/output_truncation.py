@@ -99,9 +99,9 @@ class OutputTruncation:
         if sweeps is not None and sweeps < 0:
             raise ValueError(f"`sweeps` must be 0 or more. Received: sweeps={sweeps}")
         self._kernel = np.asarray(kernel)
-        plain = KernelTruncation(self._kernel, matricization)
-        self.matricization = plain.matricization
-        self.full_ranks = plain.full_ranks
+        self._plain = KernelTruncation(self._kernel, matricization)
+        self.matricization = self._plain.matricization
+        self.full_ranks = self._plain.full_ranks
         # (S, C*L)
         matrix = matricize(self._kernel, "channel").astype(np.float64)
         moments = _regular(covariance, matrix.shape[1], ridge)
@@ -146,7 +146,7 @@ class OutputTruncation:
         Raises:
             ValueError: If there are too many or too few ranks, or one is out of range.
         """
-        self._require(ranks)
+        self._plain.require(ranks)
         if ranks == self.full_ranks:
             return self._kernel.copy()
         return self._folded(self._fit(ranks)).astype(self._kernel.dtype)
@@ -165,7 +165,7 @@ class OutputTruncation:
         Raises:
             ValueError: If there are too many or too few ranks, or one is out of range.
         """
-        self._require(ranks)
+        self._plain.require(ranks)
         if self._energy <= 0 or ranks == self.full_ranks:
             return 0.0
         if self._sweeps:
@@ -173,17 +173,6 @@ class OutputTruncation:
         else:
             lost = min(start.lost(ranks) for start in self._starts)
         return float(np.clip(lost / self._energy, 0.0, 1.0))
-
-    def _require(self, ranks: tuple[int, ...]) -> None:
-        fits = len(ranks) == len(self.full_ranks) and all(
-            1 <= rank <= limit for rank, limit in zip(ranks, self.full_ranks, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"`ranks` of a kernel of shape {self._kernel.shape} in {self.matricization!r} form "
-                f"must lie in {', '.join(f'1..{limit}' for limit in self.full_ranks)}. "
-                f"Received: ranks={ranks}"
-            )
 
     def _fit(self, ranks: tuple[int, ...]) -> _Fit:
         if ranks not in self._fits:

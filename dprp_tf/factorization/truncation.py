@@ -16,6 +16,7 @@ from dprp_tf.factorization.matricization import (
     resolve,
 )
 from dprp_tf.factorization.svd import Factors, decompose
+from dprp_tf.factorization.tucker import full_tucker_ranks
 
 __all__ = ["DECOMPOSITIONS", "KernelTruncation", "Truncation", "resolve_decomposition"]
 
@@ -109,16 +110,12 @@ class KernelTruncation:
                 "`kernel` must be finite. Received NaN or infinite entries; load sound weights."
             )
         self.matricization = resolve_decomposition(self._kernel.shape, matricization)
-        self.full_ranks: tuple[int, ...]
-        if self.matricization == "tucker":
-            *spatial, channels, filters = self._kernel.shape
-            positions = int(np.prod(spatial))
-            self.full_ranks = (
-                min(channels, positions * filters),
-                min(filters, positions * channels),
-            )
-        else:
-            self.full_ranks = (full_rank(self._kernel.shape, self.matricization),)
+        shape = self._kernel.shape
+        self.full_ranks: tuple[int, ...] = (
+            full_tucker_ranks(shape)
+            if self.matricization == "tucker"
+            else (full_rank(shape, self.matricization),)
+        )
 
     @property
     def spectra(self) -> tuple[NDArray[np.floating], ...]:
@@ -139,7 +136,7 @@ class KernelTruncation:
         Raises:
             ValueError: If there are too many or too few ranks, or one is out of range.
         """
-        self._require(ranks)
+        self.require(ranks)
         shape = self._kernel.shape
         if self.matricization == "tucker":
             first, _, last, _, core = self._modes
@@ -162,14 +159,22 @@ class KernelTruncation:
         Raises:
             ValueError: If there are too many or too few ranks, or one is out of range.
         """
-        self._require(ranks)
+        self.require(ranks)
         kept = self._kept
         if kept[(-1,) * kept.ndim] == 0:
             return 0.0
         share = kept[tuple(rank - 1 for rank in ranks)] / kept[(-1,) * kept.ndim]
         return float(np.clip(1.0 - share, 0.0, 1.0))
 
-    def _require(self, ranks: tuple[int, ...]) -> None:
+    def require(self, ranks: tuple[int, ...]) -> None:
+        """Refuse ranks that this kernel can't be cut to.
+
+        Args:
+            ranks: `(r,)` or `(r_in, r_out)`.
+
+        Raises:
+            ValueError: If there are too many or too few, or one is out of range.
+        """
         fits = len(ranks) == len(self.full_ranks) and all(
             1 <= rank <= limit for rank, limit in zip(ranks, self.full_ranks, strict=False)
         )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from dprp_tf.atomic import read_json, write_json
 from dprp_tf.folding.form import Form
-from dprp_tf.tables import Tabular
+from dprp_tf.tables import StoredTable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,7 +105,7 @@ class PlannedLayer:
 
 
 @dataclass(frozen=True)
-class FoldPlan(Tabular):
+class FoldPlan(StoredTable):
     """Which form each SVD or Tucker layer of a model gets on a target, from measurements.
 
     Attributes:
@@ -131,6 +128,7 @@ class FoldPlan(Tabular):
         notes: What a reader should know, such as a plan given up because it lost.
     """
 
+    kind: ClassVar[str] = "fold plan"
     layers: tuple[PlannedLayer, ...]
     target: str
     runtime: str
@@ -222,43 +220,6 @@ class FoldPlan(Tabular):
             raise ValueError(
                 f"A fold plan must be what FoldPlan.save wrote. Received one without: {error}"
             ) from error
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the plan as JSON, whole or not at all.
-
-        Args:
-            path: The file, such as `plan.json`.
-
-        Returns:
-            The path.
-        """
-        write_json(path, self.as_dict())
-        return Path(path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> FoldPlan:
-        """Read a plan that `save` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The plan.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it holds no plan.
-        """
-        try:
-            values = read_json(path)
-        except ValueError as error:
-            raise ValueError(f"{path} must hold a fold plan in JSON. Received: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold a fold plan. Received: a {type(values).__name__}")
-        try:
-            return cls.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"{path} holds no usable plan. {error}") from error
 
     def table(self) -> Table:
         """Lay the plan out for `rich`."""

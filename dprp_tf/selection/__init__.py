@@ -2,7 +2,7 @@
 
 from dprp_tf.selection.activation import ActivationAware
 from dprp_tf.selection.allocation import Allocation, allocate_ranks
-from dprp_tf.selection.beam import BeamSearch
+from dprp_tf.selection.beam import BeamSearch, CostBeamSearch
 from dprp_tf.selection.budget import METRICS, Budget, BudgetError
 from dprp_tf.selection.energy import Energy, EnergyProduct
 from dprp_tf.selection.evaluator import CandidateEvaluator, Evaluation
@@ -27,6 +27,7 @@ __all__ = [
     "CandidateEvaluator",
     "CandidateLog",
     "Cost",
+    "CostBeamSearch",
     "Energy",
     "EnergyProduct",
     "Evaluation",

@@ -47,13 +47,14 @@ def smallest_within_drop(problem: Problem, selector: Selector) -> Selection:
         # The largest share first: if that is not enough, none is.
         share = high if step == 0 and budget.bounds else (low + high) / 2
         problem.progress(step / _BISECTIONS, f"{share:.1%} of the parameters")
-        bounds = replace(budget, parameters=share, accuracy_drop=None)
+        # Any cost below the share will do: where ranks are coarse, none may lie close to it.
+        bounds = replace(budget, parameters=share, accuracy_drop=None, tolerance=1.0)
         try:
             found = selector.select(replace(problem, budget=bounds))
         except BudgetError:
             if step == 0 and budget.bounds:
                 raise
-            low = share  # the ranks' steps are coarse: nothing lies near this share
+            low = share  # no ranks keep the other bounds as well
             continue
         known = problem.log.known(found.ranks)
         if known is None:

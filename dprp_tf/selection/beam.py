@@ -17,7 +17,7 @@ from dprp_tf.selection.filling import fill, require_feasible
 from dprp_tf.selection.selector import Problem, Selection, Selector
 from dprp_tf.selection.space import Ranks, RankSpace
 
-__all__ = ["BeamSearch"]
+__all__ = ["BeamSearch", "CostBeamSearch"]
 
 _ROUNDING = 1e-9
 _Vector = tuple[Ranks, ...]
@@ -47,6 +47,12 @@ class BeamSearch(Selector):
         beams: K, 1 or more. Default 5.
         samples: Labelled samples that accuracy is measured on, drawn from the data, the same ones
             in every search. Default 256.
+        level: Share of the bound that each level saves, in (0, 1), in place of `step` ranks: a
+            child lowers one rank by as many steps as that takes, so that the children of a level,
+            which accuracy compares, cost about the same, and of equal accuracies the smaller
+            cross-entropy wins. Halved when no child is left. Ours: by ranks alone the search
+            first wears down the layers whose ranks are cheap. Default None: as the thesis has it;
+            `CostBeamSearch` is this search with 0.03.
         searches: Pairs (s, K) to search with one after the other, of which the best result is
             taken; the thesis uses ((3, 5), (5, 5), (10, 5)). They share what was scored.
             Default: `step` and `beams` alone.
@@ -68,6 +74,7 @@ class BeamSearch(Selector):
     step: int = 3
     beams: int = 5
     samples: int = 256
+    level: float | None = None
     searches: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +86,8 @@ class BeamSearch(Selector):
                     "`searches` must be pairs (step, beams), one or more. "
                     f"Received: searches={self.searches}"
                 )
+        if self.level is not None and not 0.0 < self.level < 1.0:
+            raise ValueError(f"`level` must lie in (0, 1). Received: level={self.level}")
         numbers = {"step": self.step, "beams": self.beams, "samples": self.samples}
         numbers |= {f"searches[{i}]": min(pair) for i, pair in enumerate(self.searches or ())}
         for name, value in numbers.items():
@@ -119,7 +128,7 @@ class BeamSearch(Selector):
         best: _Element | None = None
         for number, (step, beams) in enumerate(self.settings):
             span = (number / len(self.settings), 1 / len(self.settings))
-            search = _Search(problem, scores, step, beams, span)
+            search = _Search(problem, scores, step, beams, span, self.level)
             found = search.run()
             history += search.history
             if found is not None and (best is None or found.key > best.key):
@@ -127,6 +136,29 @@ class BeamSearch(Selector):
         if best is None:
             raise ValueError(_unreached(problem, scores))
         return Selection(dict(zip(problem.space.layers, best.ranks, strict=True)), history)
+
+
+@dataclass(frozen=True)
+class CostBeamSearch(BeamSearch):
+    """Beam search whose levels save cost instead of ranks: `BeamSearch(level=0.03)`.
+
+    Args:
+        level: Share of the bound that each level saves. Default 0.03.
+        step: Ranks per level once the levels are finer than the band. Default 3.
+        beams: K. Default 5.
+        samples: Labelled samples. Default 256.
+        searches: Pairs (s, K); see `BeamSearch`.
+
+    Source: thesis Algorithm 1 with levels of ours.
+
+    Example:
+
+    >>> CostBeamSearch().level
+    0.03
+    """
+
+    name: ClassVar[str] = "beam"
+    level: float | None = 0.03
 
 
 @dataclass(frozen=True)
@@ -150,11 +182,16 @@ class _Scores:
         self._samples = samples
         self._evaluator: CandidateEvaluator | None = None
         self._found: dict[_Vector, float] = {}
+        self._losses: dict[_Vector, float] = {}
         self.evaluated = 0
         self.seconds = 0.0
 
     def __getitem__(self, ranks: _Vector) -> float:
         return self._found[ranks]
+
+    def loss(self, ranks: _Vector) -> float:
+        """Cross-entropy; 0 where a score function of the user's decides alone."""
+        return self._losses.get(ranks, 0.0)
 
     def known(self, ranks: _Vector) -> bool:
         if ranks not in self._found:
@@ -162,6 +199,7 @@ class _Scores:
             if logged is None:
                 return False
             self._found[ranks] = float(logged["accuracy"])
+            self._losses[ranks] = float(logged.get("cross_entropy") or 0.0)
         return True
 
     def compute(self, children: list[_Vector], parent: _Vector) -> Iterator[None]:
@@ -184,6 +222,7 @@ class _Scores:
             values["cross_entropy"] = evaluation.cross_entropy
         self._problem.log.candidate(named, accuracy=evaluation.score, **values)
         self._found[ranks] = evaluation.score
+        self._losses[ranks] = evaluation.cross_entropy or 0.0
         self.evaluated += 1
 
     def _named(self, ranks: _Vector) -> dict[str, Ranks]:
@@ -254,12 +293,14 @@ class _Search:
         step: int,
         beams: int,
         span: tuple[float, float],
+        level: float | None = None,
     ) -> None:
         assert problem.budget is not None
         self._problem, self._scores = problem, scores
         self._budget = problem.budget
         self._costs = _Costs(problem.space, problem.budget)
         self._first_step, self._beams, self._span = step, beams, span
+        self._level = level
         self._entries = _entries(problem.space, problem.metrics)
         self._random = np.random.default_rng([problem.seed, step, beams])
         self._elements: dict[_Vector, _Element] = {}
@@ -275,20 +316,23 @@ class _Search:
         drop = self._budget.accuracy_drop
         floor = -math.inf if drop is None else beam[0].score - drop - _ROUNDING
         start = beam[0]
-        step = self._first_step
+        step, level = self._first_step, self._level
         seen = list(beam)
         while not (self._budget.bounds and self._inside(beam[0])):
-            children, below = self._children(beam, step)
+            children, below = self._children(beam, step, level)
             self._score(children, beam, start)
-            level = sorted(
+            ordered = sorted(
                 (e for e in map(self._element, children) if e.score >= floor),
                 key=lambda element: element.key,
                 reverse=True,
             )
-            if level:
-                beam = level[: self._beams]
-                seen += level
+            if ordered:
+                beam = ordered[: self._beams]
+                seen += ordered
                 self._tell(beam, step, len(children), start)
+            elif level is not None:
+                # Below half of the band single ranks are fine enough.
+                level, step = (level / 2, step) if level > self._budget.tolerance / 2 else (None, 1)
             elif step > 1:
                 step = (step + 1) // 2
             elif self._budget.bounds:
@@ -309,7 +353,7 @@ class _Search:
         return -self._budget.tolerance - _ROUNDING <= element.excess <= _ROUNDING
 
     def _children(
-        self, beam: list[_Element], step: int
+        self, beam: list[_Element], step: int, level: float | None
     ) -> tuple[dict[_Vector, _Vector], list[tuple[_Vector, _Vector]]]:
         """Children inside or above the band with the parent to compute each from; those below."""
         places = {element.ranks: place for place, element in enumerate(beam)}
@@ -317,7 +361,12 @@ class _Search:
         below = []
         for parent in places:
             for layer, entry in enumerate(parent):
-                for lowered in self._lowered(layer, entry, step):
+                moves = (
+                    self._lowered(layer, entry, step)
+                    if level is None
+                    else self._lowered_by_cost(parent, layer, level)
+                )
+                for lowered in moves:
                     child = (*parent[:layer], lowered, *parent[layer + 1 :])
                     excess, _ = self._costs.of(child)
                     if self._budget.bounds and excess < -self._budget.tolerance - _ROUNDING:
@@ -339,6 +388,30 @@ class _Search:
             elif entry[axis] > step:
                 yield (*entry[:axis], entry[axis] - step, *entry[axis + 1 :])
 
+    def _lowered_by_cost(
+        self, parent: _Vector, layer: int, level: float
+    ) -> Iterator[tuple[int, ...]]:
+        """The largest ranks that bring the cost a level nearer, one per axis that can."""
+        highest = self._entries[layer]
+        if highest is None:
+            return
+        entry = parent[layer] or highest
+        goal = self._measure(parent) - level
+        for axis, rank in enumerate(entry):
+            low, high = 0, rank if parent[layer] is None else rank - 1
+            while low < high:  # the cost falls with the rank
+                middle = (low + high + 1) // 2
+                child = (*entry[:axis], middle, *entry[axis + 1 :])
+                reached = self._measure((*parent[:layer], child, *parent[layer + 1 :])) <= goal
+                low, high = (middle, high) if reached else (low, middle - 1)
+            if low > 0:
+                yield (*entry[:axis], low, *entry[axis + 1 :])
+
+    def _measure(self, ranks: _Vector) -> float:
+        """The cost relative to its bound; the share of the parameters where none is bounded."""
+        excess, share = self._costs.of(ranks)
+        return excess if self._budget.bounds else share
+
     def _score(
         self, children: Mapping[_Vector, _Vector], beam: list[_Element], start: _Element
     ) -> None:
@@ -357,7 +430,9 @@ class _Search:
             draw = float(self._random.random())
             cost = excess if self._budget.bounds else share
             # Ties: the larger compression, then drawn. Rounded: sums differ in the last digit.
-            key = (score, -round(cost, 9), -round(share, 9), draw)
+            key: tuple[float, ...] = (score, -round(cost, 9), -round(share, 9), draw)
+            if self._level is not None:
+                key = (score, -self._scores.loss(ranks), *key[1:])
             self._elements[ranks] = _Element(ranks, score, excess, share, draw, key)
         return self._elements[ranks]
 

@@ -47,10 +47,11 @@ class BudgetError(ValueError):
         else:
             sides = zip(("below it", "above it"), nearest, strict=True)
             reached = " and ".join(f"{cost:.6g} {side}" for side, cost in sides if cost is not None)
+            found = f"the nearest found: {reached}" if reached else "none keep the other bounds too"
             super().__init__(
                 f"`{named}` must be met by some ranks, within the tolerance. Received: "
-                f"{named}={budget:.10g}; the nearest found: {reached}. Ask for that, for a larger "
-                "`tolerance`, or drop another bound."
+                f"{named}={budget:.10g}; {found}. Ask for that, for a larger `tolerance`, or drop "
+                "another bound."
             )
         self.budget = budget
         self.least = least

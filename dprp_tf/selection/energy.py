@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 
 from dprp_tf.factorization import energy_rank
-from dprp_tf.selection.budget import BudgetError
 from dprp_tf.selection.common_level import at_common_level
 from dprp_tf.selection.filling import fill, losses, require_feasible
 from dprp_tf.selection.program import Bound, choose
@@ -102,18 +101,12 @@ class EnergyProduct(Selector):
             bounds.append(Bound(costs, upper - fixed))
         wanted = [losses(space, name, row) for name, row in zip(names, options, strict=True)]
         picks = choose(wanted, bounds)
-        if picks is None:
-            # Each bound can be met by itself: together they can't.
-            metric = max(
-                budget.bounds, key=lambda name: budget.bounds[name] / space.cost({}).shares[name]
-            )
-            raise BudgetError(
-                budget.bounds[metric],
-                min(space.cost(space.smallest()).shares[metric], space.cost({}).shares[metric]),
-                metric=metric,
-            )
-        ranks: dict[str, Ranks] = {
-            name: row[pick] for name, row, pick in zip(names, options, picks, strict=True)
-        }
-        kept = float(np.exp(-sum(w[i] for w, i in zip(wanted, picks, strict=True))))
-        return Selection(fill(space, ranks, budget), [{"product of energies": kept}])
+        # Where nothing keeps all bounds, what `fill` makes of rank 1 says how near they come.
+        ranks: dict[str, Ranks] = (
+            space.settled(space.smallest(), problem.metrics)
+            if picks is None
+            else {name: row[pick] for name, row, pick in zip(names, options, picks, strict=True)}
+        )
+        ranks = fill(space, ranks, budget)
+        lost = sum(float(losses(space, name, [entry])[0]) for name, entry in ranks.items())
+        return Selection(ranks, [{"product of energies": float(np.exp(-lost))}])

@@ -192,18 +192,26 @@ def _exchanged(
         return {name: row[pick] for name, row, pick in zip(names, options, best, strict=True)}
     tight = max(bounds, key=lambda metric: space.cost(ranks).values[metric] / bounds[metric])
     unit = 1.0 if tight == "milliseconds" else dense.dense[tight]
-    above = choose(costs[tight], [Bound(costs[tight], np.inf, bounds[tight] - fixed[tight])])
+    others = [
+        Bound(costs[metric], bounds[metric] - fixed[metric]) for metric in bounds if metric != tight
+    ]
+    left = bounds[tight] - fixed[tight]
+    sides = (
+        choose([-row for row in costs[tight]], [*others, Bound(costs[tight], left)]),
+        choose(costs[tight], [*others, Bound(costs[tight], np.inf, left)]),
+    )
+    below, above = (
+        None
+        if picks is None
+        else (sum(float(c[i]) for c, i in zip(costs[tight], picks, strict=True)) + fixed[tight])
+        / unit
+        for picks in sides
+    )
     raise BudgetError(
         bounds[tight] / unit,
         least_cost(space, tight) / unit,
         metric=tight,
-        nearest=(
-            space.cost(ranks).values[tight] / unit,
-            None
-            if above is None
-            else (sum(float(c[i]) for c, i in zip(costs[tight], above, strict=True)) + fixed[tight])
-            / unit,
-        ),
+        nearest=(below, above),
     )
 
 

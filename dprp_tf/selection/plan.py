@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from dprp_tf.atomic import read_json, write_json
 from dprp_tf.factorization import DECOMPOSITIONS
 from dprp_tf.selection.budget import METRICS
-from dprp_tf.tables import Tabular
+from dprp_tf.tables import StoredTable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,7 +62,7 @@ class PlannedRanks:
 
 
 @dataclass(frozen=True)
-class RankPlan(Tabular):
+class RankPlan(StoredTable):
     """Ranks per layer, what they are predicted to cost, and how they were found.
 
     `factorize(model, ranks=plan)` applies it; layers without ranks stay dense. Costs are those of
@@ -92,6 +89,7 @@ class RankPlan(Tabular):
     ({'a': 2}, 0.324)
     """
 
+    kind: ClassVar[str] = "rank plan"
     method: str
     matricization: str
     truncation: str
@@ -210,41 +208,6 @@ class RankPlan(Tabular):
                 f"A rank plan must have what RankPlan.as_dict gives, version {_VERSION}. Received "
                 f"one without: {error}"
             ) from error
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the plan as JSON, whole or not at all.
-
-        Args:
-            path: The file, such as `ranks.json`.
-
-        Returns:
-            The path.
-        """
-        write_json(path, self.as_dict())
-        return Path(path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> RankPlan:
-        """Read a plan that `save` wrote.
-
-        Args:
-            path: The file.
-
-        Returns:
-            The plan.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it holds no plan, or one of another version.
-        """
-        try:
-            values = read_json(path)
-        except ValueError as error:
-            raise ValueError(f"{path} must hold a rank plan. Received: {error}") from error
-        try:
-            return cls.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 __all__ = ["Bound", "choose"]
 
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -59,31 +61,34 @@ def choose(
     starts = np.cumsum([0, *sizes])
     layers = np.repeat(np.arange(len(sizes)), sizes)
     one_each = csr_array((np.ones(starts[-1]), (layers, np.arange(starts[-1]))))
-    constraints = [LinearConstraint(one_each, 1.0, 1.0)]
-    for bound in bounds:
-        row = np.concatenate(bound.costs)
-        # Relative to the bound: the solver's tolerances are absolute.
-        scale = _scale(bound)
-        constraints.append(
-            LinearConstraint(row[None, :] / scale, bound.lower / scale, bound.upper / scale)
+    # The solver allows itself a violation of 1e-6: bounds that it exceeds are drawn in by more.
+    for margin in (0.0, 1e-5):
+        constraints = [LinearConstraint(one_each, 1.0, 1.0)]
+        for bound in bounds:
+            row = np.concatenate(bound.costs)
+            # Relative to the bound: the solver's tolerances are absolute.
+            scale = _scale(bound)
+            lower, upper = bound.lower / scale + margin, bound.upper / scale - margin
+            constraints.append(LinearConstraint(row[None, :] / scale, lower, upper))
+        found = milp(
+            np.concatenate(losses),
+            constraints=constraints,
+            integrality=np.ones(starts[-1]),
+            bounds=Bounds(0.0, 1.0),
+            options={"mip_rel_gap": gap},
         )
-    found = milp(
-        np.concatenate(losses),
-        constraints=constraints,
-        integrality=np.ones(starts[-1]),
-        bounds=Bounds(0.0, 1.0),
-        options={"mip_rel_gap": gap},
-    )
-    if found.x is None:
-        return None
-    picks = [int(np.argmax(found.x[a:b])) for a, b in pairwise(starts)]
-    for bound in bounds:
-        total = sum(float(row[pick]) for row, pick in zip(bound.costs, picks, strict=True))
-        # The solver allows a violation within its own tolerance.
-        slack = 1e-6 * _scale(bound)
-        if not bound.lower - slack <= total <= bound.upper + slack:
+        if found.x is None:
             return None
-    return picks
+        picks = [int(np.argmax(found.x[a:b])) for a, b in pairwise(starts)]
+        if all(_kept(bound, picks) for bound in bounds):
+            return picks
+    return None
+
+
+def _kept(bound: Bound, picks: list[int]) -> bool:
+    total = sum(float(row[pick]) for row, pick in zip(bound.costs, picks, strict=True))
+    slack = _ROUNDING * _scale(bound)
+    return bound.lower - slack <= total <= bound.upper + slack
 
 
 def _scale(bound: Bound) -> float:

@@ -15,11 +15,11 @@ from keras import ops
 from dprp_tf.calibration import input_moments
 from dprp_tf.factorization import OutputTruncation, Truncation
 from dprp_tf.factorizing import factorizable
-from dprp_tf.fine_tuning import Labelled
+from dprp_tf.fine_tuning import Labelled, labelled_arrays
 from dprp_tf.latency import LatencyTable
 from dprp_tf.selection.accuracy_drop import smallest_within_drop
 from dprp_tf.selection.activation import ActivationAware
-from dprp_tf.selection.beam import BeamSearch
+from dprp_tf.selection.beam import BeamSearch, CostBeamSearch
 from dprp_tf.selection.budget import Budget
 from dprp_tf.selection.energy import Energy, EnergyProduct
 from dprp_tf.selection.evaluator import CandidateEvaluator
@@ -42,6 +42,7 @@ SELECTORS: Mapping[str, type[Selector]] = {
         VariationalBayes,
         ActivationAware,
         BeamSearch,
+        CostBeamSearch,
         FeatureSimilarity,
     )
 }
@@ -76,6 +77,7 @@ def select_ranks(
     | `"vbmf"` | the noise in each kernel | Nakajima et al. 2013 |
     | `"activation"` | the product of the energies of outputs on `data` | arXiv 2511.04494 |
     | `"mbs"` | accuracy, by beam search over all layers | thesis Algorithm 1 |
+    | `"beam"` | the same; levels of equal cost | ours |
     | `"similarity"` | each layer's feature map | Kokhazadeh et al. |
 
     Args:
@@ -83,8 +85,9 @@ def select_ranks(
         method: A name of the table, or a `Selector` with settings of its own.
         budget: A `Budget`, its bounds by name, or a share of the parameters alone, such as 0.5.
             None where the method finds ranks by itself.
-        data: Labelled inputs `(x, y)`: what accuracies are measured on, and what activations come
-            from. A few hundred samples do; none of the test split.
+        data: Labelled inputs `(x, y)`, x a list or dict of arrays for several inputs: what
+            accuracies are measured on, and what activations come from. A few hundred samples do;
+            none of the test split.
         matricization: `"spatial"`, `"channel"`, `"separable"` or `"tucker"` (for convolutions of
             more than one position; the rest is `"channel"`). Default `"spatial"`.
         layers: Names or paths of the layers that may be cut, or a function that says so for a
@@ -124,7 +127,9 @@ def select_ranks(
         raise ValueError(
             f"`truncation` must be one of {_TRUNCATIONS}. Received: truncation={truncation!r}"
         )
-    labelled = None if data is None else (np.asarray(data[0]), np.asarray(data[1]))
+    labelled = None if data is None else labelled_arrays(data)
+    if layers is not None and not callable(layers) and not isinstance(layers, str):
+        layers = list(layers)
     space = RankSpace(
         model,
         matricization,
@@ -143,7 +148,7 @@ def select_ranks(
         log=CandidateLog(
             None if log is None else Path(log),
             list(space.layers),
-            _identity(model, space, truncation, labelled, selector, score),
+            _identity(model, space, truncation, labelled, selector, score, train, seed),
             fresh=fresh,
         ),
         progress=progress or (lambda share, text: None),
@@ -200,7 +205,7 @@ def _row(space: RankSpace, name: str, ranks: Ranks) -> PlannedRanks:
 
 
 def _outputs(
-    model: keras.Model, layers: Any, data: tuple[np.ndarray, np.ndarray] | None
+    model: keras.Model, layers: Any, data: tuple[Any, np.ndarray] | None
 ) -> Callable[[str, Any, str], Truncation]:
     if data is None:
         raise ValueError(
@@ -218,16 +223,26 @@ def _identity(
     model: keras.Model,
     space: RankSpace,
     truncation: str,
-    data: tuple[np.ndarray, np.ndarray] | None,
+    data: tuple[Any, np.ndarray] | None,
     selector: Selector,
     score: Any,
+    train: Any,
+    seed: int,
 ) -> str:
     """A fingerprint of all that logged results depend on."""
     digest = hashlib.sha256()
     for weight in model.weights:
         digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight)).tobytes())
-    for array in data or ():
+    for array in keras.tree.flatten(data or ()):
         digest.update(np.ascontiguousarray(array).tobytes())
     name = None if score is None else getattr(score, "__qualname__", repr(score))
     digest.update(repr((space.matricization, truncation, selector.identity(), name)).encode())
+    if selector.draws and (seed or train is not None):
+        x, y = ((), ()) if train is None else _split(train)
+        shapes = [np.shape(array) for array in keras.tree.flatten(x)]
+        digest.update(repr((seed, shapes)).encode() + np.asarray(y).tobytes())
     return digest.hexdigest()
+
+
+def _split(train: Any) -> tuple[Any, Any]:
+    return train if isinstance(train, tuple) else (train.x_train, train.y_train)

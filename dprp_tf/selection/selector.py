@@ -29,7 +29,8 @@ class Problem:
         model: The dense, trained model.
         space: The ranks its layers could have.
         budget: The bounds; None for a method that finds ranks by itself.
-        data: Labelled inputs `(x, y)` that the accuracy is measured on, or None.
+        data: Labelled inputs `(x, y)` that the accuracy is measured on, or None; x is a list or
+            dict of arrays for several inputs.
         train: Training data for methods that fine-tune: `(x, y)` or a `Dataset`; else None.
         log: Candidates evaluated so far.
         progress: Called with the share done, 0 to 1 or None where it isn't known, and a text.
@@ -40,7 +41,7 @@ class Problem:
     model: keras.Model
     space: RankSpace
     budget: Budget | None
-    data: tuple[np.ndarray, np.ndarray] | None
+    data: tuple[Any, np.ndarray] | None
     train: Any
     log: CandidateLog
     progress: Callable[[float | None, str], None] = _silent
@@ -52,7 +53,7 @@ class Problem:
         """The costs that the budget bounds; the parameters where it bounds none."""
         return tuple(self.budget.bounds) if self.budget and self.budget.bounds else ("parameters",)
 
-    def require_data(self, method: str) -> tuple[np.ndarray, np.ndarray]:
+    def require_data(self, method: str) -> tuple[Any, np.ndarray]:
         """Return the labelled inputs.
 
         Args:
@@ -91,10 +92,12 @@ class Selector(ABC):
         name: How `select_ranks` calls it.
         heeds_accuracy: Whether it keeps `Budget.accuracy_drop` by itself. Where not,
             `select_ranks` looks for the smallest share of the parameters that does.
+        draws: Whether logged results depend on the seed and on the training data.
     """
 
     name: ClassVar[str]
     heeds_accuracy: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, problem: Problem) -> Selection:

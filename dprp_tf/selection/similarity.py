@@ -115,6 +115,7 @@ class FeatureSimilarity(Selector):
 
     name: ClassVar[str] = "similarity"
     heeds_accuracy: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
     share: float = 0.9
     threshold: float = 0.92
     block_threshold: float = 0.96
@@ -192,8 +193,10 @@ class FeatureSimilarity(Selector):
                 f"Received: budget={problem.budget}; leave `tuning` out, or add "
                 "accuracy_drop=0.015."
             )
-        space = problem.space
-        names = self.targets(space, problem.budget)
+        space, budget = problem.space, problem.budget
+        if budget is not None:
+            require_feasible(space, budget)
+        names = self.targets(space, budget)
         maps = FeatureMaps(
             problem.model,
             names,
@@ -213,12 +216,10 @@ class FeatureSimilarity(Selector):
                 for name in names
             },
         )
-        budget = problem.budget
         if budget is None or not budget.bounds:
             level = self.threshold
             ranks = space.settled(levels.ranks(level), problem.metrics)
         else:
-            require_feasible(space, budget)
             level = levels.largest(budget, problem.progress, "similarity")
             ranks = space.settled(levels.ranks(level), problem.metrics)
             if not budget.kept(space.cost(ranks).shares):
@@ -379,7 +380,8 @@ class _Search:
     def _refuse(self, shares: Mapping[str, float]) -> None:
         bounds = self._budget.bounds
         tight = max(bounds, key=lambda metric: shares[metric] / bounds[metric])
-        raise BudgetError(bounds[tight], shares[tight], metric=tight)
+        nearest = (None, shares[tight])  # not the least there is: ranks have grown
+        raise BudgetError(bounds[tight], shares[tight], metric=tight, nearest=nearest)
 
 
 def _similarity_at(

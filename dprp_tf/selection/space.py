@@ -13,10 +13,10 @@ import numpy as np
 from keras import ops
 
 from dprp_tf.costs import LayerCall, layer_calls
-from dprp_tf.factorization import KernelTruncation, Truncation
+from dprp_tf.factorization import KernelTruncation, Truncation, resolve_decomposition
 from dprp_tf.factorizing import factorizable
 from dprp_tf.folding import OWN_KIND, Form, obstacle
-from dprp_tf.latency import LatencyTable
+from dprp_tf.latency import LatencyTable, LayerLatency
 from dprp_tf.selection.budget import METRICS, Budget
 
 __all__ = ["Cost", "LayerChoices", "RankSpace", "Ranks"]
@@ -262,8 +262,8 @@ class RankSpace:
                 "`matricization`."
             )
         if latency is not None:
-            for key in self.layers:
-                latency.layer(key)
+            for own in self.layers.values():
+                _require_fitting(latency.layer(own.name), own)
         self._fixed = self._outside(model, calls)
         self._dense = self._values(self.dense())
 
@@ -418,6 +418,16 @@ def _thinned(full: int, limit: int) -> list[int]:
     if full <= limit:
         return list(range(1, full + 1))
     return sorted({round(float(rank)) for rank in np.geomspace(1, full, limit)})
+
+
+def _require_fitting(row: LayerLatency, layer: LayerChoices) -> None:
+    measured = resolve_decomposition(layer.kernel_shape, row.matricization), (row.full_rank,)
+    if measured != (layer.matricization, layer.full_ranks):
+        raise ValueError(
+            f"`latency` must be a table measured for this model in {layer.matricization!r} form. "
+            f"Received: one of {row.matricization!r} form and full rank {row.full_rank} for layer "
+            f"{layer.name!r} of full rank {layer.full_ranks[0]}; make it anew."
+        )
 
 
 def _form_kind(matricization: str) -> str:
