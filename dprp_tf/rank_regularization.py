@@ -16,6 +16,7 @@ from dprp_tf.added_loss import AddedLoss, assign_copy, strategy_scope
 from dprp_tf.factorization import DECOMPOSITIONS, decompose, matricize, resolve_decomposition
 from dprp_tf.factorization.threads import threads_for
 from dprp_tf.factorizing import factorizable
+from dprp_tf.graphs import layer_keys
 from dprp_tf.regularizers import RankRegularizer
 from dprp_tf.resizing import sync
 
@@ -247,6 +248,14 @@ class RankRegularization(keras.callbacks.Callback):
         if names is None and isinstance(self.ranks, Mapping):
             names = tuple(self.ranks)
         chosen, _ = factorizable(self.model, names)
+        if self.layer_names is None and isinstance(self.ranks, Mapping):
+            # A key of the model means its own layer, not those of nested models by that name too.
+            keys = set(layer_keys(self.model))
+            chosen = {
+                key: layer
+                for key, layer in chosen.items()
+                if key in self.ranks or layer.name not in keys
+            }
         found = {key: at for key, at in chosen.items() if at.trainable and at.kernel.trainable}
         if not found:
             raise ValueError(

@@ -33,6 +33,7 @@ from dprp_tf.selection import (
 __all__ = ["SelectionSettings", "select_in_folder"]
 
 _RESULTS = "selection.json"
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,15 @@ def select_in_folder(
     with run_lock(place):
         remove_leftovers(place)
         _same_settings(place, settings, fresh)
-        return _run(
-            place, model, dataset, settings, latency, layers, display or Display(quiet=True)
-        )
+        try:
+            return _run(
+                place, model, dataset, settings, latency, layers, display or Display(quiet=True)
+            )
+        except ValueError:
+            # Other settings may be tried in the same folder, if nothing came of these.
+            if not (place / "rank_plan.json").exists():
+                (place / _CONFIG).unlink(missing_ok=True)
+            raise
 
 
 def _run(
@@ -246,7 +253,7 @@ def _held_out(
 
 
 def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> None:
-    path = place / "config.json"
+    path = place / _CONFIG
     if fresh:
         import shutil
 

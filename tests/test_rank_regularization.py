@@ -328,6 +328,18 @@ class _Plan:
     ranks: dict[str, Any] = {"second": (3, 4), "last": 5}  # noqa: RUF012
 
 
+def test_a_key_means_its_own_layer_where_nested_models_share_names() -> None:
+    inner = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5, name="it")], name="inner")
+    inputs = keras.Input((7,))
+    x = inner(keras.layers.Dense(6, name="it")(inputs))
+    model = keras.Model(inputs, x)
+    model.compile("sgd", "mse")
+    rank = ModifiedStableRank
+    assert _terms(model, ranks={"it": 2}) == [((6, 7), rank(2))]
+    assert _terms(model, ranks={"inner/it": 2}) == [((5, 6), rank(2))]
+    assert len(_terms(model, ranks={"it": 2, "inner/it": 3})) == 2
+
+
 def test_ranks_by_layer_for_all_and_from_a_plan() -> None:
     model = _network(True)
     rank = ModifiedStableRank

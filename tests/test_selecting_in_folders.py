@@ -102,6 +102,10 @@ def test_unusable_options_end_with_one_line(dense: keras.Model, tmp_path: Path) 
         assert result.exit_code == 2, result.output
         assert message in result.output
         assert "Traceback" not in result.output
+    # A budget that can't be met leaves nothing that a better one would trip over.
+    assert _invoke(*start, "--parameters", 0.001, "--method", "energy").exit_code == 2
+    met = _invoke(*start, "--parameters", 0.5, "--method", "energy", "--tolerance", 0.1)
+    assert met.exit_code == 0, met.output
     # BSR trains without being asked to: the rate is for that.
     config = json.loads((tmp_path / "ranks" / "config.json").read_text())
     assert "epochs=30, learning_rate=0.2" in config["tuning"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 __all__ = ["METRICS", "Budget", "BudgetError"]
@@ -99,7 +100,7 @@ class Budget:
                 f"A budget must have a bound on one of {(*METRICS, 'accuracy_drop')}. Received none"
             )
         for name, value in {**given, "tolerance": self.tolerance}.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            number = isinstance(value, Real) and not isinstance(value, bool)
             least_ok = name in ("accuracy_drop", "tolerance")
             if not number or not math.isfinite(value) or (value <= 0 and not least_ok) or value < 0:
                 raise ValueError(f"`{name}` must be a number above 0. Received: {name}={value!r}")
@@ -138,7 +139,7 @@ class Budget:
                     f"`budget` must have bounds among {sorted(known)}. Received: {unknown}"
                 )
             return cls(**value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, Real) and not isinstance(value, bool):
             return cls(parameters=float(value))
         raise ValueError(
             "`budget` must be a Budget, a share of the parameters such as 0.5, or a mapping such "
