@@ -147,7 +147,10 @@ def select_in_folder(
             )
         except ValueError:
             # Other settings may be tried in the same folder, if nothing came of these.
-            if not (place / "rank_plan.json").exists():
+            log = place / "candidates.jsonl"
+            empty = not log.exists() or len(log.read_bytes().splitlines()) == 1
+            if empty and not (place / "rank_plan.json").exists():
+                log.unlink(missing_ok=True)
                 (place / _CONFIG).unlink(missing_ok=True)
             raise
 
