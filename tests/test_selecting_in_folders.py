@@ -106,9 +106,25 @@ def test_unusable_options_end_with_one_line(dense: keras.Model, tmp_path: Path) 
     assert _invoke(*start, "--parameters", 0.001, "--method", "energy").exit_code == 2
     met = _invoke(*start, "--parameters", 0.5, "--method", "energy", "--tolerance", 0.1)
     assert met.exit_code == 0, met.output
-    # BSR trains without being asked to: the rate is for that.
-    config = json.loads((tmp_path / "ranks" / "config.json").read_text())
-    assert "epochs=30, learning_rate=0.2" in config["tuning"]
+
+
+def test_bsr_trains_at_the_rate_given_without_being_asked_to_tune(
+    dense: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense.save(tmp_path / "dense.keras")
+    seen: list[SelectionSettings] = []
+
+    def note(folder: Any, model: Any, dataset: Any, settings: Any, **options: Any) -> None:
+        seen.append(settings)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("dprp_tf.rank_runs.select_in_folder", note)
+    start = ["select", tmp_path / "dense.keras", "--data", "digits", "--image-size", 8]
+    start += ["--folder", tmp_path / "ranks", "--parameters", 0.5, "--learning-rate", 0.2]
+    assert "seen" in _invoke(*start, "--method", "bsr").output
+    assert seen[0].tuning == dprp.FineTuning(epochs=30, learning_rate=0.2)
+    assert "seen" in _invoke(*start, "--method", "mbs").output
+    assert seen[1].tuning is None
 
 
 def test_an_interrupted_search_goes_on_and_ends_alike(
