@@ -109,6 +109,7 @@ class RankRegularization(keras.callbacks.Callback):
                 f"`matricization` must be one of {DECOMPOSITIONS}. "
                 f"Received: matricization={matricization!r}"
             )
+        self._by_key = hasattr(ranks, "ranks")
         self.ranks: int | dict[str, Any] | None = _plain_ranks(getattr(ranks, "ranks", ranks))
         self.penalty = penalty
         self._require_penalty()
@@ -248,8 +249,8 @@ class RankRegularization(keras.callbacks.Callback):
         if names is None and isinstance(self.ranks, Mapping):
             names = tuple(self.ranks)
         chosen, _ = factorizable(self.model, names)
-        if self.layer_names is None and isinstance(self.ranks, Mapping):
-            # A key of the model means its own layer, not those of nested models by that name too.
+        if self._by_key and self.layer_names is None and isinstance(self.ranks, Mapping):
+            # A plan names layers by their keys: a nested model's by that name is another.
             keys = set(layer_keys(self.model))
             chosen = {
                 key: layer

@@ -211,8 +211,8 @@ def plot(rows: Sequence[dict[str, Any]], dense: float, theme: str = "light") -> 
                 axes,
                 colours,
                 f"{matricization}, {after}",
-                x="Parameters left" if line == len(kinds) - 1 else "",
-                y="Test accuracy" if column == 0 else "",
+                x="Parameters left, %" if line == len(kinds) - 1 else "",
+                y="Test accuracy, %" if column == 0 else "",
                 grid="y",
             )
             axes.axhline(dense, color=colours.muted, linewidth=1, linestyle=":")

@@ -318,6 +318,7 @@ def test_the_record_begins_anew_with_each_epoch_and_each_fit(prepared: Any) -> N
 # --- loss scaling ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_jax
 def test_a_gradient_that_overflows_under_loss_scaling_is_no_failure() -> None:
     model = _model()

@@ -11,10 +11,12 @@ from dprp_tf.report.axes import percent_ticks, short_count_ticks, style_axes, ti
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.formatting import clean_name
 from dprp_tf.report.theme import FONT_SIZE, new_figure, theme_named
-from dprp_tf.selection import PlannedRanks, RankPlan
 
 if TYPE_CHECKING:
+    # For types alone: a report needs no Keras.
     from matplotlib.figure import Figure
+
+    from dprp_tf.selection import PlannedRanks, RankPlan
 
 __all__ = ["plot_rank_plan", "save_rank_plan_plot"]
 
@@ -40,6 +42,7 @@ def plot_rank_plan(plan: RankPlan, theme: str = "light") -> Figure:
 
     Example:
 
+    >>> from dprp_tf.selection import PlannedRanks, RankPlan
     >>> row = PlannedRanks("a", "channel", (3, 3, 4, 8), (8,), (2,), 0.1, 88, 288)
     >>> plan = RankPlan("energy", "channel", "kernel", {}, (row,), {"parameters": 96.0},
     ...     {"parameters": 296.0})
