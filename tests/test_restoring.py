@@ -123,7 +123,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize(
     "name",
     [
-        "loss scaling",
+        pytest.param("loss scaling", marks=pytest.mark.slow),
         pytest.param("AdamW", marks=pytest.mark.slow),
         pytest.param("average of weights", marks=pytest.mark.slow),
     ],
