@@ -317,11 +317,19 @@ def _write(work: Path, results: Path) -> None:
     dense = float(read_json(work / "dense.json")["accuracy"])
     rows = [read_json(path) for path in sorted(work.glob("*_*_[0-9]*.json"))]
     results.mkdir(parents=True, exist_ok=True)
-    write_json(results / "selectors.json", {"dense": dense, "rows": rows})
+    write_json(results / "selectors.json", {"dense": dense, "rows": [_brief(r) for r in rows]})
     write_text(results / "selectors.md", markdown(rows, dense) + "\n")
     if any("cut" in row for row in rows):
         with atomic_path(results / "selectors.png") as temporary:
             plot(rows, dense).savefig(temporary, dpi=150, format="png")
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the ranks of its plan, without each step of the search."""
+    if "plan" not in row:
+        return row
+    ranks = {layer["name"]: layer["ranks"] for layer in row["plan"]["layers"]}
+    return {**{key: value for key, value in row.items() if key != "plan"}, "ranks": ranks}
 
 
 if __name__ == "__main__":
