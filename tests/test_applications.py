@@ -43,6 +43,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "ConvNeXtTiny": ({}, {"grouped": 18}),
 }
 SLOW = (
+    "DenseNet121",
     "EfficientNetV2B0",
     "InceptionResNetV2",
     "InceptionV3",

@@ -177,10 +177,13 @@ def test_break_even_is_the_last_rank_that_weighs_less(network: keras.Model) -> N
             assert layer.break_even == (max(paying, default=0),)
 
 
+_BOUNDS = ({"parameters": 0.6, "macs": 0.45}, {"parameters": 0.35}, {"macs": 0.6})
+
+
 @pytest.mark.parametrize("matricization", MATRICIZATIONS)
 @pytest.mark.parametrize("method", ["uniform", "energy", "energy_product", "vbmf"])
 @pytest.mark.parametrize(
-    "bounds", [{"parameters": 0.35}, {"macs": 0.6}, {"parameters": 0.6, "macs": 0.45}]
+    "bounds", [_BOUNDS[0], *(pytest.param(b, marks=pytest.mark.slow) for b in _BOUNDS[1:])]
 )
 def test_budgets_are_met_within_one_percent(
     network: keras.Model, matricization: str, method: str, bounds: dict[str, float]
