@@ -580,18 +580,16 @@ def fold(
     _load_keras()
     from dataclasses import asdict
 
-    from dprp_tf.atomic import atomic_path
     from dprp_tf.folding import FoldPlan, choose_forms
     from dprp_tf.folding import fold as fold_model
-    from dprp_tf.models import load_model
+    from dprp_tf.models import load_model, save_model
 
     if output.suffix != ".keras":
         raise ValueError(f"`output` must end in .keras. Received: {output}")
     loaded = load_model(model)
     found = None if plan is None else FoldPlan.load(plan)
     folded = fold_model(loaded, form, plan=found)
-    with atomic_path(output) as temporary:
-        folded.save(temporary)
+    save_model(folded, output)
     rows = [asdict(row) for row in choose_forms(loaded, form, plan=found)]
     if as_json:
         _print_json({"output": str(output), "parameters": folded.count_params(), "layers": rows})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from typing import Any
 
 import keras
 
-from dprp_tf.atomic import read_json, write_json
 from dprp_tf.cutting import cut
 from dprp_tf.fine_tuning import FineTuning, Labelled
 from dprp_tf.rank_regularization import RankRegularization
 from dprp_tf.selection import Budget, Selector, select_ranks
 from dprp_tf.selection.plan import RankPlan
+from dprp_tf.stored_settings import require_same_settings
 from dprp_tf.surgery import rewrite
 
 __all__ = ["Compressed", "bsr"]
@@ -110,7 +109,7 @@ def bsr(
     plan = _plan(place, model, search, budget, data, matricization, progress, seed, options)
     if place is not None:
         growing = {"strength": strength, "growth": growth, "growth_epochs": growth_epochs}
-        _require_same(place / "bsr.json", {"ranks": plan.ranks, **growing})
+        require_same_settings(place / "bsr.json", {"ranks": plan.ranks, **growing}, "a run")
     dense = rewrite(model, lambda layer: None, keras.Model)
     press = RankRegularization(
         ranks=plan, strength=strength, growth=growth, growth_epochs=growth_epochs
@@ -125,19 +124,6 @@ def bsr(
     kept = None if place is None else place / "tuned"
     tuned = (tuning or FineTuning(epochs=30)).fit(small, train, callbacks=callbacks, folder=kept)
     return Compressed(small, plan, prepared, tuned)
-
-
-def _require_same(path: Path, wanted: dict[str, Any]) -> None:
-    """Refuse checkpoints of a training towards other ranks or of another strength."""
-    wanted = json.loads(json.dumps(wanted))
-    found = read_json(path) if path.exists() else wanted
-    differing = sorted(key for key in wanted if found.get(key) != wanted[key])
-    if differing:
-        raise ValueError(
-            f"`folder` must hold a run with the same settings. Received: {path.parent}, which "
-            f"differs in {differing}; use another folder."
-        )
-    write_json(path, wanted)
 
 
 def _plan(

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from dprp_tf.atomic import atomic_path, read_json, remove_leftovers, write_json
+from dprp_tf.atomic import read_json, remove_leftovers, write_json
 from dprp_tf.graphs import graph_of
+from dprp_tf.models import save_model
 
 __all__ = ["FineTuning", "Labelled", "TrainingImages", "classification_loss", "labelled_arrays"]
 
@@ -127,24 +128,16 @@ class FineTuning:
         """
         if self.epochs == 0:
             return []
-        source = _Shuffled(data, self) if isinstance(data, tuple) else data
-        samples = source.samples if isinstance(source, _Shuffled) else len(source.x_train)
-        steps = max(1, math.ceil(samples / self.batch_size))
-        self._compile(model, steps, data)
+        source: TrainingImages = _Arrays(data) if isinstance(data, tuple) else data
+        samples = len(source.y_train)
+        self._compile(model, math.ceil(samples / self.batch_size), source.y_train)
         state = _State(None if folder is None else Path(folder), self, samples, model)
         begun = state.restore(model)
         if begun >= self.epochs:
             return state.history
-        if isinstance(source, _Shuffled):
-            source.epoch = begun
-            stream: Any = source
-        else:
-            stream = source.batches(
-                self.batch_size, augment=self.augment, seed=self.seed, epoch=begun
-            )
-        with nullcontext() if isinstance(source, _Shuffled) else source.reading():
+        with source.reading():
             model.fit(
-                stream,
+                source.batches(self.batch_size, augment=self.augment, seed=self.seed, epoch=begun),
                 epochs=self.epochs,
                 initial_epoch=begun,
                 validation_data=validation_data,
@@ -165,11 +158,10 @@ class FineTuning:
             loss = getattr(loss, "__qualname__", type(loss).__name__)
         return repr(replace(self, loss=loss))
 
-    def _compile(self, model: keras.Model, steps: int, data: Any) -> None:
+    def _compile(self, model: keras.Model, steps: int, y: Any) -> None:
         rate: Any = self.learning_rate
         if self.schedule == "cosine":
             rate = keras.optimizers.schedules.CosineDecay(rate, steps * self.epochs)
-        y = data[1] if isinstance(data, tuple) else data.y_train
         model.compile(
             optimizer=keras.optimizers.SGD(
                 rate,
@@ -244,35 +236,52 @@ def labelled_arrays(data: tuple[Any, Any]) -> tuple[Any, np.ndarray]:
     return np.asarray(x), np.asarray(y)
 
 
+class _Arrays:
+    """`(x, y)` as a source of training data; nothing is augmented."""
+
+    def __init__(self, data: tuple[Any, Any]) -> None:
+        x, self.y_train = labelled_arrays(data)
+        # A list Keras takes for one array.
+        self.x_train = tuple(x) if isinstance(x, list) else x
+        samples = len(self.y_train)
+        counts = [len(array) for array in keras.tree.flatten(self.x_train)]
+        if samples == 0 or set(counts) != {samples}:
+            raise ValueError(
+                "`data` must hold the same number of samples and labels, one or more. Received: "
+                f"{', '.join(map(str, counts))} and {samples}"
+            )
+
+    def batches(self, batch_size: int, **options: Any) -> Any:
+        seed, epoch = options["seed"], options["epoch"]
+        return _Shuffled(self.x_train, self.y_train, batch_size, seed, epoch)
+
+    def reading(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 class _Shuffled(keras.utils.PyDataset):
     """Arrays in an order that depends on (seed, epoch) alone."""
 
-    def __init__(self, data: tuple[Any, Any], settings: FineTuning) -> None:
+    def __init__(self, x: Any, y: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
         super().__init__()
-        self._x, self._y = labelled_arrays(data)
-        if isinstance(self._x, list):  # which Keras takes for one array
-            self._x = tuple(self._x)
-        self.samples = len(self._y)
-        counts = [len(array) for array in keras.tree.flatten(self._x)]
-        if self.samples == 0 or set(counts) != {self.samples}:
-            raise ValueError(
-                "`data` must hold the same number of samples and labels, one or more. Received: "
-                f"{', '.join(map(str, counts))} and {self.samples}"
-            )
-        self._size, self._seed = settings.batch_size, settings.seed
-        self.epoch = 0
+        self._x, self._y, self._size = x, y, batch_size
+        self._seed, self._epoch = seed, epoch
+        self._order = self._drawn()
+
+    def _drawn(self) -> np.ndarray:
+        return np.random.default_rng((self._seed, self._epoch)).permutation(len(self._y))
 
     def __len__(self) -> int:
-        return math.ceil(self.samples / self._size)
+        return math.ceil(len(self._y) / self._size)
 
     def __getitem__(self, index: int) -> tuple[Any, np.ndarray]:
-        order = np.random.default_rng((self._seed, self.epoch)).permutation(self.samples)
-        rows = order[index * self._size : (index + 1) * self._size]
+        rows = self._order[index * self._size : (index + 1) * self._size]
         x = keras.tree.map_structure(lambda array: array[rows].astype("float32"), self._x)
         return x, self._y[rows]
 
     def on_epoch_end(self) -> None:
-        self.epoch += 1
+        self._epoch += 1
+        self._order = self._drawn()
 
 
 class _State:
@@ -319,8 +328,7 @@ class _State:
         if self._folder is None:
             return
         name = f"tuning-{len(self.history):04d}.keras"
-        with atomic_path(self._folder / name) as temporary:
-            model.save(temporary)
+        save_model(model, self._folder / name)
         write_json(
             self._folder / _STATE,
             {"identity": self._identity, "checkpoint": name, "history": self.history},

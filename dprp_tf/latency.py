@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from dprp_tf.atomic import read_json, write_json
-from dprp_tf.tables import Tabular
+from dprp_tf.tables import StoredTable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -119,7 +116,7 @@ class LayerLatency:
 
 
 @dataclass(frozen=True)
-class LatencyTable(Tabular):
+class LatencyTable(StoredTable):
     """Cost of a model on a target as a function of its ranks.
 
     The model's cost is what is left when every low-rank layer is taken out of the measured dense
@@ -144,6 +141,7 @@ class LatencyTable(Tabular):
     4.6
     """
 
+    kind: ClassVar[str] = "latency table"
     layers: tuple[LayerLatency, ...]
     dense: float
     target: str
@@ -232,44 +230,31 @@ class LatencyTable(Tabular):
             )
         return view
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the table as JSON, whole or not at all.
-
-        Args:
-            path: The file, such as `latency.json`.
-
-        Returns:
-            The path.
-        """
-        write_json(
-            path,
-            {
-                "version": _VERSION,
-                **{name: getattr(self, name) for name in _PLAIN},
-                "layers": [
-                    {name: _plain(getattr(row, name)) for name in LayerLatency.__annotations__}
-                    for row in self.layers
-                ],
-            },
-        )
-        return Path(path)
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        return {
+            "version": _VERSION,
+            **{name: getattr(self, name) for name in _PLAIN},
+            "layers": [
+                {name: _plain(getattr(row, name)) for name in LayerLatency.__annotations__}
+                for row in self.layers
+            ],
+        }
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
-        """Read a table that `save` wrote.
+    def from_dict(cls, values: Mapping[str, Any]) -> LatencyTable:
+        """Return the table that `as_dict` described.
 
         Args:
-            path: The file.
+            values: What `as_dict` returned, perhaps by way of JSON.
 
         Returns:
             The table.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it holds no table, or one of another version.
+            ValueError: If it is of another version, or a value is missing or unusable.
         """
         try:
-            values = read_json(path)
             if values["version"] != _VERSION:
                 raise ValueError(f"version {values['version']}")
             rows = tuple(
@@ -295,8 +280,8 @@ class LatencyTable(Tabular):
             return cls(rows, **{name: kinds.get(name, str)(values[name]) for name in _PLAIN})
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(
-                f"{path} must hold a latency table of version {_VERSION}, as LatencyTable.save "
-                f"writes it. Received one without: {error}"
+                f"It must be a latency table of version {_VERSION}, as LatencyTable.save writes "
+                f"it. Received one without: {error}"
             ) from error
 
 

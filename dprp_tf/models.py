@@ -1,4 +1,4 @@
-"""Read a saved Keras model, or say in one line why it can't be."""
+"""Write a Keras model whole or not at all; read one, or say in one line why it can't be."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import keras
 
 from dprp_tf import layers, training
+from dprp_tf.atomic import atomic_path
 from dprp_tf.divergence import is_finite
 
-__all__ = ["load_model"]
+__all__ = ["load_model", "save_model"]
 
 # Loading needs the classes above registered with Keras, which importing them does.
 _REGISTERED = (layers, training)
@@ -26,6 +27,28 @@ _COUNTS = ("filters", "units", "rank", "depth_multiplier", "output_dim", "num_he
 _LARGEST_EXPANSION = 100
 _ALWAYS_ALLOWED = 2**28  # bytes
 _LONGEST_REASON = 200
+
+
+def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
+    """Write a model, with its optimizer if it is compiled, whole or not at all.
+
+    Args:
+        model: A Keras model.
+        path: The `.keras` file, replaced if it is there.
+
+    Returns:
+        The path.
+
+    Example:
+
+    >>> import tempfile
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> save_model(model, Path(tempfile.mkdtemp()) / "small.keras").exists()
+    True
+    """
+    with atomic_path(path) as temporary:
+        model.save(temporary)
+    return Path(path)
 
 
 def load_model(path: str | os.PathLike[str]) -> keras.Model:

@@ -15,10 +15,10 @@ from dprp_tf import regularizers
 from dprp_tf.added_loss import AddedLoss, assign_copy, strategy_scope
 from dprp_tf.factorization import DECOMPOSITIONS, decompose, matricize, resolve_decomposition
 from dprp_tf.factorization.threads import threads_for
-from dprp_tf.factorizing import factorizable
 from dprp_tf.graphs import layer_keys
 from dprp_tf.regularizers import RankRegularizer
 from dprp_tf.resizing import sync
+from dprp_tf.trained_kernels import kernel_values, trained_kernels
 
 __all__ = ["RankRegularization", "singular_vectors"]
 
@@ -248,21 +248,15 @@ class RankRegularization(keras.callbacks.Callback):
         names = self.layer_names
         if names is None and isinstance(self.ranks, Mapping):
             names = tuple(self.ranks)
-        chosen, _ = factorizable(self.model, names)
+        found = trained_kernels(self.model, names)
         if self._by_key and self.layer_names is None and isinstance(self.ranks, Mapping):
             # A plan names layers by their keys: a nested model's by that name is another.
             keys = set(layer_keys(self.model))
-            chosen = {
+            found = {
                 key: layer
-                for key, layer in chosen.items()
+                for key, layer in found.items()
                 if key in self.ranks or layer.name not in keys
             }
-        found = {key: at for key, at in chosen.items() if at.trainable and at.kernel.trainable}
-        if not found:
-            raise ValueError(
-                "`layers` must hold a layer that trains. Received: only frozen layers, "
-                f"{list(chosen)}"
-            )
         return [(layer, self._rank(key, layer)) for key, layer in found.items()]
 
     def _rank(self, key: str, layer: keras.layers.Layer) -> Any:
@@ -302,13 +296,7 @@ class _Directions:
 
     def refresh(self) -> None:
         """Take the singular vectors of the kernel as it is now."""
-        kernel = np.asarray(ops.convert_to_numpy(ops.cast(self.layer.kernel, "float32")))
-        if not np.all(np.isfinite(kernel)):
-            raise ValueError(
-                f"The kernel of layer {self.layer.name!r} must be finite to be decomposed. "
-                "Received NaN or infinite entries: the training has diverged; lower the learning "
-                "rate or `strength`."
-            )
+        kernel = kernel_values(self.layer.name, self.layer)
         u, v = singular_vectors(self.unfold(kernel, np), self.columns)
         assign_copy(self.u, u)
         assign_copy(self.v, v)

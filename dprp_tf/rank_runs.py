@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from dprp_tf.atomic import atomic_path, read_json, remove_leftovers, write_json
+from dprp_tf.atomic import read_json, remove_leftovers, write_json
 from dprp_tf.compressing import bsr
 from dprp_tf.cutting import cut
 from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.evaluation import accuracy
 from dprp_tf.fine_tuning import FineTuning
 from dprp_tf.latency import LatencyTable
+from dprp_tf.models import load_model, save_model
 from dprp_tf.progress import Display
 from dprp_tf.report import save_rank_plan_plot
 from dprp_tf.run_lock import run_lock
@@ -29,6 +31,7 @@ from dprp_tf.selection import (
     Selector,
     select_ranks,
 )
+from dprp_tf.stored_settings import require_same_settings
 
 __all__ = ["SelectionSettings", "select_in_folder"]
 
@@ -116,8 +119,8 @@ def select_in_folder(
 
     The folder gets `candidates.jsonl` (every candidate, as it is evaluated), `rank_plan.json` (the
     `RankPlan`), `rank_plan.png`, `cut.keras` (plain layers, not fine-tuned), with fine-tuning
-    `model.keras`, and `selection.json` with the accuracies on the test split, which is used for
-    nothing else.
+    `model.keras` (where the search itself fine-tunes, the model that met the accuracy), and
+    `selection.json` with the accuracies on the test split, which is used for nothing else.
 
     Args:
         folder: The folder; the same call goes on in it after an interruption.
@@ -204,8 +207,12 @@ def _run(
             **options,
         )
         plan.save(place / "rank_plan.json")
+        if isinstance(selector, FeatureSimilarity) and selector.tuning is not None:
+            # The search trained what it chose; where it chose the model itself, nothing is to do.
+            assert selector.tuned_path is not None
+            tuned = load_model(selector.tuned_path) if selector.tuned_path.exists() else model
     small = cut(model, plan, held_out[0] if plan.truncation == "output" else None)
-    _save(small, place / "cut.keras")
+    save_model(small, place / "cut.keras")
     display.step("evaluating")
     results = {
         "settings": settings.as_dict(),
@@ -222,17 +229,12 @@ def _run(
             folder=place / "tuned",
         )
     if tuned is not None:
-        _save(tuned, place / "model.keras")
+        save_model(tuned, place / "model.keras")
         results["accuracy"]["tuned"] = accuracy(tuned, dataset)
     write_json(place / _RESULTS, results)
     save_rank_plan_plot(plan, place / "rank_plan.png")
     display.finish()
     return results
-
-
-def _save(model: keras.Model, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        model.save(temporary)
 
 
 def _held_out(
@@ -258,8 +260,6 @@ def _held_out(
 def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> None:
     path = place / _CONFIG
     if fresh:
-        import shutil
-
         # A training run's `model.keras` may be the only copy of the model to cut.
         if path.exists() and "matricization" not in dict(read_json(path)):
             raise ValueError(
@@ -278,13 +278,5 @@ def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> Non
             (place / name).unlink(missing_ok=True)
         for name in ("regularized", "tuned", "similarity"):
             shutil.rmtree(place / name, ignore_errors=True)
-    elif path.exists():
-        found: Mapping[str, Any] = read_json(path)
-        wanted = settings.as_dict()
-        differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-        if differing:
-            raise ValueError(
-                "`folder` must hold a selection with the same settings. Received: "
-                f"{place}, which differs in {differing}; use another folder, or `fresh`."
-            )
-    write_json(path, settings.as_dict())
+        path.unlink(missing_ok=True)
+    require_same_settings(path, settings.as_dict(), "a selection")

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from dprp_tf import zoo
-from dprp_tf.atomic import atomic_path, read_json, remove_leftovers, write_json
+from dprp_tf.atomic import read_json, remove_leftovers, write_json
 from dprp_tf.callbacks import RankHistory, RankPruning
 from dprp_tf.costs import model_cost
 from dprp_tf.data import Dataset, batches, evaluation_batches, reading_errors
@@ -28,7 +28,7 @@ from dprp_tf.folding import choose_forms, fold
 from dprp_tf.graphs import walk_layers
 from dprp_tf.latency import LatencyTable
 from dprp_tf.layers import factorized_layers
-from dprp_tf.models import load_model
+from dprp_tf.models import load_model, save_model
 from dprp_tf.random_streams import seed_states, set_seed_states
 from dprp_tf.report import save_plots, write_report
 from dprp_tf.resizing import sync
@@ -319,8 +319,7 @@ def _checkpoint(folder: Path, state: dict[str, Any]) -> keras.Model:
 
 def _save(model: keras.Model, folder: Path) -> None:
     sync(model)
-    with atomic_path(folder / _MODEL) as temporary:
-        model.save(temporary)
+    save_model(model, folder / _MODEL)
 
 
 def _fit_from_host(
@@ -537,8 +536,7 @@ class _Recorder(keras.callbacks.Callback):
         entry["tracing_seconds"] = self._tracing_seconds()
         self._history.append(entry)
         name = f"checkpoint-{epoch + 1:04d}.keras"
-        with atomic_path(self._folder / name) as temporary:
-            self.model.save(temporary)
+        save_model(self.model, self._folder / name)
         write_json(self._folder / "history.json", {"runs": {self._settings.method: self._history}})
         write_json(
             self._folder / "state.json",
@@ -690,8 +688,7 @@ def finish(
         table = LatencyTable.load(folder / _TABLE) if settings.latency_table else None
         forms = None if table is None else table.forms(model.ranks)
         folded = fold(model, forms=forms)
-        with atomic_path(folder / _FOLDED) as temporary:
-            folded.save(temporary)
+        save_model(folded, folder / _FOLDED)
         folded_cost = model_cost(folded)
         rows[0]["label"] = f"{settings.model}, factors in training"
         rows.append(

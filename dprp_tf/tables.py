@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -51,7 +52,7 @@ class Tabular:
         return buffer.getvalue().rstrip()
 
 
-class StoredTable(Tabular):
+class StoredTable(Tabular, ABC):
     """Base of tables that are kept as JSON; they say how in `as_dict` and `from_dict`.
 
     Attributes:
@@ -60,11 +61,12 @@ class StoredTable(Tabular):
 
     kind: ClassVar[str]
 
+    @abstractmethod
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready values."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return what `as_dict` described.
 
@@ -77,7 +79,6 @@ class StoredTable(Tabular):
         Raises:
             ValueError: If a value is missing or unusable.
         """
-        raise NotImplementedError
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as JSON, whole or not at all.

@@ -21,14 +21,14 @@ import keras
 import numpy as np
 
 from dprp_tf import data, deploy
-from dprp_tf.atomic import atomic_path, write_json, write_text
+from dprp_tf.atomic import write_json, write_text
 from dprp_tf.augmentation import random_crop_and_flip
 from dprp_tf.costs import model_cost
 from dprp_tf.data import Dataset
 from dprp_tf.deploy.quantization import cluster_weights, sparsify, train_quantized
 from dprp_tf.evaluation import accuracy, plain_model
 from dprp_tf.layers import low_rank_layers
-from dprp_tf.models import load_model
+from dprp_tf.models import load_model, save_model
 
 __all__ = ["Tuning", "main", "run_one", "table", "variants"]
 
@@ -289,8 +289,7 @@ def _changed(
             changed = load_model(kept)
         else:
             changed = change(model, dataset, settings)
-            with atomic_path(kept) as temporary:
-                changed.save(temporary)
+            save_model(changed, kept)
         kernels = [np.asarray(weight) for weight in changed.weights if len(weight.shape) > 1]
         zeros = sum(int((kernel == 0).sum()) for kernel in kernels)
         return {

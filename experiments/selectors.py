@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -280,8 +281,6 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(options.work / "dense.json", {"accuracy": accuracy(model, dataset)})
     tuning, training = None, dataset
     if options.tuning_epochs:
-        from dataclasses import replace
-
         tuning = FineTuning(epochs=options.tuning_epochs)
         few = np.sort(
             np.random.default_rng(1).permutation(len(dataset.x_train))[: options.tuning_images]

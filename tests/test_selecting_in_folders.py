@@ -269,6 +269,29 @@ def test_settings_mean_what_they_say(dense: keras.Model, digits: Dataset, tmp_pa
     assert dropping.tuning == tuned.tuning
 
 
+def test_what_a_search_fine_tuned_is_not_fine_tuned_again(
+    dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    settings = SelectionSettings(
+        method="similarity",
+        budget=dprp.Budget(accuracy_drop=0.6),
+        matricization="channel",
+        tuning=dprp.FineTuning(epochs=1, learning_rate=0.05, batch_size=64),
+    )
+    found = select_in_folder(tmp_path, dense, digits, settings)
+    assert not (tmp_path / "tuned").exists()
+    searched = keras.saving.load_model(tmp_path / "similarity" / "fine_tuned.keras")
+    kept = keras.saving.load_model(tmp_path / "model.keras")
+    x = digits.x_test.astype("float32")
+    np.testing.assert_array_equal(kept.predict(x, verbose=0), searched.predict(x, verbose=0))
+    assert kept.count_params() < dense.count_params()
+    assert found["accuracy"]["tuned"] == pytest.approx(_accuracy(kept, digits))
+    cut = keras.saving.load_model(tmp_path / "cut.keras")
+    assert cut.count_params() == kept.count_params()
+    assert found["accuracy"]["cut"] == pytest.approx(_accuracy(cut, digits))
+    assert found["accuracy"]["cut"] != found["accuracy"]["tuned"]
+
+
 def test_fresh_takes_nothing_from_a_training(
     dense: keras.Model, digits: Dataset, tmp_path: Path
 ) -> None:

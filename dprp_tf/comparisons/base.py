@@ -8,16 +8,15 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.added_loss import AddedLoss, assign_copy, strategy_scope
 from dprp_tf.factorization import MATRICIZATIONS, Factors, decompose, dematricize, matricize
 from dprp_tf.factorization.threads import threads_for
-from dprp_tf.factorizing import factorizable
 from dprp_tf.resizing import sync
+from dprp_tf.trained_kernels import kernel_values, trained_kernels
 
-__all__ = ["LowRankTraining", "fraction", "positive"]
+__all__ = ["LowRankTraining", "fraction", "positive", "weight"]
 
 
 class LowRankTraining(keras.callbacks.Callback):
@@ -76,14 +75,7 @@ class LowRankTraining(keras.callbacks.Callback):
         """
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        found, _ = factorizable(self.model, self.layer_names)
-        self._layers = {
-            key: layer for key, layer in found.items() if layer.trainable and layer.kernel.trainable
-        }
-        if not self._layers:
-            raise ValueError(
-                f"`layers` must hold a layer that trains. Received: only frozen ones, {list(found)}"
-            )
+        self._layers = trained_kernels(self.model, self.layer_names)
         self.ranks = {}
         self._epoch = None
         with strategy_scope(self.model):
@@ -124,12 +116,7 @@ class LowRankTraining(keras.callbacks.Callback):
 
     def matrix(self, key: str) -> NDArray[np.floating]:
         """Return a layer's matricized kernel (h, w) as it is now, float32."""
-        kernel = np.array(ops.convert_to_numpy(ops.cast(self._layers[key].kernel, "float32")))
-        if not np.all(np.isfinite(kernel)):
-            raise ValueError(
-                f"The kernel of layer {key!r} must be finite to be decomposed. Received NaN or "
-                "infinite entries: the training has diverged; lower the learning rate."
-            )
+        kernel = kernel_values(key, self._layers[key])
         matrix: NDArray[np.floating] = matricize(kernel, self.matricization)
         return matrix
 
@@ -170,6 +157,29 @@ def fraction(name: str, value: float) -> float:
     """
     if not 0.0 <= value < 1.0:
         raise ValueError(f"`{name}` must lie in [0, 1). Received: {name}={value}")
+    return float(value)
+
+
+def weight(name: str, value: float) -> float:
+    """Return an argument that must be a finite number of 0 or more.
+
+    Args:
+        name: Its name, for the message.
+        value: Its value.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is not.
+
+    Example:
+
+    >>> weight("strength", 0.5)
+    0.5
+    """
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be 0 or more and finite. Received: {value}")
     return float(value)
 
 

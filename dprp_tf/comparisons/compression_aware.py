@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from dprp_tf.comparisons.base import LowRankTraining, fraction
+from dprp_tf.comparisons.base import LowRankTraining, fraction, weight
 from dprp_tf.factorization import decompose, energy_rank
 from dprp_tf.factorization.threads import threads_for
 from dprp_tf.resizing import inner_optimizer
@@ -62,9 +62,7 @@ class CompressionAware(LowRankTraining):
         layers: Iterable[str] | None = None,
     ) -> None:
         super().__init__(matricization, layers)
-        if not 0.0 <= strength < float("inf"):
-            raise ValueError(f"`strength` must be 0 or more and finite. Received: {strength}")
-        self.strength = float(strength)
+        self.strength = weight("strength", strength)
         self.discarded_energy = fraction("discarded_energy", discarded_energy)
         self._steps = 0
 

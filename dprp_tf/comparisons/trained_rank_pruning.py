@@ -12,7 +12,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.added_loss import AddedLoss, assign_copy
-from dprp_tf.comparisons.base import LowRankTraining, fraction, positive
+from dprp_tf.comparisons.base import LowRankTraining, fraction, positive, weight
 from dprp_tf.factorization import energy_rank
 from dprp_tf.resizing import sync
 
@@ -65,11 +65,9 @@ class TrainedRankPruning(LowRankTraining):
         layers: Iterable[str] | None = None,
     ) -> None:
         super().__init__(matricization, layers)
-        if not 0.0 <= strength < float("inf"):
-            raise ValueError(f"`strength` must be 0 or more and finite. Received: {strength}")
         self.discarded_energy = fraction("discarded_energy", discarded_energy)
         self.period = positive("period", period)
-        self.strength = float(strength)
+        self.strength = weight("strength", strength)
         self._nuclear: _Nuclear | None = None
         self._cut_at: int | None = None
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from dprp_tf.selection.budget import BudgetError
-from dprp_tf.selection.evaluator import CandidateEvaluator
 from dprp_tf.selection.filling import least_cost
 from dprp_tf.selection.selector import Problem, Selection, Selector
 
@@ -35,8 +34,8 @@ def smallest_within_drop(problem: Problem, selector: Selector) -> Selection:
     budget, space = problem.budget, problem.space
     if budget is None or budget.accuracy_drop is None:
         raise ValueError(f"`budget` must have an `accuracy_drop`. Received: {budget}")
-    x, y = problem.require_data(selector.name)
-    evaluator = CandidateEvaluator(problem.model, space, x, y, score=problem.score)
+    problem.require_data(selector.name)
+    evaluator = problem.evaluator
     dense = next(iter(evaluator.evaluate([space.dense()]))).score
     low = least_cost(space, "parameters") / space.cost({}).dense["parameters"]
     high = budget.parameters or 1.0

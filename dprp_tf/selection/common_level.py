@@ -59,6 +59,5 @@ def at_common_level(
     chosen = at(low)
     if not budget.kept(space.cost(chosen).shares):
         # Levels can't say what each layer may do by itself, such as stay dense.
-        ones = {key: (1,) * len(layer.full_ranks) for key, layer in space.layers.items()}
-        chosen = space.settled(ones, problem.metrics)
+        chosen = space.smallest(problem.metrics)
     return Selection(fill(space, chosen, budget, evenly=evenly), [{name: low}])

@@ -9,8 +9,8 @@ import numpy as np
 
 from dprp_tf.factorization import energy_rank
 from dprp_tf.selection.common_level import at_common_level
-from dprp_tf.selection.filling import fill, losses, require_feasible
-from dprp_tf.selection.program import Bound, choose
+from dprp_tf.selection.filling import fill, losses, priced, require_feasible
+from dprp_tf.selection.program import choose
 from dprp_tf.selection.selector import Problem, Selection, Selector
 from dprp_tf.selection.space import Ranks
 
@@ -90,20 +90,11 @@ class EnergyProduct(Selector):
         require_feasible(space, budget)
         names = list(space.layers)
         options = [space.layers[name].options() for name in names]
-        bounds = []
-        for metric, upper in space.bounds(budget).items():
-            dense = space.cost({}).dense[metric]
-            costs = [
-                np.asarray([space.layer_cost(name, option, metric) for option in row])
-                for name, row in zip(names, options, strict=True)
-            ]
-            fixed = dense - sum(float(row[-1]) for row in costs)
-            bounds.append(Bound(costs, upper - fixed))
         wanted = [losses(space, name, row) for name, row in zip(names, options, strict=True)]
-        picks = choose(wanted, bounds)
+        picks = choose(wanted, [*priced(space, options, budget).values()])
         # Where nothing keeps all bounds, what `fill` makes of rank 1 says how near they come.
         ranks: dict[str, Ranks] = (
-            space.settled(space.smallest(), problem.metrics)
+            space.smallest(problem.metrics)
             if picks is None
             else {name: row[pick] for name, row, pick in zip(names, options, picks, strict=True)}
         )

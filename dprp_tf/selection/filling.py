@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from dprp_tf.selection.budget import Budget, BudgetError
 from dprp_tf.selection.program import Bound, choose
 from dprp_tf.selection.space import Ranks, RankSpace
 
-__all__ = ["fill", "least_cost", "losses", "require_feasible"]
+__all__ = ["fill", "least_cost", "losses", "priced", "require_feasible"]
 
 _EMPTY = 1e-30
 _ROUNDING = 1e-9
@@ -62,8 +63,30 @@ def least_cost(space: RankSpace, metric: str) -> float:
     Returns:
         The cost, in its own unit.
     """
-    ones = {name: (1,) * len(layer.full_ranks) for name, layer in space.layers.items()}
-    return space.cost(space.settled(ones, (metric,))).values[metric]
+    return space.cost(space.smallest((metric,))).values[metric]
+
+
+def priced(space: RankSpace, options: Sequence[list[Ranks]], budget: Budget) -> dict[str, Bound]:
+    """Return the bounds of a budget on the layers' options, as a program takes them.
+
+    Args:
+        space: The space.
+        options: Ranks to choose among, for each layer of the space in its order.
+        budget: The bounds.
+
+    Returns:
+        By metric the cost of every option, and what the rest of the model leaves of the bound.
+    """
+    dense = space.cost({}).dense
+    found = {}
+    for metric, upper in space.bounds(budget).items():
+        costs = [
+            np.asarray([space.layer_cost(name, option, metric) for option in row])
+            for name, row in zip(space.layers, options, strict=True)
+        ]
+        own = sum(space.layer_cost(name, None, metric) for name in space.layers)
+        found[metric] = Bound(costs, upper - (dense[metric] - own))
+    return found
 
 
 def fill(
@@ -126,7 +149,7 @@ def fill(
     all_dense = all(entry is None for entry in current.values())
     if budget.met(shares) or all_dense:
         return current
-    return _exchanged(space, current, budget, bounds)
+    return _exchanged(space, current, budget)
 
 
 def _raises(
@@ -154,65 +177,49 @@ def _value(space: RankSpace, name: str, now: Ranks, then: Ranks, evenly: bool) -
     return -math.prod(rank / full for rank, full in zip(now, layer.full_ranks, strict=True))
 
 
-def _exchanged(
-    space: RankSpace, ranks: Mapping[str, Ranks], budget: Budget, bounds: Mapping[str, float]
-) -> dict[str, Ranks]:
+def _exchanged(space: RankSpace, ranks: Mapping[str, Ranks], budget: Budget) -> dict[str, Ranks]:
     """Ranks within the tolerance, by an exact program; of several bounds one is used up."""
     names = list(space.layers)
     options = [_with(space.layers[name].options(), ranks[name]) for name in names]
-    costs = {
-        metric: [
-            np.asarray([space.layer_cost(name, option, metric) for option in row])
-            for name, row in zip(names, options, strict=True)
-        ]
-        for metric in bounds
-    }
-    dense = space.cost({})
-    fixed = {
-        metric: dense.dense[metric] - sum(space.layer_cost(name, None, metric) for name in names)
-        for metric in bounds
-    }
+    limits = priced(space, options, budget)
+    bounds = space.bounds(budget)
     wanted = [
         losses(space, name, row)
         + _STAY * np.asarray([option != ranks[name] for option in row], dtype=float)
         for name, row in zip(names, options, strict=True)
     ]
     found = []
-    for tight in bounds:
-        lower = {tight: (1.0 - budget.tolerance) * bounds[tight] - fixed[tight]}
-        limits = [
-            Bound(costs[metric], bounds[metric] - fixed[metric], lower.get(metric, -np.inf))
-            for metric in bounds
-        ]
-        picks = choose(wanted, limits)
+    for tight, limit in limits.items():
+        lower = limit.upper - budget.tolerance * bounds[tight]
+        picks = choose(wanted, [*(limits | {tight: replace(limit, lower=lower)}).values()])
         if picks is not None:
             found.append(picks)
     if found:
-        best = min(found, key=lambda p: sum(float(w[i]) for w, i in zip(wanted, p, strict=True)))
+        best = min(found, key=lambda picks: _total(wanted, picks))
         return {name: row[pick] for name, row, pick in zip(names, options, best, strict=True)}
     tight = max(bounds, key=lambda metric: space.cost(ranks).values[metric] / bounds[metric])
-    unit = 1.0 if tight == "milliseconds" else dense.dense[tight]
-    others = [
-        Bound(costs[metric], bounds[metric] - fixed[metric]) for metric in bounds if metric != tight
-    ]
-    left = bounds[tight] - fixed[tight]
+    unit = 1.0 if tight == "milliseconds" else space.cost({}).dense[tight]
+    limit = limits[tight]
+    above = replace(limit, lower=limit.upper, upper=np.inf)
     sides = (
-        choose([-row for row in costs[tight]], [*others, Bound(costs[tight], left)]),
-        choose(costs[tight], [*others, Bound(costs[tight], np.inf, left)]),
+        choose([-row for row in limit.costs], [*limits.values()]),
+        choose(limit.costs, [*(limits | {tight: above}).values()]),
     )
-    below, above = (
-        None
-        if picks is None
-        else (sum(float(c[i]) for c, i in zip(costs[tight], picks, strict=True)) + fixed[tight])
-        / unit
+    nearest = [
+        None if picks is None else bounds[tight] + _total(limit.costs, picks) - limit.upper
         for picks in sides
-    )
+    ]
+    below, beyond = (None if cost is None else cost / unit for cost in nearest)
     raise BudgetError(
         bounds[tight] / unit,
         least_cost(space, tight) / unit,
         metric=tight,
-        nearest=(below, above),
+        nearest=(below, beyond),
     )
+
+
+def _total(rows: Sequence[np.ndarray], picks: list[int]) -> float:
+    return sum(float(row[pick]) for row, pick in zip(rows, picks, strict=True))
 
 
 def _with(options: list[Ranks], own: Ranks) -> list[Ranks]:

@@ -22,7 +22,6 @@ from dprp_tf.selection.activation import ActivationAware
 from dprp_tf.selection.beam import BeamSearch, CostBeamSearch
 from dprp_tf.selection.budget import Budget
 from dprp_tf.selection.energy import Energy, EnergyProduct
-from dprp_tf.selection.evaluator import CandidateEvaluator
 from dprp_tf.selection.log import CandidateLog
 from dprp_tf.selection.plan import PlannedRanks, RankPlan
 from dprp_tf.selection.selector import Problem, Selector
@@ -162,8 +161,7 @@ def select_ranks(
     ranks = space.settled(found.ranks, problem.metrics)
     accuracy = {}
     if labelled is not None:
-        evaluator = CandidateEvaluator(model, space, *labelled, score=score)
-        pair = list(evaluator.evaluate([space.dense(), ranks]))
+        pair = list(problem.evaluator.evaluate([space.dense(), ranks]))
         accuracy = {"dense": pair[0].score, "planned": pair[1].score}
     cost = space.cost(ranks)
     return RankPlan(

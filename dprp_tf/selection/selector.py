@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
 from dprp_tf.selection.budget import Budget
+from dprp_tf.selection.evaluator import CandidateEvaluator
 from dprp_tf.selection.log import CandidateLog
 from dprp_tf.selection.space import Ranks, RankSpace
 
@@ -52,6 +54,16 @@ class Problem:
     def metrics(self) -> tuple[str, ...]:
         """The costs that the budget bounds; the parameters where it bounds none."""
         return tuple(self.budget.bounds) if self.budget and self.budget.bounds else ("parameters",)
+
+    @cached_property
+    def evaluator(self) -> CandidateEvaluator:
+        """Scores of candidates on the whole of the data, compiled once.
+
+        Raises:
+            ValueError: If there are no data.
+        """
+        x, y = self.require_data("accuracy")
+        return CandidateEvaluator(self.model, self.space, x, y, score=self.score)
 
     def require_data(self, method: str) -> tuple[Any, np.ndarray]:
         """Return the labelled inputs.

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from dprp_tf.atomic import atomic_path
 from dprp_tf.fine_tuning import FineTuning
+from dprp_tf.models import save_model
 from dprp_tf.selection.budget import Budget, BudgetError
 from dprp_tf.selection.evaluator import top_1_accuracy
 from dprp_tf.selection.feature_maps import FeatureMaps
@@ -143,6 +143,11 @@ class FeatureSimilarity(Selector):
         if self.pairs not in PAIRS:
             raise ValueError(f"`pairs` must be one of {PAIRS}. Received: pairs={self.pairs!r}")
 
+    @property
+    def tuned_path(self) -> Path | None:
+        """Where the search leaves the fine-tuned model of its last iteration; None for nowhere."""
+        return None if self.folder is None else Path(self.folder) / _TUNED
+
     def select(self, problem: Problem) -> Selection:
         """Choose ranks; see the class."""
         if problem.budget is not None and problem.budget.accuracy_drop is not None:
@@ -224,7 +229,7 @@ class FeatureSimilarity(Selector):
             ranks = space.settled(levels.ranks(level), problem.metrics)
             if not budget.kept(space.cost(ranks).shares):
                 # Costs that are lower without factors, or that do not grow with the rank.
-                ranks = space.settled(space.smallest(), problem.metrics)
+                ranks = space.smallest(problem.metrics)
             ranks = fill(space, ranks, budget)
         row = {
             "similarity": level,
@@ -294,9 +299,9 @@ class _Search:
             if not self._budget.kept(shares):
                 self._refuse(shares)
             if accuracy >= needed - 1e-12:
-                if not cut and self._method.folder is not None:
+                if not cut and self._method.tuned_path is not None:
                     # Of the iteration before, which was not good enough.
-                    (Path(self._method.folder) / _TUNED).unlink(missing_ok=True)
+                    self._method.tuned_path.unlink(missing_ok=True)
                 return Selection(ranks, history)
             history[-1]["raised"] = self._raise(cut, similarity)
 
@@ -333,16 +338,15 @@ class _Search:
         return known
 
     def _tune(self, tuning: FineTuning, model: keras.Model, ranks: dict[str, Ranks]) -> None:
-        folder = self._method.folder
-        if folder is None:
+        path = self._method.tuned_path
+        if path is None:
             tuning.fit(model, self._problem.train, callbacks=[self._bar()])
             return
         # By its ranks: a search of other settings may have left its own there.
         named = hashlib.sha256(repr(sorted(ranks.items())).encode()).hexdigest()[:16]
-        checkpoints = Path(folder) / f"tuning-{named}"
+        checkpoints = path.with_name(f"tuning-{named}")
         tuning.fit(model, self._problem.train, callbacks=[self._bar()], folder=checkpoints)
-        with atomic_path(Path(folder) / _TUNED) as path:
-            model.save(path)
+        save_model(model, path)
         shutil.rmtree(checkpoints, ignore_errors=True)
 
     def _bar(self) -> keras.callbacks.Callback:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from dprp_tf.costs import LayerCall, layer_calls
+from dprp_tf.costs import LayerCall, layer_calls, model_cost
 from dprp_tf.factorization import KernelTruncation, Truncation, resolve_decomposition
 from dprp_tf.factorizing import factorizable
 from dprp_tf.folding import OWN_KIND, Form, obstacle
@@ -50,14 +50,7 @@ class Cost:
             ValueError: If this cost is not known for the model.
         """
         if metric not in self.values:
-            raise ValueError(
-                f"`{metric}` of this model must be known. Received a model where it is not: "
-                + (
-                    "give a latency table made for it, `latency=deploy.latency_table(...)`."
-                    if metric == "milliseconds"
-                    else "some input size is undefined; rebuild it with a fixed input shape."
-                )
-            )
+            raise _unknown(metric)
         return self.values[metric] / self.dense[metric]
 
     @property
@@ -271,13 +264,17 @@ class RankSpace:
         """Return the ranks of the dense model: None for every layer."""
         return dict.fromkeys(self.layers)
 
-    def smallest(self) -> dict[str, Ranks]:
-        """Return rank 1 for every layer that it makes smaller, None for the others."""
-        return {
-            name: ones if layer.parameters(ones) < layer.parameters(None) else None
-            for name, layer in self.layers.items()
-            for ones in ((1,) * len(layer.full_ranks),)
-        }
+    def smallest(self, metrics: Iterable[str] = ("parameters",)) -> dict[str, Ranks]:
+        """Return rank 1 for every layer that it makes cheaper, None for the others.
+
+        Args:
+            metrics: The costs that count, as in `settled`. Default: the weights.
+
+        Returns:
+            The ranks.
+        """
+        ones = {name: (1,) * len(layer.full_ranks) for name, layer in self.layers.items()}
+        return self.settled(ones, metrics)
 
     def settled(self, ranks: Mapping[str, Ranks], metrics: Iterable[str]) -> dict[str, Ranks]:
         """Return the ranks with every layer dense that they would not make cheaper.
@@ -358,8 +355,8 @@ class RankSpace:
         """
         value = self._layer_value(name, ranks, metric)
         if value is None:
-            Cost({}, {}).share(metric)
-        return float(value or 0)
+            raise _unknown(metric)
+        return float(value)
 
     def _values(self, ranks: Mapping[str, Ranks]) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -384,8 +381,6 @@ class RankSpace:
         self, model: keras.Model, calls: Mapping[int, list[LayerCall]]
     ) -> dict[str, float | None]:
         """Costs of everything but the kernels of the layers of this space."""
-        from dprp_tf.costs import model_cost
-
         whole = model_cost(model)
         own = self.layers.values()
         macs = [layer.macs(None) for layer in own]
@@ -412,6 +407,17 @@ class RankSpace:
             rows = (self._latency.layer(name) for name in self.layers)
             fixed["milliseconds"] = self._latency.dense - sum(row.dense for row in rows)
         return fixed
+
+
+def _unknown(metric: str) -> ValueError:
+    remedy = (
+        "give a latency table made for it, `latency=deploy.latency_table(...)`."
+        if metric == "milliseconds"
+        else "some input size is undefined; rebuild it with a fixed input shape."
+    )
+    return ValueError(
+        f"`{metric}` of this model must be known. Received a model where it is not: {remedy}"
+    )
 
 
 def _thinned(full: int, limit: int) -> list[int]:
