@@ -9,8 +9,8 @@ demo: $(STAMP)
 	$(BIN)/dprp demo --folder runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "backend and not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "backend and not slow"
 
 check: $(STAMP)
 	$(BIN)/ruff check .

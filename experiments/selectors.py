@@ -266,7 +266,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
     parser.add_argument("--search", type=int, nargs=2, default=(3, 5), help="mBS: step and beams.")
     parser.add_argument("--tuning-epochs", type=int, default=0)
-    parser.add_argument("--tuning-images", type=int, default=10_000)
+    parser.add_argument("--tuning-images", type=int, default=5_000)
+    parser.add_argument("--tuning-rate", type=float, default=0.003, help="Learning rate.")
     parser.add_argument("--table-only", action="store_true", help="Only rewrite table and plot.")
     options = parser.parse_args(arguments)
     if options.table_only:
@@ -281,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(options.work / "dense.json", {"accuracy": accuracy(model, dataset)})
     tuning, training = None, dataset
     if options.tuning_epochs:
-        tuning = FineTuning(epochs=options.tuning_epochs)
+        tuning = FineTuning(epochs=options.tuning_epochs, learning_rate=options.tuning_rate)
         few = np.sort(
             np.random.default_rng(1).permutation(len(dataset.x_train))[: options.tuning_images]
         )

@@ -40,6 +40,19 @@ if os.environ.get(_SEED) == "random":
 settings.load_profile("explore" if os.environ.get(_SEED) else "dprp_tf")
 
 _CIFAR10 = "DPRP_CIFAR10"
+# Few tests that take long each: begun first, so that no worker is left alone with them at the end.
+_LONG = (
+    "test_properties_planes.py",
+    "test_properties_lines_and_volumes.py",
+    "test_workers.py",
+    "test_interruption.py",
+    "test_notebooks.py",
+    "test_cli_planning.py",
+    "test_cli.py",
+    "test_planner.py",
+    "test_device_fit.py",
+    "test_readme.py",
+)
 _RECORDS: list[tuple[str, str, float]] = []
 _COUNTS: Counter[tuple[str, str]] = Counter()
 
@@ -181,6 +194,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("slow_on_jax") is not None:
                 item.add_marker(pytest.mark.slow)
+    # Files stay whole, as `--dist loadfile` hands them out.
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else 99)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -60,6 +60,7 @@ def _compiled(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return tf.function(function, jit_compile=True)
 
 
+@pytest.mark.slow_on_jax
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 5),

@@ -93,6 +93,7 @@ def _compile(model: keras.Model) -> keras.Model:
 # --- factorize, fold ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("matricization", factorization.MATRICIZATIONS)
 def test_factorized_and_folded_it_computes_the_same(matricization: str) -> None:
     plain = _plain()

@@ -263,7 +263,7 @@ def test_activations_that_overflow_name_the_layer_that_grew(prepared: Any) -> No
     assert "`s` of layer 'head' has grown to" in str(error)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 def test_inputs_too_large_for_the_network() -> None:
     x, _ = _batches()
     inputs = keras.Input((6,))

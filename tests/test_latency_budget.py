@@ -213,6 +213,7 @@ def test_training_reaches_the_budget_step_by_step_and_keeps_its_energy() -> None
 
 
 @pytest.mark.backend
+@pytest.mark.slow_on_jax
 def test_without_a_stop_the_last_epoch_meets_the_budget() -> None:
     model = _model(compression_weight=0.0, threshold=1e-6)
     pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=4.0)

@@ -186,7 +186,7 @@ def test_terms_and_rank_decisions_are_those_of_single_precision(
     ("policy", "jit_compile"),
     [
         pytest.param("mixed_float16", False, marks=pytest.mark.slow_on_jax),
-        ("mixed_bfloat16", False),
+        pytest.param("mixed_bfloat16", False, marks=pytest.mark.slow_on_jax),
         pytest.param("mixed_float16", True, marks=pytest.mark.slow),
     ],
     ids=["float16", "bfloat16", "float16 compiled by XLA"],

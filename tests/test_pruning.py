@@ -401,7 +401,7 @@ def _evaluate(model: keras.Model) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     "structure",
-    ["retraction", *(pytest.param(s, marks=pytest.mark.slow_on_jax) for s in STRUCTURES[1:])],
+    ["retraction", *(pytest.param(s, marks=pytest.mark.slow) for s in STRUCTURES[1:])],
 )
 def test_a_fit_that_shrinks_and_another_after_it(structure: str, tmp_path: Path) -> None:
     # Orthogonality with the paper's weight would need the paper's patience: a milder one here.

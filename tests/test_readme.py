@@ -32,6 +32,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DPRP_TF_CACHE", str(tmp_path / "cache"))
     for shown, quick in (
+        ("zoo.resnet20(", "zoo.resnet_cifar(8, "),
         ("epochs=30", "epochs=1"),
         ("plan(lowrank, target)", "plan(lowrank, target, rounds=3)"),
         ("table(lowrank, target)", "table(lowrank, target, rounds=3, ranks=(2,))"),

@@ -158,6 +158,7 @@ def test_weights_of_lower_ranks_load_into_the_model_as_built(name: str, tmp_path
         trained.load_weights(tmp_path / file)
 
 
+@pytest.mark.slow_on_jax
 def test_higher_ranks_come_back_and_train_on() -> None:
     model = _model()
     _fit(model, 1)
@@ -305,7 +306,7 @@ def test_frozen_layers_take_over_ranks_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(_np(other(x)), _np(model(x)))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
 def test_pressure_stays_off_when_a_backup_is_restored_after_its_end(tmp_path: Path) -> None:
     pruning = dprp.RankPruning(stop_epoch=2)
     model = _model()
