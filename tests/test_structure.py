@@ -119,6 +119,20 @@ def test_every_part_has_a_floor() -> None:
     assert parts - set(FLOORS) - set(BESIDE) == set()
 
 
+def test_the_guide_for_contributors_has_the_same_floors() -> None:
+    rows = re.findall(
+        r"^\| (\d) \| (.+?) \|",
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    told = {
+        name: int(floor)
+        for floor, names in rows
+        for name in re.findall(r"`(\w+)(?:\.py|/)`", names)
+    }
+    assert told == {part: floor for part, floor in FLOORS.items() if part != "__main__"}
+
+
 @pytest.mark.parametrize("module", [name for name in MODULES if _part(name)])
 def test_imports_point_down(module: str) -> None:
     part = _part(module)
