@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import warnings
@@ -19,6 +20,10 @@ import keras
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Traced functions are millions of small objects, which the collector would look through some
+# thousand times.
+gc.set_threshold(50_000, 20, 50)
 
 # Time limits would make results depend on the machine's load.
 settings.register_profile(

@@ -223,6 +223,7 @@ def test_without_a_stop_the_last_epoch_meets_the_budget() -> None:
 
 
 @pytest.mark.backend
+@pytest.mark.slow_on_jax
 def test_layers_left_out_keep_their_rank_and_their_time() -> None:
     model = _model(compression_weight=0.0, threshold=1e-6)
     pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=6.0, layers=["second"])

@@ -219,6 +219,7 @@ def test_early_stopping_with_rank_pruning() -> None:
     np.testing.assert_allclose(_np(model(x)), snapshot.outputs[best], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("moment", [(3, 2), pytest.param((2, 0), marks=pytest.mark.slow)])
 def test_backup_and_restore_goes_on_with_the_same_ranks(
     tmp_path: Path, moment: tuple[int, int]
