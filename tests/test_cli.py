@@ -60,6 +60,7 @@ def test_train_leaves_a_run_folder_with_fallen_ranks(run: Path) -> None:
     assert len(list(run.glob("checkpoint-*.keras"))) == 1
 
 
+@pytest.mark.slow
 def test_train_goes_on_where_it_was(run: Path) -> None:
     before = json.loads((run / "history.json").read_text())["runs"]["dprp"]
     results = answer(*train_arguments(run, epochs=3))

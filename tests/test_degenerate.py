@@ -150,6 +150,7 @@ def test_every_structure_trains_and_prunes_them(structure: str) -> None:
     np.testing.assert_allclose(_np(folded(x)), _np(model(x)), atol=1e-5)
 
 
+@pytest.mark.slow_on_jax
 def test_batches_of_one_and_of_none() -> None:
     x, y = _data()
     model = _compile(dprp.factorize(_plain(["zeros", "equal_values"])))

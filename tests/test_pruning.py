@@ -399,6 +399,7 @@ def _evaluate(model: keras.Model) -> dict[str, float]:
     return by_hand
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     "structure",
     ["retraction", *(pytest.param(s, marks=pytest.mark.slow) for s in STRUCTURES[1:])],
