@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from dprp_tf.graphs import walk_layers
+from dprp_tf.layers import FactorizedLayer
 
 __all__ = [
     "Block",
@@ -286,7 +287,7 @@ def own_loss_names(model: keras.Model, count: int) -> list[tuple[str | None, str
     for layer in model._flatten_layers(include_self=False):
         if getattr(layer, "activity_regularizer", None) is not None:
             before.append((layer.name, "activity_regularizer"))
-        if hasattr(layer, "matrix_shape") and layer.kernel_regularizer is not None:
+        if isinstance(layer, FactorizedLayer) and layer.kernel_regularizer is not None:
             before += [(layer.name, "kernel_regularizer")] if layer.trainable else []
     owners = _owners(model)
     after = [

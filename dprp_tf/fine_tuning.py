@@ -9,38 +9,21 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 
 from dprp_tf.atomic import read_json, remove_leftovers, write_json
+from dprp_tf.data import Dataset, batches, reading_errors
 from dprp_tf.graphs import graph_of
 from dprp_tf.models import save_model
 
-__all__ = ["FineTuning", "Labelled", "TrainingImages", "classification_loss", "labelled_arrays"]
+__all__ = ["FineTuning", "Labelled", "classification_loss", "labelled_arrays"]
 
 
-class TrainingImages(Protocol):
-    """What `dprp_tf.data.Dataset` offers here: a training split that streams as batches."""
-
-    @property
-    def x_train(self) -> Any:
-        """The training images."""
-
-    @property
-    def y_train(self) -> Any:
-        """Their labels."""
-
-    def batches(self, batch_size: int, **options: Any) -> Any:
-        """Stream the training split, shuffled and augmented by `seed` and `epoch`."""
-
-    def reading(self) -> AbstractContextManager[None]:
-        """Return a context in which what can't be read is named."""
-
-
-Labelled = tuple[Any, Any] | TrainingImages
-"""`(x, y)`, or a `Dataset`."""
+Labelled = tuple[Any, Any] | Dataset
+"""`(x, y)`, or a `Dataset`, of which the training split is meant."""
 
 _SCHEDULES = ("cosine", "constant")
 _STATE = "tuning.json"
@@ -128,7 +111,7 @@ class FineTuning:
         """
         if self.epochs == 0:
             return []
-        source: TrainingImages = _Arrays(data) if isinstance(data, tuple) else data
+        source = _Images(data) if isinstance(data, Dataset) else _Arrays(data)
         samples = len(source.y_train)
         self._compile(model, math.ceil(samples / self.batch_size), source.y_train)
         state = _State(None if folder is None else Path(folder), self, samples, model)
@@ -234,6 +217,19 @@ def labelled_arrays(data: tuple[Any, Any]) -> tuple[Any, np.ndarray]:
     if several and parts:
         return keras.tree.map_structure(np.asarray, x), np.asarray(y)
     return np.asarray(x), np.asarray(y)
+
+
+class _Images:
+    """The training split of a data set as a source of training data, augmented in its own way."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset, self.y_train = dataset, dataset.y_train
+
+    def batches(self, batch_size: int, **options: Any) -> Any:
+        return batches(self._dataset, batch_size, **options)
+
+    def reading(self) -> AbstractContextManager[None]:
+        return reading_errors(self._dataset.x_train, self._dataset.x_test)
 
 
 class _Arrays:

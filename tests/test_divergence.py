@@ -15,11 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 import dprp_tf as dprp
-from dprp_tf import data, runs
+from dprp_tf import data, layers, runs
 from dprp_tf.cli import app
 from dprp_tf.data import Dataset
 from dprp_tf.device_fit import fit_on_device
 from dprp_tf.divergence import DivergenceError, DivergenceGuard, broken_weights
+from dprp_tf.failure_record import own_loss_names
 from dprp_tf.runs import TrainSettings
 
 pytestmark = pytest.mark.backend
@@ -514,3 +515,15 @@ def test_the_command_line_says_it_in_one_line(digits: Dataset, tmp_path: Path) -
     assert "Lower the learning rate" in line
     assert "Traceback" not in result.output
     assert not (folder / "state.json").exists()
+
+
+def test_own_losses_name_the_kernel_regularizers_of_svd_and_tucker_layers_alike() -> None:
+    inputs = keras.Input((6, 6, 3))
+    penalty = keras.regularizers.L2(0.01)
+    x = layers.TuckerConv2D(4, 3, ranks=(2, 2), kernel_regularizer=penalty, name="tucker")(inputs)
+    x = layers.SVDConv2D(4, 3, rank=2, kernel_regularizer=penalty, name="svd")(x)
+    model = keras.Model(inputs, keras.layers.Flatten()(x))
+    assert own_loss_names(model, len(model.losses)) == [
+        ("tucker", "kernel_regularizer"),
+        ("svd", "kernel_regularizer"),
+    ]

@@ -16,7 +16,7 @@ from dprp_tf.fine_tuning import FineTuning
 from dprp_tf.graphs import layer_keys
 from dprp_tf.selection.budget import Budget, BudgetError
 from dprp_tf.selection.feature_maps import FeatureMaps, cosine_similarity
-from dprp_tf.selection.flat_graph import FlatGraph
+from dprp_tf.selection.flat_graph import FlatGraph, tensor_bytes
 from dprp_tf.selection.levels import Levels, RankCurve
 from dprp_tf.selection.log import CandidateLog
 from dprp_tf.selection.ratios import ladder, ranks_at_ratio, ratio_of
@@ -567,3 +567,11 @@ def test_what_can_not_be_is_refused(trained: tuple[keras.Model, Data, Data]) -> 
         FeatureSimilarity(samples=10).select(_problem(trained, Budget(parameters=0.01))[0])
     with pytest.raises(ValueError, match="'nowhere'"):
         FeatureMaps(problem.model, ["nowhere"], np.zeros((1, 8, 8, 1)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width"),
+    [("bool", 1), ("uint8", 1), ("bfloat16", 2), ("float16", 2), ("int32", 4), ("float64", 8)],
+)
+def test_a_tensors_bytes_follow_its_type(dtype: str, width: int) -> None:
+    assert tensor_bytes(keras.KerasTensor((None, 3, 5), dtype)) == 15 * width

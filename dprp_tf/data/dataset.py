@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dprp_tf.augmentation import Augmentation, CropAndFlip, ResizedCrop
-from dprp_tf.data.streaming import StreamedImages, reading_errors
+from dprp_tf.data.streaming import StreamedImages
 
 __all__ = ["Dataset"]
 
@@ -163,24 +162,6 @@ class Dataset:
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel over the training images, 1 if it never varies."""
         return self._moments[1]
-
-    def batches(self, batch_size: int, **options: Any) -> Any:
-        """Stream the training split; see `dprp_tf.data.batches`.
-
-        Args:
-            batch_size: Images per batch, at least 1.
-            **options: As `dprp_tf.data.batches` takes them.
-
-        Returns:
-            A `tf.data.Dataset` of `(images, labels)`.
-        """
-        from dprp_tf.data.pipeline import batches
-
-        return batches(self, batch_size, **options)
-
-    def reading(self) -> AbstractContextManager[None]:
-        """Return a context in which an image that can't be read is named in the error."""
-        return reading_errors(self.x_train, self.x_test)
 
     def normalized(self, mean: Sequence[float], std: Sequence[float]) -> Dataset:
         """Return the data set as (x - mean) / std, for a model that expects such inputs.

@@ -12,7 +12,7 @@ from keras import ops
 from numpy.typing import ArrayLike, NDArray
 
 from dprp_tf.graphs import layer_keys
-from dprp_tf.selection.flat_graph import FlatGraph, Step
+from dprp_tf.selection.flat_graph import FlatGraph, Step, tensor_bytes
 
 __all__ = ["FeatureMaps", "cosine_similarity", "with_kernel"]
 
@@ -163,7 +163,7 @@ class FeatureMaps:
         self._batch_size = batch_size
         self._kept: list[dict[int, Any]] = []
         first = self._run(0, list(self._layers))
-        size = sum(_bytes(map_) for map_ in first.values())
+        size = sum(tensor_bytes(map_) for map_ in first.values())
         fitting = max(1, memory // max(size, 1)) * batch_size
         if fewer:
             self.samples = min(self.samples, fitting)
@@ -243,8 +243,3 @@ class FeatureMaps:
 def _flat(maps: Any) -> Any:
     values = ops.cast(ops.convert_to_tensor(maps), "float32")
     return ops.reshape(values, (values.shape[0], -1))
-
-
-def _bytes(values: Any) -> int:
-    width = np.dtype(keras.backend.standardize_dtype(values.dtype).replace("b", "")).itemsize
-    return int(np.prod(values.shape)) * width

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +14,7 @@ from keras import ops
 
 from dprp_tf.graphs import graph_of
 
-__all__ = ["FlatGraph", "Step"]
+__all__ = ["FlatGraph", "Step", "tensor_bytes"]
 
 # What may stand between a layer and the point where its feature map is looked at. All of them
 # work on one map alone; what joins several, such as Add, ends the row.
@@ -298,6 +300,25 @@ class FlatGraph:
                         symbols,
                     )
                 )
+
+
+def tensor_bytes(tensor: Any) -> int:
+    """Return the size of a tensor in bytes.
+
+    Args:
+        tensor: A tensor or a symbolic one; an undefined size, such as that of the batch, counts
+            as 1.
+
+    Returns:
+        The number of bytes; of texts, whose length is not known, one per text.
+
+    Example:
+
+    >>> tensor_bytes(keras.ops.zeros((2, 3), "bfloat16")), tensor_bytes(keras.ops.zeros(5, "bool"))
+    (12, 5)
+    """
+    bits = re.search(r"\d+", keras.backend.standardize_dtype(tensor.dtype))
+    return math.prod(int(size or 1) for size in tensor.shape) * (int(bits[0]) // 8 if bits else 1)
 
 
 def _inlined(node: Any) -> Any:

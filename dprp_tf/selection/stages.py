@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from dprp_tf.graphs import graph_of
-from dprp_tf.selection.flat_graph import FlatGraph, Step
+from dprp_tf.selection.flat_graph import FlatGraph, Step, tensor_bytes
 
 __all__ = ["Stage", "StagedModel"]
 
@@ -141,7 +141,7 @@ class StagedModel:
             leaving = _alive(flat, stop)
             yield Stage(own, first, self._compiled(flat.steps[start:stop], own, alive, leaving))
             if stop < len(flat.steps):
-                self.bytes_per_sample += sum(_bytes(flat.symbols[value]) for value in leaving)
+                self.bytes_per_sample += sum(tensor_bytes(flat.symbols[value]) for value in leaving)
             alive = leaving
 
     def _used_by(self, operation: Any) -> list[str]:
@@ -190,11 +190,6 @@ def _alive(flat: FlatGraph, position: int) -> list[int]:
     made = {*flat.inputs, *(value for step in flat.steps[:position] for value in step.outputs)}
     used = {*flat.outputs, *(value for step in flat.steps[position:] for value in step.inputs)}
     return sorted(made & used)
-
-
-def _bytes(symbol: Any) -> int:
-    sizes = [int(size or 1) for size in symbol.shape[1:]]
-    return int(np.prod(sizes, dtype=np.int64)) * (8 if "64" in str(symbol.dtype) else 4)
 
 
 def _fitted(array: np.ndarray, shape: tuple[int | None, ...], dtype: str) -> np.ndarray:
