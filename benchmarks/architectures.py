@@ -22,8 +22,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from dprp_tf.atomic import write_json
-from dprp_tf.graphs import graph_of
+from dprp_tf.files.atomic import write_json
+from dprp_tf.keras_internals.graphs import graph_of
 
 __all__ = ["LEFT_OUT", "build", "images", "main", "measure", "settle", "sizes"]
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from dprp_tf import zoo
-from dprp_tf.atomic import write_json
 from dprp_tf.deploy import export_onnx, export_tflite
 from dprp_tf.deploy.targets import LocalTarget
 from dprp_tf.deploy.targets.qemu import EmulatedTarget
+from dprp_tf.files.atomic import write_json
 
 __all__ = ["main"]
 

@@ -24,13 +24,13 @@ import keras
 
 import dprp_tf as dprp
 from dprp_tf import zoo
-from dprp_tf.atomic import write_json
-from dprp_tf.costs import model_cost
+from dprp_tf.costs.layer_forms import own_form
+from dprp_tf.costs.models import model_cost
 from dprp_tf.deploy import measure_files, plan, resolve_target
-from dprp_tf.deploy.form_costs import Setting
-from dprp_tf.deploy.intervals import ratio_interval
-from dprp_tf.folding import own_form
-from dprp_tf.graphs import walk_layers
+from dprp_tf.deploy.measurement.intervals import ratio_interval
+from dprp_tf.deploy.planning.form_costs import Setting
+from dprp_tf.files.atomic import write_json
+from dprp_tf.keras_internals.graphs import walk_layers
 from dprp_tf.layers import low_rank_layers
 
 __all__ = ["main"]

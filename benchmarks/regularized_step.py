@@ -17,10 +17,10 @@ import keras
 import numpy as np
 
 from dprp_tf import zoo
-from dprp_tf.atomic import write_json
-from dprp_tf.factorization import full_rank
-from dprp_tf.graphs import layer_keys
-from dprp_tf.rank_regularization import RankRegularization
+from dprp_tf.decomposition import full_rank
+from dprp_tf.files.atomic import write_json
+from dprp_tf.keras_internals.graphs import layer_keys
+from dprp_tf.training.rank_regularization import RankRegularization
 
 __all__ = ["main"]
 

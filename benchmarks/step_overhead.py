@@ -18,7 +18,7 @@ import numpy as np
 
 import dprp_tf as dprp
 from dprp_tf import zoo
-from dprp_tf.atomic import write_json
+from dprp_tf.files.atomic import write_json
 
 __all__ = ["main"]
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.deploy.benchmark import (
+from dprp_tf.deploy.exporters.onnx import export_onnx
+from dprp_tf.deploy.exporters.parity import ExportReport, OutputParity, ParityError, compressed_size
+from dprp_tf.deploy.exporters.tflite import export_tflite
+from dprp_tf.deploy.measurement.benchmark import (
     BenchmarkResult,
     Comparison,
     Ratio,
@@ -17,16 +20,13 @@ from dprp_tf.deploy.benchmark import (
     compare,
     measure_files,
 )
-from dprp_tf.deploy.onnx import export_onnx
-from dprp_tf.deploy.parity import ExportReport, OutputParity, ParityError, compressed_size
-from dprp_tf.deploy.runtime import evaluate_file, run_file
+from dprp_tf.deploy.running.runtime import evaluate_file, run_file
 from dprp_tf.deploy.targets import Target, TargetError, resolve_target
-from dprp_tf.deploy.tflite import export_tflite
 
 if TYPE_CHECKING:
-    from dprp_tf.deploy.latencies import latency_table
-    from dprp_tf.deploy.planner import plan
-    from dprp_tf.deploy.quantization import (
+    from dprp_tf.deploy.planning.latencies import latency_table
+    from dprp_tf.deploy.planning.planner import plan
+    from dprp_tf.deploy.quantization.training import (
         QuantizedModel,
         cluster_weights,
         sparsify,
@@ -61,12 +61,12 @@ __all__ = [
 
 # These need Keras to be there: imported when first used.
 _HOMES = {
-    "QuantizedModel": "quantization",
-    "cluster_weights": "quantization",
-    "latency_table": "latencies",
-    "plan": "planner",
-    "sparsify": "quantization",
-    "train_quantized": "quantization",
+    "QuantizedModel": "quantization.training",
+    "cluster_weights": "quantization.training",
+    "latency_table": "planning.latencies",
+    "plan": "planning.planner",
+    "sparsify": "quantization.training",
+    "train_quantized": "quantization.training",
 }
 
 

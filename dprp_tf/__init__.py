@@ -6,15 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dprp_tf.callbacks import RankHistory, RankPruning
-    from dprp_tf.compressing import Compressed, bsr
-    from dprp_tf.cutting import cut
-    from dprp_tf.distributing import distribution
-    from dprp_tf.divergence import DivergenceError, DivergenceGuard
-    from dprp_tf.factorizing import factorize
-    from dprp_tf.fine_tuning import FineTuning
-    from dprp_tf.folding import FoldedLayer, FoldPlan, Form, choose_forms, fold
-    from dprp_tf.latency import LatencyTable
+    from dprp_tf.conversion.cutting import cut
+    from dprp_tf.conversion.factorizing import factorize
+    from dprp_tf.conversion.folding import FoldedLayer, choose_forms, fold
+    from dprp_tf.conversion.summaries import Summary, summary
+    from dprp_tf.costs.budget import Budget, BudgetError
+    from dprp_tf.costs.fold_plan import FoldPlan
+    from dprp_tf.costs.form import Form
+    from dprp_tf.costs.latency_table import LatencyTable
+    from dprp_tf.costs.rank_plan import RankPlan
     from dprp_tf.layers import (
         SVDConv1D,
         SVDConv2D,
@@ -24,11 +24,17 @@ if TYPE_CHECKING:
         TuckerConv2D,
         TuckerConv3D,
     )
-    from dprp_tf.models import load_model
-    from dprp_tf.rank_regularization import RankRegularization
-    from dprp_tf.selection import Budget, BudgetError, RankPlan, select_ranks
-    from dprp_tf.summaries import Summary, summary
-    from dprp_tf.training import DPRPModel, DPRPSettings
+    from dprp_tf.selection.compressing import Compressed, bsr
+    from dprp_tf.selection.selecting import select_ranks
+    from dprp_tf.training.distribution import distribution
+    from dprp_tf.training.divergence import DivergenceError, DivergenceGuard
+    from dprp_tf.training.fine_tuning import FineTuning
+    from dprp_tf.training.model import DPRPModel
+    from dprp_tf.training.rank_history import RankHistory
+    from dprp_tf.training.rank_pruning import RankPruning
+    from dprp_tf.training.rank_regularization import RankRegularization
+    from dprp_tf.training.saving import load_model
+    from dprp_tf.training.settings import DPRPSettings
 
 __all__ = [
     "Budget",
@@ -69,39 +75,39 @@ __version__ = "0.1.0"
 
 # Names are imported when first used, so that `dprp --help` does not wait for TensorFlow.
 _HOMES = {
-    "Budget": "selection",
-    "BudgetError": "selection",
-    "Compressed": "compressing",
-    "DPRPModel": "training",
-    "DPRPSettings": "training",
-    "DivergenceError": "divergence",
-    "DivergenceGuard": "divergence",
-    "FineTuning": "fine_tuning",
-    "FoldPlan": "folding",
-    "FoldedLayer": "folding",
-    "Form": "folding",
-    "LatencyTable": "latency",
-    "RankHistory": "callbacks",
-    "RankPlan": "selection",
-    "RankPruning": "callbacks",
-    "RankRegularization": "rank_regularization",
+    "Budget": "costs.budget",
+    "BudgetError": "costs.budget",
+    "Compressed": "selection.compressing",
+    "DPRPModel": "training.model",
+    "DPRPSettings": "training.settings",
+    "DivergenceError": "training.divergence",
+    "DivergenceGuard": "training.divergence",
+    "FineTuning": "training.fine_tuning",
+    "FoldPlan": "costs.fold_plan",
+    "FoldedLayer": "conversion.folding",
+    "Form": "costs.form",
+    "LatencyTable": "costs.latency_table",
+    "RankHistory": "training.rank_history",
+    "RankPlan": "costs.rank_plan",
+    "RankPruning": "training.rank_pruning",
+    "RankRegularization": "training.rank_regularization",
     "SVDConv1D": "layers",
     "SVDConv2D": "layers",
     "SVDConv3D": "layers",
     "SVDDense": "layers",
-    "Summary": "summaries",
+    "Summary": "conversion.summaries",
     "TuckerConv1D": "layers",
     "TuckerConv2D": "layers",
     "TuckerConv3D": "layers",
-    "bsr": "compressing",
-    "choose_forms": "folding",
-    "cut": "cutting",
-    "distribution": "distributing",
-    "factorize": "factorizing",
-    "fold": "folding",
-    "load_model": "models",
-    "select_ranks": "selection",
-    "summary": "summaries",
+    "bsr": "selection.compressing",
+    "choose_forms": "conversion.folding",
+    "cut": "conversion.cutting",
+    "distribution": "training.distribution",
+    "factorize": "conversion.factorizing",
+    "fold": "conversion.folding",
+    "load_model": "training.saving",
+    "select_ranks": "selection.selecting",
+    "summary": "conversion.summaries",
 }
 
 

@@ -9,11 +9,12 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from dprp_tf import data, runs
-from dprp_tf.atomic import read_json, write_json
-from dprp_tf.evaluation import compare_models
+from dprp_tf import data
+from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.report import save_plots
-from dprp_tf.runs import TrainSettings
+from dprp_tf.runs.evaluation import compare_models
+from dprp_tf.runs.settings import TrainSettings
+from dprp_tf.runs.training import train
 
 __all__ = ["DENSE", "LOWRANK", "main"]
 
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     models, histories = {}, {}
     for name, base in (("dense", DENSE), ("dprp", LOWRANK)):
         settings = replace(base, epochs=chosen.epochs, seed=chosen.seed)
-        models[name] = runs.train(chosen.work / name, settings, dataset, verbose=2)
+        models[name] = train(chosen.work / name, settings, dataset, verbose=2)
         histories[name] = read_json(chosen.work / name / "history.json")["runs"][name]
     results = compare_models(
         chosen.work,

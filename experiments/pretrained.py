@@ -16,16 +16,17 @@ from typing import Any
 import keras
 from matplotlib.figure import Figure
 
-from dprp_tf import data, deploy, runs
-from dprp_tf.atomic import atomic_path, read_json, write_json
-from dprp_tf.costs import model_cost
+from dprp_tf import data, deploy
+from dprp_tf.conversion.folding import choose_forms, fold
+from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset
-from dprp_tf.evaluation import accuracy
-from dprp_tf.factorization import MATRICIZATIONS
-from dprp_tf.folding import choose_forms, fold
-from dprp_tf.models import load_model
-from dprp_tf.runs import TrainSettings
-from dprp_tf.training import STRUCTURES
+from dprp_tf.decomposition import MATRICIZATIONS
+from dprp_tf.files.atomic import atomic_path, read_json, write_json
+from dprp_tf.runs.evaluation import accuracy
+from dprp_tf.runs.settings import TrainSettings
+from dprp_tf.runs.training import train
+from dprp_tf.training.saving import load_model
+from dprp_tf.training.settings import STRUCTURES
 
 __all__ = ["configurations", "main", "plot", "run_one", "time_folds"]
 
@@ -111,7 +112,7 @@ def run_one(
         "macs_before": model_cost(dense).macs,
     }
     try:
-        model = runs.train(folder, settings, dataset)
+        model = train(folder, settings, dataset)
     except ValueError as error:
         return {**row, "error": " ".join(str(error).split())}
     history = read_json(folder / "history.json")

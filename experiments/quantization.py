@@ -21,14 +21,14 @@ import keras
 import numpy as np
 
 from dprp_tf import data, deploy
-from dprp_tf.atomic import write_json, write_text
-from dprp_tf.augmentation import random_crop_and_flip
-from dprp_tf.costs import model_cost
+from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset
-from dprp_tf.deploy.quantization import cluster_weights, sparsify, train_quantized
-from dprp_tf.evaluation import accuracy, plain_model
+from dprp_tf.data.augmentation import random_crop_and_flip
+from dprp_tf.deploy.quantization.training import cluster_weights, sparsify, train_quantized
+from dprp_tf.files.atomic import write_json, write_text
 from dprp_tf.layers import low_rank_layers
-from dprp_tf.models import load_model, save_model
+from dprp_tf.runs.evaluation import accuracy, plain_model
+from dprp_tf.training.saving import load_model, save_model
 
 __all__ = ["Tuning", "main", "run_one", "table", "variants"]
 

@@ -13,16 +13,20 @@ import keras
 import numpy as np
 
 from dprp_tf import data as datasets
-from dprp_tf.atomic import atomic_path, read_json, write_json, write_text
-from dprp_tf.cutting import cut
+from dprp_tf.conversion.cutting import cut
+from dprp_tf.costs.budget import BudgetError
+from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.data import Dataset
-from dprp_tf.evaluation import accuracy
-from dprp_tf.factorization import DECOMPOSITIONS
-from dprp_tf.fine_tuning import FineTuning
-from dprp_tf.models import load_model
-from dprp_tf.progress import Display
+from dprp_tf.decomposition import DECOMPOSITIONS
+from dprp_tf.files.atomic import atomic_path, read_json, write_json, write_text
 from dprp_tf.report.theme import new_figure, theme_named
-from dprp_tf.selection import BeamSearch, BudgetError, RankPlan, Selector, select_ranks
+from dprp_tf.runs.evaluation import accuracy
+from dprp_tf.runs.progress import Display
+from dprp_tf.selection.methods.beam import BeamSearch
+from dprp_tf.selection.selecting import select_ranks
+from dprp_tf.selection.selector import Selector
+from dprp_tf.training.fine_tuning import FineTuning
+from dprp_tf.training.saving import load_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +58,7 @@ def run_one(
         model: The trained dense network.
         dataset: Its data; samples for choosing ranks come from the training split.
         method: A name of `METHODS`.
-        matricization: One of `factorization.DECOMPOSITIONS`.
+        matricization: One of `decomposition.DECOMPOSITIONS`.
         share: Share of the parameters left.
         folder: Where plans, logs and results lie.
         search: Step and beams of mBS.

@@ -17,11 +17,12 @@ import numpy as np
 from keras import ops
 
 import dprp_tf as dprp
-from dprp_tf import data, resizing, zoo
-from dprp_tf.atomic import read_json, write_json
-from dprp_tf.augmentation import random_crop_and_flip
+from dprp_tf import data, zoo
 from dprp_tf.data import Dataset
-from dprp_tf.training import STRUCTURES
+from dprp_tf.data.augmentation import random_crop_and_flip
+from dprp_tf.files.atomic import read_json, write_json
+from dprp_tf.training.resizing import resize
+from dprp_tf.training.settings import STRUCTURES
 
 __all__ = ["main", "run_one"]
 
@@ -66,7 +67,7 @@ def run_one(
     for rank in (9, 3, 1):
         cut = {layer: min(rank, int(layer.rank or 1)) for layer in model.low_rank_layers}
         if rank < 9 and all(np.all(np.isfinite(layer.factors.s)) for layer in cut):
-            resizing.resize(model, cut)
+            resize(model, cut)
         losses = []
         for step in range(steps):
             rows = rng.integers(0, len(dataset.x_train), batch_size)

@@ -19,12 +19,12 @@ from typing import Any
 import keras
 from rich.table import Table
 
-from dprp_tf import runs
-from dprp_tf.atomic import write_json
-from dprp_tf.costs import model_cost
+from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset
+from dprp_tf.files.atomic import write_json
 from dprp_tf.report import save_plots
-from dprp_tf.runs import TrainSettings
+from dprp_tf.runs.settings import TrainSettings
+from dprp_tf.runs.training import train
 
 __all__ = ["ROWS", "PaperRow", "list_rows", "reproduce", "settings_of"]
 
@@ -147,7 +147,7 @@ def reproduce(
     name = row if structure == "retraction" or settings.method == "dense" else f"{row}-{structure}"
     folder, target = Path(work) / name, Path(results) / name
     writer = _Writer(row, settings, dataset.name, folder, target / "result.json")
-    runs.train(folder, settings, dataset, callbacks=[writer, *callbacks])
+    train(folder, settings, dataset, callbacks=[writer, *callbacks])
     if (folder / "ranks.json").exists():
         ranks = json.loads((folder / "ranks.json").read_text(encoding="utf-8"))
         write_json(target / "ranks.json", ranks)

@@ -49,13 +49,13 @@ _CIFAR10 = "DPRP_CIFAR10"
 _LONG = (
     "test_properties_planes.py",
     "test_properties_lines_and_volumes.py",
-    "test_workers.py",
+    "test_distribution.py",
     "test_interruption.py",
     "test_notebooks.py",
     "test_cli_planning.py",
     "test_cli.py",
     "test_planner.py",
-    "test_device_fit.py",
+    "test_on_device.py",
     "test_readme.py",
 )
 _RECORDS: list[tuple[str, str, float]] = []

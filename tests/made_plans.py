@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dprp_tf.folding import Candidate, FoldPlan, Form, PlannedLayer
+from dprp_tf.costs.fold_plan import Candidate, FoldPlan, PlannedLayer
+from dprp_tf.costs.form import Form
 
 
 def fold_plan(form: Form, rank: int = 2, kernel: tuple[int, ...] = (3, 3, 4, 6)) -> FoldPlan:

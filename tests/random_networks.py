@@ -23,13 +23,14 @@ from hypothesis import strategies as st
 from keras import layers
 
 import dprp_tf as dprp
-from dprp_tf.deploy.onnx import convert_onnx
-from dprp_tf.deploy.runtime import load_file
-from dprp_tf.deploy.tflite import convert_tflite
-from dprp_tf.folding import Form, layer_forms
-from dprp_tf.graphs import walk_layers
+from dprp_tf.conversion.form_weights import layer_forms
+from dprp_tf.costs.form import Form
+from dprp_tf.deploy.exporters.onnx import convert_onnx
+from dprp_tf.deploy.exporters.tflite import convert_tflite
+from dprp_tf.deploy.running.runtime import load_file
+from dprp_tf.keras_internals.graphs import walk_layers
 from dprp_tf.layers import SVDLayer, low_rank_layers
-from dprp_tf.models import load_model
+from dprp_tf.training.saving import load_model
 
 __all__ = ["Outcome", "Program", "Tally", "check", "programs", "searching"]
 

@@ -24,15 +24,17 @@ from keras import layers
 from made_plans import fold_plan
 
 import dprp_tf as dprp
+from dprp_tf.costs.fold_plan import FoldPlan
+from dprp_tf.costs.form import Form
+from dprp_tf.costs.latency_table import LatencyTable, LayerLatency
 from dprp_tf.data import Dataset, load
-from dprp_tf.deploy import edge_runner
-from dprp_tf.deploy.onnx import convert_onnx
-from dprp_tf.deploy.tflite import convert_tflite
-from dprp_tf.folding import FoldPlan, Form
-from dprp_tf.latency import LatencyTable, LayerLatency
-from dprp_tf.models import load_model
+from dprp_tf.deploy.exporters.onnx import convert_onnx
+from dprp_tf.deploy.exporters.tflite import convert_tflite
+from dprp_tf.deploy.targets import edge_runner
 from dprp_tf.report import write_report
-from dprp_tf.runs import TrainSettings, train
+from dprp_tf.runs.settings import TrainSettings
+from dprp_tf.runs.training import train
+from dprp_tf.training.saving import load_model
 
 CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.h5", "metadata.json"
 _many = settings(suppress_health_check=list(HealthCheck))

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from dprp_tf import data, deploy
-from dprp_tf.atomic import write_text
+from dprp_tf.files.atomic import write_text
 
 _FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 _NAMES = ("quickstart", "deploy_to_raspberry_pi", "latency_study")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,59 +16,35 @@ PACKAGES = {
     "dprp_tf.deploy": ROOT / "deploy",
     "dprp_tf.experiments": ROOT / "experiments",
 }
+# A room imports rooms of lower floors alone; two rooms on one floor do not know each other.
 FLOORS = {
-    "factorization": 0,
-    "costs": 0,
-    "graphs": 0,
-    "atomic": 0,
-    "tables": 0,
-    "rendezvous": 0,
-    "replicas": 0,
-    "regularizers": 1,
-    "retraction": 1,
+    "files": 0,
+    "decomposition": 0,
+    "zoo": 0,
+    "data": 1,
+    "keras_internals": 1,
     "layers": 2,
-    "surgery": 3,
-    "folding": 3,
-    "latency": 1,
-    "random_streams": 3,
-    "added_loss": 4,
-    "comparisons": 4,
-    "rank_regularization": 4,
-    "run_lock": 0,
-    "stored_settings": 0,
-    "resizing": 4,
-    "failure_record": 4,
-    "divergence": 4,
-    "selection": 4,
-    "calibration": 4,
-    "compressing": 4,
-    "cutting": 4,
-    "fine_tuning": 4,
-    "trained_kernels": 4,
+    "costs": 3,
     "training": 4,
-    "factorizing": 4,
-    "callbacks": 4,
-    "models": 4,
-    "summaries": 4,
-    "deploy": 5,
-    "evaluation": 6,
-    "device_fit": 6,
-    "progress": 6,
-    "distributing": 6,
-    "rank_runs": 6,
-    "runs": 6,
-    "report": 6,
-    "experiments": 6,
-    "demo": 6,
-    "cli": 7,
-    "__main__": 8,
+    "conversion": 5,
+    "selection": 6,
+    "deploy": 6,
+    "report": 7,
+    "runs": 8,
+    "experiments": 9,
+    "cli": 10,
 }
-# What stands beside the floors may import these of ours and nothing else.
-BESIDE = {
-    "zoo": {"zoo", "data", "augmentation", "atomic"},
-    "data": {"zoo", "data", "augmentation", "atomic"},
-    "augmentation": {"zoo", "data", "augmentation", "atomic"},
-    "resizing": {"layers", "factorization"},
+# Likewise within a room that has rooms of its own; its other modules stand where they need to.
+INNER_FLOORS = {
+    "dprp_tf.deploy": {
+        "running": 0,
+        "targets": 0,
+        "exporters": 1,
+        "measurement": 1,
+        "quantization": 2,
+        "planning": 2,
+    },
+    "dprp_tf.selection": {"scoring": 0, "solving": 0, "methods": 1},
 }
 
 
@@ -88,9 +65,9 @@ MODULES = _modules()
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 
-def _part(module: str) -> str:
-    """The first name below the package: the thing that has a floor."""
-    return module.split(".")[1] if "." in module else ""
+def _room(module: str, house: str = "dprp_tf") -> str:
+    """The first name below the package, or below a room that has rooms of its own."""
+    return module.removeprefix(house).split(".")[1] if module.startswith(f"{house}.") else ""
 
 
 def _imports(module: str) -> Iterator[str]:
@@ -114,46 +91,49 @@ def _imports(module: str) -> Iterator[str]:
         yield from (name for name in names if name.split(".")[0] == "dprp_tf")
 
 
-def test_every_part_has_a_floor() -> None:
-    parts = {_part(name) for name in MODULES} - {""}
-    assert parts - set(FLOORS) - set(BESIDE) == set()
+def test_every_room_has_a_floor_and_every_module_a_room() -> None:
+    assert {_room(name) for name in MODULES} - {""} == set(FLOORS)
 
 
 def test_the_guide_for_contributors_has_the_same_floors() -> None:
     rows = re.findall(
-        r"^\| (\d) \| (.+?) \|",
+        r"^\| (\d+) \| (.+?) \|",
         (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    told = {
-        name: int(floor)
-        for floor, names in rows
-        for name in re.findall(r"`(\w+)(?:\.py|/)`", names)
-    }
-    assert told == {part: floor for part, floor in FLOORS.items() if part != "__main__"}
+    told = {name: int(floor) for floor, names in rows for name in re.findall(r"`(\w+)/`", names)}
+    assert told == FLOORS
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if _part(name)])
-def test_imports_point_down(module: str) -> None:
-    part = _part(module)
+@pytest.mark.parametrize("module", [name for name in MODULES if _room(name)])
+def test_imports_point_strictly_down(module: str) -> None:
+    room = _room(module)
     for imported in _imports(module):
-        target = _part(imported)
-        if target == part or (part == "experiments" and not target):
+        target = _room(imported)
+        if room == "experiments" and not target:
             continue  # an experiment is written as a user would, `import dprp_tf as dprp`
         assert target, f"{module} imports the whole package; import the module it needs"
-        if part in BESIDE:
-            assert target in BESIDE[part], f"{module} imports {imported}"
-        elif target in FLOORS:
-            assert FLOORS[target] <= FLOORS[part], f"{module} imports {imported}, a floor above"
-        else:
-            assert FLOORS[part] >= 6, f"{module} imports {imported}, which stands beside"
+        if target != room:
+            assert FLOORS[target] < FLOORS[room], f"{module} imports {imported}, not a floor below"
+
+
+@pytest.mark.parametrize("house", list(INNER_FLOORS))
+def test_imports_point_strictly_down_within_a_room(house: str) -> None:
+    floors = INNER_FLOORS[house]
+    for module in MODULES:
+        room = _room(module, house)
+        for imported in _imports(module):
+            target = _room(imported, house)
+            if room in floors and target in floors and target != room:
+                assert floors[target] < floors[room], f"{module} imports {imported}"
 
 
 def test_modules_do_not_import_each_other_in_circles() -> None:
+    # The package's own face makes its names on first use: no module waits for it.
     graph = {
-        name: {n for n in _imports(name) if n != name and _part(n) != _part(name)}
+        name: {n for n in _imports(name) if n not in (name, "dprp_tf")}
         for name in MODULES
-        if _part(name)
+        if name != "dprp_tf"
     }
     done: set[str] = set()
 
@@ -169,8 +149,72 @@ def test_modules_do_not_import_each_other_in_circles() -> None:
         visit(name, ())
 
 
+def test_what_is_installed_is_what_is_there() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    installed = set(settings["tool"]["setuptools"]["packages"])
+    assert installed == {n for n, path in MODULES.items() if path.name == "__init__.py"}
+
+
+def test_tests_mirror_the_rooms() -> None:
+    homes = {ROOT / "tests" / room for room in (*FLOORS, "properties")}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.parent
+        if folder == ROOT / "tests":
+            continue  # what is about the whole repository
+        home = next((place for place in homes if folder == place or place in folder.parents), None)
+        assert home is not None, f"{path} mirrors no room"
+        inner = folder.relative_to(ROOT / "tests")
+        if inner.parts[0] == "properties":
+            continue
+        of = PACKAGES.get(f"dprp_tf.{inner.parts[0]}")
+        mirrored = of.joinpath(*inner.parts[1:]) if of else ROOT / "dprp_tf" / inner
+        assert mirrored.is_dir(), f"{path} mirrors {mirrored}, which is not there"
+
+
+# What Keras does not promise, by name: those of its attributes, and of texts that name them.
+KERAS_PRIVATE = {
+    "_call_has_training_arg",
+    "_distribute_strategy",
+    "_exclude_from_weight_decay",
+    "_flatten_layers",
+    "_functional",
+    "_inbound_nodes",
+    "_initialize",
+    "_inputs_struct",
+    "_keras_history",
+    "_keras_mask",
+    "_metrics",
+    "_nodes_by_depth",
+    "_non_trainable_variables",
+    "_outputs_struct",
+    "_seed_generators",
+    "_shape",
+    "_trainable",
+    "_trainable_variables",
+    "_trainable_variables_indices",
+    "_var_key",
+    "jax_state_sync",
+}
+# Keras 2, whose last version is out, and tensorflow-model-optimization have internals of their own.
+KERAS_2 = "dprp_tf.deploy.quantization.training"
+
+
+@pytest.mark.parametrize("module", list(MODULES))
+def test_only_one_room_knows_what_keras_does_not_promise(module: str) -> None:
+    if _room(module) == "keras_internals" or module == KERAS_2:
+        return
+    for node in ast.walk(TREES[module]):
+        own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if isinstance(node, ast.Attribute) and not (own and node.value.id == "self"):
+            assert node.attr not in KERAS_PRIVATE, f"{module}:{node.lineno}: {node.attr}"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert node.value not in KERAS_PRIVATE, f"{module}:{node.lineno}: {node.value}"
+        if isinstance(node, ast.ImportFrom):
+            assert not (node.module or "").startswith("keras.src"), f"{module}:{node.lineno}"
+
+
 def test_the_file_copied_to_a_device_imports_nothing_of_ours_and_no_framework() -> None:
-    module = "dprp_tf.deploy.edge_runner"
+    module = "dprp_tf.deploy.targets.edge_runner"
     assert list(_imports(module)) == []
     top = [
         alias.name if isinstance(node, ast.Import) else node.module or ""
@@ -191,7 +235,7 @@ def test_a_module_says_what_it_is_and_what_is_public(module: str) -> None:
     assert public == sorted(public, key=_ruff_order), f"{module}: __all__ is not sorted"
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            if node.decorator_list and _part(module) in ("cli", "experiments"):
+            if node.decorator_list and _room(module) in ("cli", "experiments"):
                 continue  # a command registered by its decorator
             assert node.name in public, f"{module}.{node.name} is neither private nor in __all__"
 

@@ -18,7 +18,7 @@ from dprp_tf.deploy.targets.target import Target, TargetError
 
 __all__ = ["RUNNER", "EdgeRunnerTarget", "Finished", "write_arrays"]
 
-RUNNER = Path(__file__).parent.with_name("edge_runner.py")
+RUNNER = Path(__file__).with_name("edge_runner.py")
 _PREFIX = "edge_runner: error: "
 _LACKING = ("no LiteRT here", "no ONNX Runtime here", "no numpy here")
 _NO_MODULE = "No module named "

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dprp_tf.deploy.cache import cache_folder
 from dprp_tf.deploy.targets.cores import CORES
 from dprp_tf.deploy.targets.edge import RUNNER, EdgeRunnerTarget, Finished
 from dprp_tf.deploy.targets.sandbox import Sandbox, build_sandbox
 from dprp_tf.deploy.targets.target import TargetError
+from dprp_tf.files.cache import cache_folder
 
 __all__ = ["EmulatedTarget"]
 

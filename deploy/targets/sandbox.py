@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dprp_tf.atomic import read_json, write_json
-from dprp_tf.deploy.cache import cache_folder
-from dprp_tf.deploy.edge_runner import MARKER_SYSCALL
 from dprp_tf.deploy.targets.cores import CORES, write_core_files
 from dprp_tf.deploy.targets.edge import RUNNER
+from dprp_tf.deploy.targets.edge_runner import MARKER_SYSCALL
 from dprp_tf.deploy.targets.target import TargetError
+from dprp_tf.files.atomic import read_json, write_json
+from dprp_tf.files.cache import cache_folder
 
 __all__ = ["Sandbox", "build_sandbox", "missing_tools"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dprp_tf.augmentation import Augmentation
+from dprp_tf.data.augmentation import Augmentation
 from dprp_tf.data.dataset import Dataset
 from dprp_tf.data.images import resize
 

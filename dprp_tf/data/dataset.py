@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dprp_tf.augmentation import Augmentation, CropAndFlip, ResizedCrop
+from dprp_tf.data.augmentation import Augmentation, CropAndFlip, ResizedCrop
 from dprp_tf.data.streaming import StreamedImages
 
 __all__ = ["Dataset"]

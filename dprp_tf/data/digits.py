@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dprp_tf.augmentation import CropAndFlip
+from dprp_tf.data.augmentation import CropAndFlip
 from dprp_tf.data.dataset import Dataset
 from dprp_tf.data.images import resize
 from dprp_tf.data.splitting import stratified_split

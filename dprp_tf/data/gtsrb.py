@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dprp_tf.augmentation import Warp
+from dprp_tf.data.augmentation import Warp
 from dprp_tf.data.dataset import Dataset
 from dprp_tf.data.folders import class_folders
 from dprp_tf.data.images import decode, first_line, pixels

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dprp_tf.augmentation import ResizedCrop
+from dprp_tf.data.augmentation import ResizedCrop
 from dprp_tf.data.dataset import Dataset
 from dprp_tf.data.folders import class_folders
 from dprp_tf.data.images import IMAGE_SUFFIXES, is_image

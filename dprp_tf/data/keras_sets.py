@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from dprp_tf.augmentation import Augmentation, CropAndFlip
 from dprp_tf.data.arrays import ARRAYS, from_arrays
+from dprp_tf.data.augmentation import Augmentation, CropAndFlip
 from dprp_tf.data.dataset import Dataset
 from dprp_tf.data.images import first_line
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dprp_tf.augmentation import TurnAndShift
 from dprp_tf.data.arrays import as_labels, count_classes
+from dprp_tf.data.augmentation import TurnAndShift
 from dprp_tf.data.dataset import Dataset
 from dprp_tf.data.npz import read_npz
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dprp_tf.augmentation import Augmentation, ResizedCrop, adjust
+from dprp_tf.data.augmentation import Augmentation, ResizedCrop, adjust
 from dprp_tf.data.dataset import Dataset
 from dprp_tf.data.streaming import StreamedImages
 

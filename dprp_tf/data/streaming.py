@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dprp_tf.augmentation import ResizedCrop
+from dprp_tf.data.augmentation import ResizedCrop
 from dprp_tf.data.images import decode
 
 __all__ = ["StreamedImages", "reading_errors"]

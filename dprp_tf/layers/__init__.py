@@ -1,6 +1,5 @@
 """Keras layers whose weights are the factors of a kernel."""
 
-from dprp_tf.layers.base import SVDLayer, low_rank_keys, low_rank_layers, stored_ranks
 from dprp_tf.layers.factorized import (
     OBJECT_ARGUMENTS,
     FactorizedLayer,
@@ -10,6 +9,7 @@ from dprp_tf.layers.factorized import (
 )
 from dprp_tf.layers.svd_conv import SVDConv1D, SVDConv2D, SVDConv3D
 from dprp_tf.layers.svd_dense import SVDDense
+from dprp_tf.layers.svd_layer import SVDLayer, low_rank_keys, low_rank_layers, stored_ranks
 from dprp_tf.layers.tucker_conv import TuckerConv1D, TuckerConv2D, TuckerConv3D, TuckerConvolution
 
 __all__ = [

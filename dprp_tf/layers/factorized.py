@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from dprp_tf.graphs import layer_keys, walk_layers
+from dprp_tf.keras_internals.graphs import layer_keys, walk_layers
 
 __all__ = [
     "OBJECT_ARGUMENTS",
@@ -36,6 +36,8 @@ OBJECT_ARGUMENTS = (
 class FactorizedLayer(keras.layers.Layer):
     """Base of the layers whose weights are factors of a kernel, whatever the factorization.
 
+    `stands_for` is the Keras layer in whose place it stands; `layers.registry` sets it.
+
     Every call rebuilds the kernel in float32 or wider and then computes what the dense layer
     would, in the layer's compute dtype: strides, dilation, padding and data format, and the
     kernel's regularizer and constraint, mean what they mean there.
@@ -53,6 +55,7 @@ class FactorizedLayer(keras.layers.Layer):
         **kwargs: `name`, `dtype`, `trainable`.
     """
 
+    stands_for: ClassVar[type[keras.layers.Layer]]
     kernel_shape: tuple[int, ...]
     matricization: str
     bias: keras.Variable | None
@@ -131,6 +134,14 @@ class FactorizedLayer(keras.layers.Layer):
                 f"layer {self.name!r}; assign to its weights {names} instead."
             )
         self._initial_factors = factors
+
+    def prepare_copy(self, copy: FactorizedLayer) -> None:
+        """Let a copy of this layer start from its factors instead of decomposing a kernel anew.
+
+        Args:
+            copy: The copy, not built yet; graphs are rewritten with it.
+        """
+        copy.start_from(self.factors)
 
     @property
     def broken_factor(self) -> str | None:
@@ -238,7 +249,7 @@ def factorized_keys(model: keras.Model) -> dict[str, FactorizedLayer]:
 
     Returns:
         The layers in model order, by name, or by path such as "backbone/conv" where nested models
-        have layers of the same name; see `dprp_tf.graphs.layer_keys`.
+        have layers of the same name; see `dprp_tf.keras_internals.graphs.layer_keys`.
     """
     keys = layer_keys(model).items()
     return {key: layer for key, layer in keys if isinstance(layer, FactorizedLayer)}

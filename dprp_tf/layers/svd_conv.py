@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import keras
 
-from dprp_tf.layers.base import SVDLayer
 from dprp_tf.layers.convolution import FactorizedConvolution
+from dprp_tf.layers.registry import low_rank_layer
+from dprp_tf.layers.svd_layer import SVDLayer
 
 __all__ = ["SVDConv1D", "SVDConv2D", "SVDConv3D"]
 
@@ -49,7 +50,7 @@ _SHARED = """
     """
 
 
-@keras.saving.register_keras_serializable(package="dprp_tf")
+@low_rank_layer(keras.layers.Conv1D)
 class SVDConv1D(_SVDConv):
     __doc__ = "A one-dimensional convolution that trains the SVD factors of its kernel." + (
         _SHARED.format(
@@ -62,7 +63,7 @@ class SVDConv1D(_SVDConv):
     ndim = 1
 
 
-@keras.saving.register_keras_serializable(package="dprp_tf")
+@low_rank_layer(keras.layers.Conv2D)
 class SVDConv2D(_SVDConv):
     __doc__ = "A two-dimensional convolution that trains the SVD factors of its kernel." + (
         _SHARED.format(
@@ -75,7 +76,7 @@ class SVDConv2D(_SVDConv):
     ndim = 2
 
 
-@keras.saving.register_keras_serializable(package="dprp_tf")
+@low_rank_layer(keras.layers.Conv3D)
 class SVDConv3D(_SVDConv):
     __doc__ = "A three-dimensional convolution that trains the SVD factors of its kernel." + (
         _SHARED.format(

@@ -7,12 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from dprp_tf.layers.base import SVDLayer
+from dprp_tf.layers.registry import low_rank_layer
+from dprp_tf.layers.svd_layer import SVDLayer
 
 __all__ = ["SVDDense"]
 
 
-@keras.saving.register_keras_serializable(package="dprp_tf")
+@low_rank_layer(keras.layers.Dense)
 class SVDDense(SVDLayer):
     """A dense layer that trains the SVD factors of its kernel.
 

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from dprp_tf.factorization import TuckerFactors, full_tucker_ranks, tucker2
+from dprp_tf.decomposition import TuckerFactors, full_tucker_ranks, tucker2
 from dprp_tf.layers.convolution import FactorizedConvolution
+from dprp_tf.layers.registry import low_rank_layer
 
 __all__ = ["TuckerConv1D", "TuckerConv2D", "TuckerConv3D", "TuckerConvolution"]
 
@@ -198,7 +199,7 @@ _SHARED = """
     """
 
 
-@keras.saving.register_keras_serializable(package="dprp_tf")
+@low_rank_layer(keras.layers.Conv1D, factorization="tucker")
 class TuckerConv1D(TuckerConvolution):
     __doc__ = "A one-dimensional convolution that trains the Tucker-2 factors of its kernel." + (
         _SHARED.format(
@@ -211,7 +212,7 @@ class TuckerConv1D(TuckerConvolution):
     ndim = 1
 
 
-@keras.saving.register_keras_serializable(package="dprp_tf")
+@low_rank_layer(keras.layers.Conv2D, factorization="tucker")
 class TuckerConv2D(TuckerConvolution):
     __doc__ = "A two-dimensional convolution that trains the Tucker-2 factors of its kernel." + (
         _SHARED.format(
@@ -224,7 +225,7 @@ class TuckerConv2D(TuckerConvolution):
     ndim = 2
 
 
-@keras.saving.register_keras_serializable(package="dprp_tf")
+@low_rank_layer(keras.layers.Conv3D, factorization="tucker")
 class TuckerConv3D(TuckerConvolution):
     __doc__ = "A three-dimensional convolution that trains the Tucker-2 factors of its kernel." + (
         _SHARED.format(

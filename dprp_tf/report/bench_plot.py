@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.atomic import atomic_path
-from dprp_tf.report.axes import (
-    accuracy_axis,
-    position_axis,
-    short_count_ticks,
-    style_axes,
-)
+from dprp_tf.files.atomic import atomic_path
+from dprp_tf.report.axes import accuracy_axis, position_axis, short_count_ticks, style_axes
 from dprp_tf.report.benchmarks import run_label
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.formatting import clean_name, number

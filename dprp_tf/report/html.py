@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.atomic import write_text
+from dprp_tf.files.atomic import write_text
 from dprp_tf.report.benchmarks import bench_table, bench_warnings, run_label
 from dprp_tf.report.cells import Cell, ComparisonTable
 from dprp_tf.report.comparison import (
@@ -24,12 +24,7 @@ from dprp_tf.report.comparison import (
     models_table,
     verdict,
 )
-from dprp_tf.report.fold_plan import (
-    candidates_table,
-    plan_figures,
-    plan_notes,
-    plan_table,
-)
+from dprp_tf.report.fold_plan import candidates_table, plan_figures, plan_notes, plan_table
 from dprp_tf.report.formatting import (
     DASH,
     TIMES,

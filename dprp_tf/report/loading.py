@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dprp_tf.atomic import read_json
+from dprp_tf.files.atomic import read_json
 
 __all__ = ["RunData", "load_run", "mapping", "records"]
 

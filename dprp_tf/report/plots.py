@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.atomic import atomic_path
+from dprp_tf.files.atomic import atomic_path
 from dprp_tf.report.axes import (
     accuracy_axis,
     epoch_axis,
@@ -26,13 +26,7 @@ from dprp_tf.report.axes import (
 from dprp_tf.report.bench_plot import plot_bench
 from dprp_tf.report.comparison import files_by_format, model_label
 from dprp_tf.report.errors import NothingToPlotError
-from dprp_tf.report.formatting import (
-    change_text,
-    clean_name,
-    count_text,
-    number,
-    short_count_text,
-)
+from dprp_tf.report.formatting import change_text, clean_name, count_text, number, short_count_text
 from dprp_tf.report.labels import end_labels, place_labels
 from dprp_tf.report.loading import RunData, load_run, mapping, records
 from dprp_tf.report.theme import FONT_SIZE, Theme, new_figure, theme_named

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dprp_tf.atomic import atomic_path
+from dprp_tf.files.atomic import atomic_path
 from dprp_tf.report.axes import percent_ticks, short_count_ticks, style_axes, title_legend
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.formatting import clean_name
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     # For types alone: a report needs no Keras.
     from matplotlib.figure import Figure
 
-    from dprp_tf.selection import PlannedRanks, RankPlan
+    from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 
 __all__ = ["plot_rank_plan", "save_rank_plan_plot"]
 

@@ -1,20 +1,20 @@
 """Ranks for the layers of a model, chosen against a budget."""
 
-from dprp_tf.selection.activation import ActivationAware
-from dprp_tf.selection.allocation import Allocation, allocate_ranks
-from dprp_tf.selection.beam import BeamSearch, CostBeamSearch
-from dprp_tf.selection.budget import METRICS, Budget, BudgetError
-from dprp_tf.selection.energy import Energy, EnergyProduct
-from dprp_tf.selection.evaluator import CandidateEvaluator, Evaluation
-from dprp_tf.selection.filling import fill
-from dprp_tf.selection.log import CandidateLog
-from dprp_tf.selection.plan import PlannedRanks, RankPlan
+from dprp_tf.costs.allocation import Allocation, allocate_ranks
+from dprp_tf.costs.budget import METRICS, Budget, BudgetError
+from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
+from dprp_tf.costs.rank_space import Cost, LayerChoices, Ranks, RankSpace
+from dprp_tf.selection.candidate_log import CandidateLog
+from dprp_tf.selection.methods.activation import ActivationAware
+from dprp_tf.selection.methods.beam import BeamSearch, CostBeamSearch
+from dprp_tf.selection.methods.energy import Energy, EnergyProduct
+from dprp_tf.selection.methods.similarity import FeatureSimilarity
+from dprp_tf.selection.methods.uniform import Uniform
+from dprp_tf.selection.methods.vbmf import VariationalBayes
+from dprp_tf.selection.scoring.evaluator import CandidateEvaluator, Evaluation
 from dprp_tf.selection.selecting import SELECTORS, select_ranks
 from dprp_tf.selection.selector import Problem, Selection, Selector
-from dprp_tf.selection.similarity import FeatureSimilarity
-from dprp_tf.selection.space import Cost, LayerChoices, Ranks, RankSpace
-from dprp_tf.selection.uniform import Uniform
-from dprp_tf.selection.vbmf import VariationalBayes
+from dprp_tf.selection.solving.filling import fill
 
 __all__ = [
     "METRICS",

@@ -12,23 +12,23 @@ import keras
 import numpy as np
 from keras import ops
 
-from dprp_tf.calibration import input_moments
-from dprp_tf.factorization import OutputTruncation, Truncation
-from dprp_tf.factorizing import factorizable
-from dprp_tf.fine_tuning import Labelled, labelled_arrays
-from dprp_tf.latency import LatencyTable
-from dprp_tf.selection.accuracy_drop import smallest_within_drop
-from dprp_tf.selection.activation import ActivationAware
-from dprp_tf.selection.beam import BeamSearch, CostBeamSearch
-from dprp_tf.selection.budget import Budget
-from dprp_tf.selection.energy import Energy, EnergyProduct
-from dprp_tf.selection.log import CandidateLog
-from dprp_tf.selection.plan import PlannedRanks, RankPlan
+from dprp_tf.conversion.calibration import input_moments
+from dprp_tf.costs.budget import Budget
+from dprp_tf.costs.latency_table import LatencyTable
+from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
+from dprp_tf.costs.rank_space import Ranks, RankSpace
+from dprp_tf.decomposition import OutputTruncation, Truncation
+from dprp_tf.layers.factorizable import factorizable
+from dprp_tf.selection.candidate_log import CandidateLog
+from dprp_tf.selection.methods.accuracy_drop import smallest_within_drop
+from dprp_tf.selection.methods.activation import ActivationAware
+from dprp_tf.selection.methods.beam import BeamSearch, CostBeamSearch
+from dprp_tf.selection.methods.energy import Energy, EnergyProduct
+from dprp_tf.selection.methods.similarity import FeatureSimilarity
+from dprp_tf.selection.methods.uniform import Uniform
+from dprp_tf.selection.methods.vbmf import VariationalBayes
 from dprp_tf.selection.selector import Problem, Selector
-from dprp_tf.selection.similarity import FeatureSimilarity
-from dprp_tf.selection.space import Ranks, RankSpace
-from dprp_tf.selection.uniform import Uniform
-from dprp_tf.selection.vbmf import VariationalBayes
+from dprp_tf.training.fine_tuning import Labelled, labelled_arrays
 
 __all__ = ["SELECTORS", "select_ranks"]
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from dprp_tf.selection.budget import Budget
-from dprp_tf.selection.evaluator import CandidateEvaluator
-from dprp_tf.selection.log import CandidateLog
-from dprp_tf.selection.space import Ranks, RankSpace
+from dprp_tf.costs.budget import Budget
+from dprp_tf.costs.rank_space import Ranks, RankSpace
+from dprp_tf.selection.candidate_log import CandidateLog
+from dprp_tf.selection.scoring.evaluator import CandidateEvaluator
 
 __all__ = ["Problem", "Selection", "Selector"]
 

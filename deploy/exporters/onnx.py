@@ -1,0 +1,345 @@
+"""Keras models to .onnx files, each checked against the model with ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dprp_tf.deploy.exporters.parity import (
+    ExportReport,
+    check_limits,
+    check_parity,
+    verification_inputs,
+)
+from dprp_tf.deploy.exporters.source import Source
+from dprp_tf.deploy.running.quiet import quiet
+from dprp_tf.deploy.running.runtime import load_file
+from dprp_tf.files.atomic import atomic_path
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["OnnxQuantization", "convert_onnx", "export_onnx"]
+
+OnnxQuantization = Literal["float16", "int8"]
+
+_QUANTIZATIONS = (None, "float16", "int8")
+_OPSETS = (13, 18)
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+_CALIBRATION_BATCH = 32
+_SMALLEST_HALF = 1024  # elements; below, a Cast node weighs more than what it saves
+_WITH_WEIGHTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+def export_onnx(
+    model: keras.Model,
+    path: str | Path,
+    verification_data: Any = None,
+    opset: int = 17,
+    tolerance: float | None = None,
+    quantization: OnnxQuantization | None = None,
+    calibration_data: Any = None,
+    minimum_agreement: float | None = None,
+) -> ExportReport:
+    """Write a Keras model as an .onnx file and prove that the file computes the same.
+
+    The file takes any batch size, keeps the names of the model's inputs and outputs and their
+    channels-last layout, and uses standard ONNX operators alone. It is written beside `path`,
+    checked with `onnx.checker`, run in ONNX Runtime, and renamed only if its outputs agree.
+
+    An int8 file holds QuantizeLinear and DequantizeLinear pairs around each operator, with one
+    scale per output channel for weights (int8) and one per tensor for activations (uint8, the
+    type for which ONNX Runtime has its fast kernels); inputs and outputs stay float32. x86
+    processors without VNNI may saturate in such sums; the comparison would show it.
+
+    Args:
+        model: A built Functional or Sequential model of Keras' own layers.
+        path: The file to write; ends in `.onnx`.
+        verification_data: Inputs to compare on: an array `(samples, ...)`, or a list or dict of
+            them for several inputs. Defaults to `calibration_data`, else to seeded random inputs;
+            the report says which.
+        opset: Version of the ONNX operator set, 13 to 18. Defaults to 17.
+        tolerance: Largest allowed error as a share of the output's scale, 0 or more. Defaults
+            to 1e-4 (float32), 1e-2 (float16), 0.25 (int8 without class scores).
+        quantization: `None` keeps float32; `"float16"` stores weights in half precision, which
+            ONNX Runtime widens when it loads the file (half the size, same speed); `"int8"`
+            computes in 8 bits with ranges from `calibration_data`. Defaults to `None`.
+        calibration_data: Typical inputs, 100 or more, in the forms of `verification_data`.
+            Required for `"int8"`.
+        minimum_agreement: Required share of samples with the same top-1 class, 0 to 1. Defaults
+            to 0.95 for int8; else none is required.
+
+    Returns:
+        The figures of the comparison, size and operators.
+
+    Raises:
+        ParityError: If the outputs differ by more than allowed; nothing is left at `path`.
+        ValueError: If an argument does not fit, the model holds layers from outside Keras, or it
+            needs operators that ONNX does not have.
+        OSError: If `path` can't be written.
+
+    Example:
+
+    >>> import tempfile, keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> export_onnx(model, Path(tempfile.mkdtemp()) / "dense.onnx").passed
+    True
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".onnx":
+        raise ValueError(f"`path` must end in .onnx. Received: path={path}.")
+    _check_arguments(quantization, calibration_data, opset)
+    check_limits(tolerance, minimum_agreement)
+    with atomic_path(path) as temporary:
+        source = Source.of(model)
+        inputs, origin = verification_inputs(source, verification_data, calibration_data)
+        calibration = _calibration(source, quantization, calibration_data)
+        reference = source.predict(inputs)
+        converted = _convert(source, quantization, calibration, opset)
+        temporary.write_bytes(converted.SerializeToString())
+        _check_file(temporary)
+        notes = source.notes
+        if quantization == "int8":
+            notes += _in_float(temporary)
+        return check_parity(
+            reference,
+            load_file(temporary).run(inputs),
+            temporary=temporary,
+            path=path,
+            format="onnx",
+            precision=quantization or "float32",
+            inputs=origin,
+            operators=dict(Counter(node.op_type for node in converted.graph.node)),
+            tolerance=tolerance,
+            minimum_agreement=minimum_agreement,
+            notes=notes,
+        )
+
+
+def convert_onnx(
+    model: keras.Model,
+    quantization: OnnxQuantization | None = None,
+    calibration_data: Any = None,
+    opset: int = 17,
+) -> bytes:
+    """Convert a Keras model to the bytes of an .onnx file, without verifying them.
+
+    For networks that are only timed; the content is that of `export_onnx`'s file, which is what
+    ships.
+
+    Args:
+        model: A built Functional or Sequential model of Keras' own layers.
+        quantization: `None`, `"float16"` or `"int8"`, as in `export_onnx`. Defaults to `None`.
+        calibration_data: Inputs for `"int8"`; random ones do for timing.
+        opset: Version of the ONNX operator set, 13 to 18. Defaults to 17.
+
+    Returns:
+        The file's content; it takes any batch size.
+
+    Raises:
+        ValueError: As `export_onnx` does, parity aside.
+
+    Example:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> len(convert_onnx(model)) > 100
+    True
+    """
+    _check_arguments(quantization, calibration_data, opset)
+    source = Source.of(model)
+    calibration = _calibration(source, quantization, calibration_data)
+    return bytes(_convert(source, quantization, calibration, opset).SerializeToString())
+
+
+def _check_arguments(quantization: str | None, calibration_data: Any, opset: int) -> None:
+    if quantization not in _QUANTIZATIONS:
+        raise ValueError(
+            f"`quantization` must be one of {_QUANTIZATIONS} for ONNX. Received: "
+            f"quantization={quantization!r}."
+        )
+    if quantization == "int8" and calibration_data is None:
+        raise ValueError(
+            "`calibration_data` must be given for quantization='int8': typical inputs, 100 or "
+            "more, e.g. calibration_data=x_train[:256]. Received: calibration_data=None."
+        )
+    if not _OPSETS[0] <= opset <= _OPSETS[1]:
+        raise ValueError(
+            f"`opset` must lie in {_OPSETS[0]}..{_OPSETS[1]}. Received: opset={opset}."
+        )
+
+
+def _calibration(
+    source: Source, quantization: str | None, calibration_data: Any
+) -> dict[str, np.ndarray] | None:
+    if quantization != "int8":
+        return None
+    return source.check_data(calibration_data, "calibration_data")
+
+
+def _convert(
+    source: Source,
+    quantization: str | None,
+    calibration: dict[str, np.ndarray] | None,
+    opset: int,
+) -> Any:
+    import tensorflow as tf
+
+    signature = [
+        tf.TensorSpec(shape, dtype, name=name) for name, (shape, dtype) in source.inputs.items()
+    ]
+    with quiet():
+        import tf2onnx
+
+        try:
+            with _inlined():
+                converted, _ = tf2onnx.convert.from_function(
+                    tf.function(source.serve, autograph=False),
+                    input_signature=signature,
+                    opset=opset,
+                )
+            if calibration is not None:
+                converted = _quantized(converted, calibration)
+            elif quantization == "float16":
+                converted = _halved(converted)
+        except Exception as error:  # the converters raise whatever their handlers raise
+            raise _refusal(error) from error
+    foreign = sorted({n.op_type for n in converted.graph.node if n.domain not in _DOMAINS})
+    if foreign:
+        raise ValueError(
+            "`model` must need standard ONNX operators alone. Received: "
+            f"{', '.join(foreign)}. Replace the layers that use them."
+        )
+    return converted
+
+
+@contextlib.contextmanager
+def _inlined() -> Iterator[None]:
+    """Trace functions within functions in place.
+
+    Keras compiles grouped convolutions with XLA, in a function that tf2onnx would leave in the
+    file as a call that no runtime knows.
+    """
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def _quantized(converted: Any, calibration: dict[str, np.ndarray]) -> Any:
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        original, plain, target = (Path(folder) / f"{n}.onnx" for n in ("float", "plain", "int8"))
+        # Through a file: handed over in memory, models beyond a few tensors fail.
+        onnx.save(converted, str(original))
+        # Batch normalizations left over by the converter are folded here. Symbolic shapes would
+        # need another package and matter to transformers alone.
+        quant_pre_process(str(original), str(plain), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(plain),
+            str(target),
+            _reader(calibration),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            # Measured on x86: int8 activations leave every convolution before an addition in
+            # float32 and take twice the time; accuracy is the same.
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+        return onnx.load(str(target))
+
+
+def _reader(calibration: dict[str, np.ndarray]) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches = _batches(calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._batches, None)
+
+    return Reader()
+
+
+def _batches(calibration: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    samples = len(next(iter(calibration.values())))
+    for start in range(0, samples, _CALIBRATION_BATCH):
+        stop = start + _CALIBRATION_BATCH
+        yield {name: array[start:stop] for name, array in calibration.items()}
+
+
+def _halved(converted: Any) -> Any:
+    """Store large weights in float16, each behind a Cast that the runtime folds on loading."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = converted.graph
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if values.size < _SMALLEST_HALF:
+            continue
+        wide, narrow = tensor.name, f"{tensor.name}_float16"
+        # Beyond float16's range becomes infinite, which the parity check refuses.
+        with np.errstate(over="ignore"):
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), narrow))
+        casts.append(onnx.helper.make_node("Cast", [narrow], [wide], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return converted
+
+
+def _check_file(temporary: Path) -> None:
+    import onnx
+
+    with quiet():
+        try:
+            onnx.checker.check_model(str(temporary), full_check=True)
+        except Exception as error:  # the checker's and the shape inference's share no base
+            raise _refusal(error) from error
+
+
+def _in_float(temporary: Path) -> tuple[str, ...]:
+    """Ask the runtime itself which weighted operators it computes in float32 all the same."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # The level above rewrites to this processor's layouts, which says nothing of precision.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        with quiet():
+            onnxruntime.InferenceSession(
+                str(temporary), options, providers=["CPUExecutionProvider"]
+            )
+        nodes = onnx.load(options.optimized_model_filepath).graph.node
+    counts = Counter(node.op_type for node in nodes)
+    names = [f"{name} x{counts[name]}" for name in sorted(_WITH_WEIGHTS) if counts[name]]
+    return (f"ONNX Runtime computes in float32: {', '.join(names)}",) if names else ()
+
+
+def _refusal(error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:300]
+    return ValueError(
+        "`model` must be convertible to standard ONNX operators. Received: the converter's error: "
+        f"{reason}"
+    )

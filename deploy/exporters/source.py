@@ -1,0 +1,300 @@
+"""A Keras model as the exporters see it: plain layers, float32, named inputs and outputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dprp_tf.deploy.running.batches import check_batches
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["Source"]
+
+_CHUNK = 64
+_RANDOM_SAMPLES = 32
+_RANDOM_EDGE = 32
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checked, float32 model with one name, shape and dtype per input and a name per output.
+
+    Args:
+        model: The model to convert; a float32 twin of the user's where that one computes in
+            another precision.
+        inputs: Input name to `(shape, dtype)`; `shape` starts with the batch axis, `None`.
+        outputs: Output names in the order of `keras.tree.flatten(model.output)`.
+        notes: What a reader of the export report should know about the model.
+    """
+
+    model: keras.Model
+    inputs: dict[str, tuple[tuple[int | None, ...], str]]
+    outputs: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: Any) -> Source:
+        """Check `model` and describe it for an exporter.
+
+        Args:
+            model: A built Functional or Sequential model with Keras' own layers only.
+
+        Returns:
+            The description that exporters and the parity check share.
+
+        Raises:
+            ValueError: If the backend is not TensorFlow, the model is not built, is
+                subclassed with its own `call`, holds layers from outside Keras or quantized
+                ones, or has a floating-point input that is not float32.
+
+        Example:
+
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2, name="y")])
+        >>> Source.of(model).inputs
+        {'x': ((None, 4), 'float32')}
+        """
+        import keras
+
+        if keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                "Export needs Keras' TensorFlow backend. Received: "
+                f"backend={keras.backend.backend()!r}. Save the model as .keras, set "
+                "KERAS_BACKEND=tensorflow, load it there and export it."
+            )
+        _require_plain(model)
+        twin, notes = _in_float32(model)
+        inputs = {}
+        names = _unique_names(tensor.name for tensor in model.inputs)
+        for name, tensor in zip(names, model.inputs, strict=True):
+            dtype = str(tensor.dtype)
+            if "float" in dtype and dtype != "float32":
+                raise ValueError(
+                    "`model` must take float32 or integer inputs. Received: input "
+                    f"{tensor.name!r} of dtype {dtype}. Rebuild it on keras.Input(dtype='float32')."
+                )
+            inputs[name] = (tuple(tensor.shape), dtype)
+        # Sequential, which has one output, does not name it.
+        outputs = getattr(model, "output_names", None) or [model.layers[-1].name]
+        return cls(twin, inputs, tuple(_unique_names(outputs)), notes)
+
+    def serve(self, *tensors: Any) -> dict[str, Any]:
+        """Call the model on one tensor per input, in the order of `inputs`.
+
+        Args:
+            *tensors: Tensors of shape `(batch, ...)`.
+
+        Returns:
+            Output name to tensor.
+
+        Example:
+
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="y")])
+        >>> Source.of(model).serve(np.zeros((1, 4), "float32"))["y"].shape
+        TensorShape([1, 2])
+        """
+        import keras
+
+        # Sequential, which has one input, has no `input` before it was called.
+        single = isinstance(self.model, keras.Sequential)
+        packed = (
+            tensors[0] if single else keras.tree.pack_sequence_as(self.model.input, list(tensors))
+        )
+        flat = keras.tree.flatten(self.model(packed, training=False))
+        return dict(zip(self.outputs, flat, strict=True))
+
+    def predict(self, data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute the model's outputs on checked data, chunk by chunk.
+
+        Args:
+            data: Input name to array, as `check_data` returns it.
+
+        Returns:
+            Output name to array of shape `(samples, ...)`.
+
+        Raises:
+            ValueError: If an output is not finite, which no file could reproduce.
+
+        Example:
+
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="y")])
+        >>> source = Source.of(model)
+        >>> source.predict(source.random_data())["y"].shape
+        (32, 2)
+        """
+        samples = len(next(iter(data.values())))
+        chunks: dict[str, list[np.ndarray]] = {name: [] for name in self.outputs}
+        for start in range(0, samples, _CHUNK):
+            part = self.serve(*(data[name][start : start + _CHUNK] for name in self.inputs))
+            for name, tensor in part.items():
+                chunks[name].append(np.asarray(tensor))
+        outputs = {name: np.concatenate(parts) for name, parts in chunks.items()}
+        for name, values in outputs.items():
+            if not np.isfinite(values).all():
+                raise ValueError(
+                    f"`model` must give finite outputs on the data it is verified on. Received: "
+                    f"output {name!r} with {int((~np.isfinite(values)).sum())} NaN or infinite "
+                    "values. Look for NaN weights or unscaled inputs."
+                )
+        return outputs
+
+    def check_data(self, data: Any, argument: str) -> dict[str, np.ndarray]:
+        """Bring a user's array, list or dict of arrays into the form of the model's inputs.
+
+        Args:
+            data: One array for a single input, else a list in the order of `model.inputs` or a
+                dict by input name. Each has shape `(samples, ...)`.
+            argument: Name of the argument it came through, for the error message.
+
+        Returns:
+            Input name to array in the input's dtype.
+
+        Raises:
+            ValueError: If names, number of arrays, shapes, sample counts or dtypes do not fit,
+                or if a value is not finite.
+
+        Example:
+
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2)])
+        >>> Source.of(model).check_data(np.zeros((3, 4)), "verification_data")["x"].dtype
+        dtype('float32')
+        """
+        shapes = {name: shape for name, (shape, _) in self.inputs.items()}
+        checked = {}
+        for name, array in check_batches(data, shapes, argument).items():
+            dtype = self.inputs[name][1]
+            fractional = array.dtype.kind == "f"
+            if array.dtype.kind not in "fiub" or (fractional and "float" not in dtype):
+                raise ValueError(
+                    f"`{argument}` must be of dtype {dtype} for input {name!r}. Received: "
+                    f"dtype={array.dtype}."
+                )
+            if fractional and not np.isfinite(array).all():
+                raise ValueError(
+                    f"`{argument}` must be finite. Received: NaN or infinite values in input "
+                    f"{name!r}."
+                )
+            checked[name] = array.astype(dtype, copy=False)
+        return checked
+
+    def random_data(self, samples: int = _RANDOM_SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
+        """Draw seeded random inputs, for want of real ones.
+
+        Floating-point inputs are uniform in [0, 1), uint8 in 0..255, other integers 0 or 1;
+        an axis of unknown length gets 32.
+
+        Args:
+            samples: How many. Defaults to 32.
+            seed: Seed of the generator. Defaults to 0.
+
+        Returns:
+            Input name to array.
+
+        Example:
+
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2)])
+        >>> Source.of(model).random_data(samples=5)["x"].shape
+        (5, 4)
+        """
+        generator = np.random.default_rng(seed)
+        data: dict[str, np.ndarray] = {}
+        for name, (shape, dtype) in self.inputs.items():
+            full = (samples, *(edge or _RANDOM_EDGE for edge in shape[1:]))
+            if "float" in dtype:
+                data[name] = generator.random(full, dtype=np.float32)
+            else:
+                high = 256 if dtype == "uint8" else 2
+                data[name] = generator.integers(0, high, full).astype(dtype)
+        return data
+
+
+def _require_plain(model: Any) -> None:
+    import keras
+
+    from dprp_tf.keras_internals.graphs import layers_inside
+
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a Keras model. Received: {type(model).__name__}.")
+    if not model.built or not getattr(model, "inputs", None):
+        raise ValueError(
+            "`model` must be a built Functional or Sequential model. Received: "
+            f"model={model.name!r} without known inputs. Give it a keras.Input first."
+        )
+    foreign = []
+    for layer in layers_inside(model):
+        is_model = isinstance(layer, keras.Model)
+        # A model's own train step does not matter here; its own `call` would.
+        home = type(layer).call.__module__ if is_model else type(layer).__module__
+        if home.split(".")[0] != "keras":
+            foreign.append(f"{layer.name} ({type(layer).__name__})")
+        elif "quantized" in type(layer.dtype_policy).__name__.lower():
+            raise ValueError(
+                "`model` must not be quantized by Keras before export. Received: layer "
+                f"{layer.name!r} with dtype policy {layer.dtype_policy.name!r}. Export the "
+                "unquantized model with quantization='int8' instead."
+            )
+    if foreign:
+        shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if foreign[5:] else "")
+        raise ValueError(
+            "`model` must hold Keras' own layers only. Received: layers that are not built into "
+            f"Keras: {shown}. Low-rank layers: call dprp_tf.fold(model) first; others: replace "
+            "them by Keras layers."
+        )
+
+
+def _in_float32(model: Any) -> tuple[Any, tuple[str, ...]]:
+    import keras
+
+    from dprp_tf.keras_internals.graphs import layers_inside
+
+    computed = sorted(
+        {
+            layer.compute_dtype
+            for layer in layers_inside(model, include_self=False)
+            if "float" in str(layer.compute_dtype)
+        }
+        - {"float32"}
+    )
+    if not computed:
+        return model, ()
+
+    def in_float32(layer: Any) -> Any:
+        config = layer.get_config()
+        if "float" in str(layer.compute_dtype):
+            config["dtype"] = "float32"
+        return layer.__class__.from_config(config)
+
+    twin = keras.models.clone_model(model, clone_function=in_float32, recursive=True)
+    twin.set_weights([np.asarray(weight, dtype=_numpy_dtype(weight)) for weight in model.weights])
+    note = (
+        f"the model computes in {', '.join(computed)}; the file was made from, and compared with, "
+        "the same weights in float32"
+    )
+    return twin, (note,)
+
+
+def _numpy_dtype(weight: Any) -> str:
+    return "float32" if "float" in str(weight.dtype) else str(weight.dtype)
+
+
+def _unique_names(names: Iterable[str]) -> list[str]:
+    unique: list[str] = []
+    for name in names:
+        clean = re.sub(r"\W", "_", name, flags=re.ASCII) or "tensor"
+        clean = clean if clean[0].isalpha() else f"t_{clean}"
+        candidate, count = clean, 0
+        while candidate in unique:
+            count += 1
+            candidate = f"{clean}_{count}"
+        unique.append(candidate)
+    return unique

@@ -1,0 +1,3 @@
+"""Which form of each layer is the fastest on a target."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The command `dprp`."""
+
+__all__: list[str] = []

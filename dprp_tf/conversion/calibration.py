@@ -1,0 +1,203 @@
+"""What a model's layers see of real inputs: second moments of their input patches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import product
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from dprp_tf.keras_internals.graphs import layer_keys
+
+__all__ = ["input_moments", "patches"]
+
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_BLOCK_BYTES = 2**26
+
+
+def input_moments(
+    model: keras.Model,
+    layers: Iterable[str],
+    x: Any,
+    *,
+    batch_size: int = 64,
+    positions: int | None = 50_000,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """Return the second moments P = E[p p^T] of the input patches p of some layers.
+
+    A convolution W, as a matrix (S, C*L), makes W p of the patch p (C*L,) at each position of its
+    output, so the mean squared output over images and positions, without bias, is tr(W P W^T).
+    For a dense layer p is its input and every axis but the last counts as position. All layers
+    are seen in one pass; the calls of a shared layer are pooled. Sums are kept in float64.
+
+    Args:
+        model: A built Functional or Sequential model, run as at inference.
+        layers: Layers by key (see `dprp_tf.keras_internals.graphs.layer_keys`): Conv1D, Conv2D,
+            Conv3D without groups, or Dense.
+        x: Calibration inputs, one array; a list of them for several inputs.
+        batch_size: Inputs run at a time. Default 64.
+        positions: About how many positions each call of a layer contributes over all inputs; the
+            same ones, drawn anew for each batch, are taken of every input of the batch. None for
+            all. Default 50,000.
+        seed: Seed of the draw. Default 0.
+
+    Returns:
+        P by layer key, of shape (C*L, C*L); row c*L + l is channel c at position l of the window,
+        counted in row-major order, as `decomposition.matricize(kernel, "channel")` has it.
+
+    Raises:
+        ValueError: If a layer is unknown or of another kind, or there are no inputs.
+
+    Example:
+
+    >>> inputs = keras.Input((4, 4, 2))
+    >>> outputs = keras.layers.Conv2D(3, 3, name="a")(inputs)
+    >>> moments = input_moments(keras.Model(inputs, outputs), ["a"], np.ones((5, 4, 4, 2)))
+    >>> moments["a"].shape, float(moments["a"].min())
+    ((18, 18), 1.0)
+    """
+    # Not at the top: the package imports what imports this.
+    from dprp_tf.keras_internals.flat_graph import FlatGraph
+
+    known = layer_keys(model)
+    wanted = {}
+    for key in layers:
+        layer = known.get(key)
+        if layer is None or not (
+            isinstance(layer, keras.layers.Dense)
+            or (isinstance(layer, _CONVOLUTIONS) and layer.groups == 1)
+        ):
+            raise ValueError(
+                "`layers` must name convolutions without groups and dense layers of the model. "
+                f"Received: {key!r}, "
+                + (f"a {type(layer).__name__}" if layer is not None else "which it doesn't have")
+            )
+        wanted[key] = layer
+    arrays = keras.tree.flatten(x)
+    count = len(arrays[0]) if arrays else 0
+    if not count or any(len(array) != count for array in arrays):
+        raise ValueError(
+            "`x` must hold one input or more, as many for each input of the model. Received: "
+            f"{[len(array) for array in arrays]} inputs"
+        )
+    if batch_size < 1 or (positions is not None and positions < 1):
+        raise ValueError(
+            "`batch_size` and `positions` must be 1 or more. "
+            f"Received: batch_size={batch_size}, positions={positions}"
+        )
+    graph = FlatGraph(model)
+    sources = {
+        key: [step.inputs[0] for step in graph.calls(layer)] for key, layer in wanted.items()
+    }
+    numbers = {number for found in sources.values() for number in found}
+    quota = None if positions is None else max(1, math.ceil(positions / count))
+    rng = np.random.default_rng(seed)
+    sums: dict[str, NDArray[np.float64]] = {}
+    seen = dict.fromkeys(wanted, 0)
+    for start in range(0, count, batch_size):
+        batch = [array[start : start + batch_size] for array in arrays]
+        values = graph.run(batch, numbers)
+        maps = {
+            n: np.asarray(ops.convert_to_numpy(ops.cast(v, "float32"))) for n, v in values.items()
+        }
+        for key, layer in wanted.items():
+            for number in sources[key]:
+                for rows in _rows(layer, maps[number], quota, rng):
+                    seen[key] += len(rows)
+                    sums[key] = sums.get(key, 0.0) + rows.T @ rows
+    return {key: sums[key] / seen[key] for key in wanted}
+
+
+def patches(
+    layer: keras.layers.Layer, inputs: NDArray[Any], at: NDArray[np.intp] | None = None
+) -> NDArray[Any]:
+    """Return the patches of its input that a layer multiplies by its kernel.
+
+    Args:
+        layer: A built Conv1D, Conv2D, Conv3D or Dense layer.
+        inputs: A batch of its inputs.
+        at: Output positions to take, counted in row-major order. Default: all.
+
+    Returns:
+        Array (batch, positions, C*L), column c*L + l.
+
+    Example:
+
+    >>> layer = keras.layers.Conv1D(1, 2, padding="causal")
+    >>> layer.build((None, 3, 1))
+    >>> patches(layer, np.array([[[1.0], [2.0], [3.0]]]))[0].tolist()
+    [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]]
+    """
+    if not isinstance(layer, _CONVOLUTIONS):
+        flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        return flat if at is None else flat[:, at]
+    if layer.data_format == "channels_first":
+        inputs = np.moveaxis(inputs, 1, -1)
+    sizes = inputs.shape[1:-1]
+    pads, outputs = zip(
+        *(
+            _padding(layer.padding, *axis)
+            for axis in zip(
+                sizes, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True
+            )
+        ),
+        strict=True,
+    )
+    padded = np.pad(inputs, ((0, 0), *pads, (0, 0)))
+    if at is None:
+        at = np.arange(math.prod(outputs))
+    # Per axis: (positions, L) indices into the padded map
+    corners = np.unravel_index(at, outputs)
+    offsets = np.array(list(product(*(range(size) for size in layer.kernel_size))))
+    index = tuple(
+        corner[:, None] * stride + offset[None, :] * dilation
+        for corner, stride, offset, dilation in zip(
+            corners, layer.strides, offsets.T, layer.dilation_rate, strict=True
+        )
+    )
+    # (N, positions, L, C) -> (N, positions, C, L) -> (N, positions, C*L)
+    taken = padded[(slice(None), *index)]
+    return np.swapaxes(taken, 2, 3).reshape(len(inputs), len(at), -1)
+
+
+def _padding(
+    padding: str, size: int, kernel: int, stride: int, dilation: int
+) -> tuple[tuple[int, int], int]:
+    """Zeros before and after an axis, and its size in the output."""
+    reach = dilation * (kernel - 1)
+    if padding == "causal":
+        return (reach, 0), (size - 1) // stride + 1
+    if padding == "valid":
+        return (0, 0), (size - reach - 1) // stride + 1
+    output = (size - 1) // stride + 1
+    total = max((output - 1) * stride + reach + 1 - size, 0)
+    return (total // 2, total - total // 2), output
+
+
+def _rows(
+    layer: keras.layers.Layer, inputs: NDArray[Any], quota: int | None, rng: np.random.Generator
+) -> Iterator[NDArray[np.float64]]:
+    """Yield the patches of a batch as rows (n, C*L), in blocks of limited size."""
+    if isinstance(layer, _CONVOLUTIONS):
+        last = layer.data_format == "channels_last"
+        sizes = inputs.shape[1:-1] if last else inputs.shape[2:]
+        axes = zip(sizes, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
+        total = math.prod(_padding(layer.padding, *axis)[1] for axis in axes)
+        width = math.prod(layer.kernel.shape[:-1])
+    else:
+        total, width = math.prod(inputs.shape[1:-1]), inputs.shape[-1]
+    at = np.arange(total)
+    if quota is not None and quota < total:
+        at = np.sort(rng.choice(total, quota, replace=False))
+    block = max(1, _BLOCK_BYTES // (8 * width))
+    step = max(1, block // len(at))
+    for start in range(0, len(inputs), step):
+        for first in range(0, len(at), block):
+            found = patches(layer, inputs[start : start + step], at[first : first + block])
+            yield found.reshape(-1, width).astype(np.float64)

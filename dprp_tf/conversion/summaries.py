@@ -1,0 +1,148 @@
+"""A table of a model's layers: rank, full rank, what they cost, and what was left dense and why."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+from rich.table import Table
+
+from dprp_tf.costs.models import ModelCost, model_cost
+from dprp_tf.files.tables import Tabular
+from dprp_tf.keras_internals.graphs import layer_keys
+from dprp_tf.layers import FactorizedLayer, plain_ranks
+from dprp_tf.layers.factorizable import holds_matrix, skip_reason
+
+__all__ = ["Summary", "SummaryRow", "summary"]
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One layer that holds a kernel, or another weight of two axes or more.
+
+    Attributes:
+        name: The layer's name; its path, such as "backbone/conv", where nested models have layers
+            of the same name.
+        type: Its class.
+        matricization: How its kernel is unfolded, `"tucker"` for a Tucker layer; None for a layer
+            with its kernel as it is.
+        rank: Singular values kept, of a Tucker layer the pair of ranks; None likewise.
+        full_rank: Largest rank it could have, or pair of ranks; None likewise.
+        parameters: Its weights now, bias included.
+        dense_parameters: The weights of its dense layer.
+        macs: Multiply-accumulates for one sample, rebuilding the kernel included.
+        dense_macs: Those of its dense layer.
+        skipped: Why it is not factorized; None for an SVD or Tucker layer.
+    """
+
+    name: str
+    type: str
+    matricization: str | None
+    rank: int | tuple[int, ...] | None
+    full_rank: int | tuple[int, ...] | None
+    parameters: int
+    dense_parameters: int
+    macs: int | None
+    dense_macs: int | None
+    skipped: str | None
+
+
+@dataclass(frozen=True)
+class Summary(Tabular):
+    """What `summary` returns: rows and totals; printing it draws a table.
+
+    Attributes:
+        rows: One per layer with a kernel, in model order.
+        cost: The model's totals.
+    """
+
+    rows: tuple[SummaryRow, ...]
+    cost: ModelCost
+
+    @property
+    def skipped(self) -> tuple[SummaryRow, ...]:
+        """The layers that hold their kernel as it is."""
+        return tuple(row for row in self.rows if row.skipped is not None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return rows and totals as plain values."""
+        return {
+            "layers": [asdict(row) for row in self.rows],
+            "parameters": self.cost.parameters,
+            "dense_parameters": self.cost.dense_parameters,
+            "compression": self.cost.compression,
+            "macs": self.cost.macs,
+            "dense_macs": self.cost.dense_macs,
+        }
+
+    def table(self) -> Table:
+        """Return the rows as a table for `rich`."""
+        cost = self.cost
+        table = Table(
+            caption=f"{cost.parameters:,} trainable parameters, dense {cost.dense_parameters:,} "
+            f"({cost.compression:+.2%} compression)",
+            caption_justify="left",
+        )
+        for name in ("layer", "type", "rank", "parameters", "dense", "note"):
+            table.add_column(name, justify="right" if name in ("parameters", "dense") else "left")
+        for row in self.rows:
+            table.add_row(
+                row.name,
+                row.type,
+                "" if row.rank is None else f"{_text(row.rank)} of {_text(row.full_rank)}",
+                f"{row.parameters:,}",
+                f"{row.dense_parameters:,}",
+                row.skipped or row.matricization or "",
+            )
+        return table
+
+
+def summary(model: keras.Model) -> Summary:
+    """List a model's layers that hold kernels, with ranks and costs, and why some stay dense.
+
+    Args:
+        model: A built Functional or Sequential model, factorized or not.
+
+    Returns:
+        A `Summary`; `print` draws it as a table.
+
+    Raises:
+        ValueError: If the model's graph is not known.
+
+    Example:
+
+    >>> import dprp_tf as dprp
+    >>> inputs = keras.Input((8, 8, 3))
+    >>> x = keras.layers.DepthwiseConv2D(3, name="shift")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.Conv2D(4, 3, name="mix")(x))
+    >>> [(row.name, row.rank) for row in summary(dprp.factorize(model)).rows]
+    [('shift', None), ('mix', 9)]
+    """
+    cost = model_cost(model)
+    by_name = {row.name: row for row in cost.layers}
+    rows = []
+    for key, layer in layer_keys(model).items():
+        if not isinstance(layer, FactorizedLayer) and not holds_matrix(layer):
+            continue
+        low_rank = layer if isinstance(layer, FactorizedLayer) else None
+        found = by_name[key]
+        rows.append(
+            SummaryRow(
+                key,
+                type(layer).__name__,
+                low_rank.matricization if low_rank else None,
+                plain_ranks(low_rank.ranks) if low_rank else None,
+                plain_ranks(low_rank.full_ranks) if low_rank else None,
+                found.parameters,
+                found.dense_parameters,
+                found.macs,
+                found.dense_macs,
+                None if low_rank else skip_reason(layer) or "kept dense",
+            )
+        )
+    return Summary(tuple(rows), cost)
+
+
+def _text(rank: int | tuple[int, ...] | None) -> str:
+    return ", ".join(map(str, rank)) if isinstance(rank, tuple) else str(rank)

@@ -1,0 +1,43 @@
+"""The settings a folder was begun with: written once, and compared when it is gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dprp_tf.files.atomic import read_json, write_json
+
+__all__ = ["require_same_settings"]
+
+
+def require_same_settings(path: Path, settings: Mapping[str, Any], what: str) -> None:
+    """Write the settings of a folder, or refuse those that differ from what it was begun with.
+
+    Args:
+        path: The file in the folder.
+        settings: JSON-ready values by name.
+        what: What the folder holds, such as "a selection".
+
+    Raises:
+        ValueError: If the file holds other settings; it names those that differ.
+
+    Example:
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "config.json"
+    >>> require_same_settings(path, {"seed": 0}, "a selection")
+    >>> read_json(path)
+    {'seed': 0}
+    """
+    # As a file gives them back, tuples as lists.
+    wanted = json.loads(json.dumps(settings))
+    found = read_json(path) if path.exists() else wanted
+    differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+    if differing:
+        raise ValueError(
+            f"`folder` must hold {what} with the same settings. Received: {path.parent}, which "
+            f"differs in {differing}; use another folder, or start afresh."
+        )
+    write_json(path, wanted)

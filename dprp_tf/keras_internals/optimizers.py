@@ -1,0 +1,147 @@
+"""What an optimizer holds for each variable: slots, keys and who is left out of weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+__all__ = [
+    "AVERAGE_SLOTS",
+    "LINEAR_SLOTS",
+    "exclude_from_weight_decay",
+    "inner_optimizer",
+    "momentum_slots",
+    "optimizer_slots",
+    "rekey",
+    "variable_keys",
+]
+
+# Slots that hold values of their variable: a zero in them is a wrong value, no fresh start.
+AVERAGE_SLOTS = ("_model_variables_moving_average",)
+
+# Slots that follow a variable linearly change sign with it; the others hold squares or sizes.
+LINEAR_SLOTS = (
+    "momentums",
+    "_momentums",
+    "_m",
+    "_average_gradients",
+    "_linears",
+    "_accumulated_gradients",
+    *AVERAGE_SLOTS,
+)
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer that holds the slots, inside a loss-scaling wrapper or not.
+
+    Args:
+        optimizer: A Keras optimizer.
+
+    Returns:
+        The inner optimizer, or `optimizer` itself.
+    """
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def optimizer_slots(optimizer: Any, variable: keras.Variable) -> dict[str, keras.Variable]:
+    """Return the optimizer's slots of one variable, by the attribute that holds them.
+
+    Args:
+        optimizer: A built Keras optimizer, or one not built yet (no slots).
+        variable: A trainable variable of the model.
+
+    Returns:
+        Slots by attribute name, such as `{"momentums": ...}`; empty for plain SGD.
+    """
+    inner = inner_optimizer(optimizer)
+    if inner is None or not inner.built:
+        return {}
+    index = next(
+        (i for i, known in enumerate(inner._trainable_variables) if known is variable), None
+    )
+    if index is None:
+        return {}
+    count = len(inner._trainable_variables)
+    return {
+        name: slots[index]
+        for name, slots in vars(inner).items()
+        if name != "_trainable_variables"
+        and isinstance(slots, (list, tuple))
+        and len(slots) == count
+        and isinstance(slots[index], keras.Variable)
+    }
+
+
+def momentum_slots(optimizer: Any, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+    """Return the first-moment slots of these variables, in their order.
+
+    Args:
+        optimizer: A Keras optimizer.
+        variables: Trainable variables.
+
+    Returns:
+        One slot per variable, or an empty list if the optimizer keeps no momentum.
+    """
+    found = []
+    for variable in variables:
+        slots = optimizer_slots(optimizer, variable)
+        slot = next((slots[n] for n in ("momentums", "_momentums", "_m") if n in slots), None)
+        if slot is None:
+            return []
+        found.append(slot)
+    return found
+
+
+def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
+    """Leave variables out of the optimizer's decoupled weight decay, beside those left out before.
+
+    Args:
+        optimizer: A Keras optimizer.
+        variables: Variables to leave out.
+    """
+    inner = inner_optimizer(optimizer)
+    if not getattr(inner, "weight_decay", None):
+        return
+    known: set[Any] = getattr(inner, "_exclude_from_weight_decay", set())
+    inner._exclude_from_weight_decay = set(known) | {inner._var_key(v) for v in variables}
+    if not hasattr(inner, "_exclude_from_weight_decay_pattern"):
+        inner._exclude_from_weight_decay_pattern = None
+    inner._exclude_from_weight_decay_cache = {}
+
+
+def variable_keys(optimizer: Any, variables: Sequence[keras.Variable]) -> list[Any]:
+    """Return what the optimizer knows variables by, which on TensorFlow changes with the payload.
+
+    Args:
+        optimizer: A Keras optimizer, or None.
+        variables: The variables.
+
+    Returns:
+        One key per variable; none without an optimizer.
+    """
+    inner = inner_optimizer(optimizer) if optimizer is not None else None
+    return [] if inner is None else [inner._var_key(variable) for variable in variables]
+
+
+def rekey(optimizer: Any, variables: Sequence[keras.Variable], old_keys: list[Any]) -> None:
+    """Let the optimizer find its variables again after some of them got other payloads.
+
+    Args:
+        optimizer: A Keras optimizer, or None.
+        variables: The variables that `variable_keys` was asked for.
+        old_keys: What it returned before the payloads changed.
+    """
+    if not old_keys:
+        return
+    inner = inner_optimizer(optimizer)
+    if inner.built:
+        inner._trainable_variables_indices = {
+            inner._var_key(known): i for i, known in enumerate(inner._trainable_variables)
+        }
+    excluded = getattr(inner, "_exclude_from_weight_decay", None)
+    if excluded:
+        renamed = dict(zip(old_keys, variable_keys(optimizer, variables), strict=True))
+        inner._exclude_from_weight_decay = {renamed.get(key, key) for key in excluded}
+    inner._exclude_from_weight_decay_cache = {}

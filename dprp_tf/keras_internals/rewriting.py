@@ -1,0 +1,313 @@
+"""Rewrite a Keras graph: replace layers by others, one by one or by several."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import keras
+import numpy as np
+from keras import ops
+
+from dprp_tf.keras_internals.graphs import (
+    graph_of,
+    history_of,
+    input_structure,
+    layers_inside,
+    nodes,
+    output_structure,
+    walk_layers,
+)
+
+__all__ = ["CopiesCheaply", "quick_build", "require_graph", "rewrite"]
+
+_CONSTANT = (keras.initializers.Zeros, keras.initializers.Ones, keras.initializers.Constant)
+
+
+@runtime_checkable
+class CopiesCheaply(Protocol):
+    """A layer whose copy would compute something at length only to have it replaced."""
+
+    def prepare_copy(self, copy: Any) -> None:
+        """Spare a copy of this layer, not built yet, what its state will be replaced by.
+
+        Args:
+            copy: The copy, made from the layer's configuration.
+        """
+
+
+def require_graph(model: Any, argument: str = "model") -> None:
+    """Refuse what has no graph to rewrite.
+
+    Args:
+        model: What a caller passed.
+        argument: The argument's name, for the message.
+
+    Raises:
+        ValueError: If `model` is not a built Functional or Sequential model.
+    """
+    if graph_of(model) is not None:
+        return
+    if isinstance(model, keras.Sequential):
+        remedy = "Give it a keras.Input as its first entry, or call it on data once."
+    elif isinstance(model, keras.Model):
+        remedy = (
+            "A subclassed model's call() can't be rewritten: build the same network as "
+            "keras.Model(inputs, outputs) and copy the weights over with set_weights."
+        )
+    else:
+        remedy = "Pass the model itself, such as keras.Model(inputs, outputs)."
+    raise ValueError(
+        f"`{argument}` must be a built Functional or Sequential Keras model. "
+        f"Received: {argument}={type(model).__name__}. {remedy}"
+    )
+
+
+def rewrite(
+    model: keras.Model,
+    replace: Callable[[keras.layers.Layer], Any],
+    model_class: type[keras.Model] = keras.Model,
+    **arguments: Any,
+) -> keras.Model:
+    """Return a copy of a model in which some layers are replaced; the original is untouched.
+
+    Layers keep their names, order, trainable flags and all their state, adapted statistics,
+    vocabularies and random seeds included; shared layers stay shared, and nested models are
+    rewritten inside. No weight is shared with the original.
+
+    Args:
+        model: A built Functional or Sequential model.
+        replace: Called once per layer; returns None to copy the layer, or a callable from the
+            layer's inputs to its outputs, such as another Keras layer.
+        model_class: Class of the model returned. Default `keras.Model`.
+        **arguments: Passed to `model_class` beside inputs, outputs and name.
+
+    Returns:
+        The rewritten model, not compiled.
+
+    Raises:
+        ValueError: If `model` has no graph (see `require_graph`), a layer can't be copied, or two
+            layers own the same weight.
+    """
+    require_graph(model)
+    _require_own_weights(model)
+    rewriter = _Rewriter(replace)
+    result = rewriter.rebuild(model, model_class, arguments)
+    for layer, new in rewriter.copied:
+        _copy_state(layer, new)
+    return result
+
+
+class _Rewriter:
+    """One rewriting: what has been copied so far, so that what is shared stays shared."""
+
+    def __init__(self, replace: Callable[[keras.layers.Layer], Any]) -> None:
+        self._replace = replace
+        self._copies: dict[int, Any] = {}
+        self.copied: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
+
+    def rebuild(
+        self, source: keras.Model, target: type[keras.Model], arguments: dict[str, Any]
+    ) -> keras.Model:
+        graph = graph_of(source)
+        tensors = {id(tensor): _input_like(tensor) for tensor in graph.inputs}
+        for node in nodes(graph):
+            # A node fed from outside of the graph is no part of it.
+            if node.is_input or any(id(x) not in tensors for x in node.input_tensors):
+                continue
+            args, kwargs = node.arguments.fill_in(tensors)
+            outputs = self._copy(node.operation)(*args, **kwargs)
+            flat = keras.tree.flatten(outputs)
+            tensors.update((id(old), new) for old, new in zip(node.outputs, flat, strict=True))
+        inputs, outputs = (
+            keras.tree.map_structure(lambda tensor: tensors[id(tensor)], structure)
+            for structure in (input_structure(graph), output_structure(graph))
+        )
+        result = target(inputs=inputs, outputs=outputs, name=source.name, **arguments)
+        # Not through the setter, which would set the flags of the layers inside as well: they
+        # have their own.
+        result._trainable = source.trainable
+        return result
+
+    def _copy(self, operation: Any) -> Any:
+        if id(operation) not in self._copies:
+            self._copies[id(operation)] = self._made(operation)
+        return self._copies[id(operation)]
+
+    def _made(self, operation: Any) -> Any:
+        if graph_of(operation) is not None:
+            return self.rebuild(operation, keras.Model, {})
+        if not isinstance(operation, keras.layers.Layer):
+            return _clone_operation(operation)
+        new = self._replace(operation)
+        if new is None:
+            new = _clone(operation)
+            if isinstance(operation, CopiesCheaply):
+                operation.prepare_copy(new)
+            self.copied.append((operation, new))
+            return quick_build(new)
+        return new
+
+
+def quick_build(layer: keras.layers.Layer) -> Callable[..., Any]:
+    """Return a callable that calls a layer, and builds it without drawing its random weights.
+
+    For a layer whose weights are assigned afterwards: initializing a large kernel takes longer
+    than anything else about it. Only Keras' own layers are treated so.
+
+    Args:
+        layer: The layer; its initializers are put back when it is built.
+
+    Returns:
+        A callable with the layer's own arguments.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(2)
+    >>> _ = quick_build(layer)(keras.Input((3,)))
+    >>> float(abs(layer.get_weights()[0]).max()), type(layer.kernel_initializer).__name__
+    (0.0, 'GlorotUniform')
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if layer.built or not type(layer).__module__.startswith("keras."):
+            return layer(*args, **kwargs)
+        drawn = {
+            name: value
+            for name, value in vars(layer).items()
+            if isinstance(value, keras.initializers.Initializer)
+            and not isinstance(value, _CONSTANT)
+        }
+        for name in drawn:
+            setattr(layer, name, keras.initializers.Zeros())
+        try:
+            return layer(*args, **kwargs)
+        finally:
+            for name, value in drawn.items():
+                setattr(layer, name, value)
+
+    return call
+
+
+def _require_own_weights(model: keras.Model) -> None:
+    """Refuse weights held by two layers: each copy would get its own, and they would part."""
+    owner: dict[int, keras.layers.Layer] = {}
+    for layer in walk_layers(model):
+        for weight in layer.weights:
+            first = owner.setdefault(id(weight), layer)
+            if first is not layer:
+                raise ValueError(
+                    "`model` must not have a weight that belongs to two layers, since copies of "
+                    f"them would no longer share it. Received: {weight.path!r} in {first.name!r} "
+                    f"and {layer.name!r}. Call one layer twice instead."
+                )
+
+
+def _input_like(tensor: Any) -> Any:
+    source = history_of(tensor).operation
+    layer = type(source).from_config(source.get_config())
+    layer._trainable = source.trainable
+    # Keras looks inputs up by the tensor's name, which need not be the layer's.
+    layer.output.name = tensor.name
+    return layer.output
+
+
+def _clone_operation(operation: Any) -> Any:
+    """Copy a `keras.ops` operation: it holds no weights, but it records what it is called on."""
+    return type(operation).from_config(operation.get_config())
+
+
+def _clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+    if type(layer) is keras.layers.Lambda:
+        # By its function itself: a function is serialized by name or as unsafe bytes.
+        return keras.layers.Lambda(
+            layer.function,
+            output_shape=layer._output_shape,
+            mask=layer.mask,
+            arguments=layer.arguments,
+            name=layer.name,
+            dtype=layer.dtype_policy,
+            trainable=layer.trainable,
+        )
+    try:
+        with keras.saving.custom_object_scope(_own_objects(layer)):
+            new = type(layer).from_config(layer.get_config())
+    except Exception as error:
+        raise _cannot_copy(layer, "could not be made from its configuration", error) from error
+    if layer.activity_regularizer is not None and new.activity_regularizer is None:
+        new.activity_regularizer = layer.activity_regularizer
+    return new
+
+
+def _own_objects(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Return the classes and functions that the configuration of a layer may name."""
+    found: dict[str, Any] = {}
+    for part in layers_inside(layer):
+        found[type(part).__name__] = type(part)
+        for value in vars(part).values():
+            if inspect.isfunction(value):
+                found[value.__name__] = value
+    return {
+        name: value for name, value in found.items() if not value.__module__.startswith("keras.")
+    }
+
+
+def _copy_state(layer: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Give a copied layer the state and the flags of the original, parts of it included."""
+    parts, new_parts = layers_inside(layer), layers_inside(new)
+    if len(parts) != len(new_parts):
+        raise _cannot_copy(
+            layer, f"has {len(new_parts) - 1} layers inside where there were {len(parts) - 1}"
+        )
+    for old_part, new_part in zip(parts, new_parts, strict=True):
+        try:
+            _copy_own_state(old_part, new_part)
+        except Exception as error:
+            raise _cannot_copy(layer, "did not take the weights", error) from error
+
+
+def _copy_own_state(layer: Any, new: Any) -> None:
+    if layer.built and not new.built:
+        new.build_from_config(layer.get_build_config())
+    state: dict[str, Any] = {}
+    layer.save_own_variables(state)
+    if state:
+        new.load_own_variables({name: _array(value) for name, value in state.items()})
+    if hasattr(layer, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            new.load_assets(folder)
+    for old_seed, new_seed in zip(layer._seed_generators, new._seed_generators, strict=True):
+        new_seed.state.assign(_array(old_seed.state))
+    new._trainable = layer.trainable
+    for old_variable, new_variable in zip(_variables(layer), _variables(new), strict=True):
+        new_variable.trainable = old_variable.trainable
+
+
+def _variables(layer: Any) -> Iterator[Any]:
+    yield from layer._trainable_variables
+    yield from layer._non_trainable_variables
+
+
+def _array(value: Any) -> Any:
+    # A copy: sharing the buffer would let JAX donate it from under the other model.
+    return np.array(ops.convert_to_numpy(value))
+
+
+def _cannot_copy(
+    layer: keras.layers.Layer, problem: str, error: Exception | None = None
+) -> ValueError:
+    detail = "" if error is None else f" ({_first_line(error)})"
+    return ValueError(
+        "`model` must consist of layers that serialize, so that they can be copied. Received: "
+        f"{type(layer).__name__} {layer.name!r}, whose copy {problem}{detail}. Give its class a "
+        "get_config() that returns every argument of __init__ and a build() that makes all its "
+        "weights, or write it as a Functional model."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,157 @@
+"""Which layers of a model an SVD layer can stand for, and why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import keras
+
+from dprp_tf.keras_internals.graphs import layer_keys
+from dprp_tf.keras_internals.rewriting import require_graph
+from dprp_tf.layers.registry import is_registered
+
+__all__ = ["factorizable", "holds_matrix", "skip_reason"]
+
+_KNOWN_REASONS = {
+    "Depthwise": "depthwise: each channel has its own small kernel, there is no rank to share",
+    "Separable": "separable convolution: its kernel is factorized already",
+    "Embedding": "an embedding table is looked up, not multiplied",
+    "RNN": "recurrent: its kernels are those of a cell that runs along the sequence",
+    "LSTM": "recurrent: its kernels are those of a cell that runs along the sequence",
+    "GRU": "recurrent: its kernels are those of a cell that runs along the sequence",
+    "Bidirectional": "recurrent: its kernels are those of a cell that runs along the sequence",
+    "Attention": "attention: its projections are layers of its own inside it, out of reach of the "
+    "graph",
+    "EinsumDense": "its equation may give the kernel any number of axes; of one input and one "
+    "output axis, a Dense layer computes the same and can be factorized",
+}
+
+
+def skip_reason(layer: keras.layers.Layer) -> str | None:
+    """Say why a layer with a kernel is left as it is; None if it can be factorized.
+
+    Args:
+        layer: Any Keras layer.
+
+    Returns:
+        A short reason, or None for a layer that can be factorized.
+
+    Example:
+
+    >>> skip_reason(keras.layers.DepthwiseConv2D(3))
+    'depthwise: each channel has its own small kernel, there is no rank to share'
+    """
+    kind = type(layer).__name__
+    if not is_registered(type(layer)):
+        for part, reason in _KNOWN_REASONS.items():
+            if part in kind:
+                return reason
+        if isinstance(layer, keras.layers.Wrapper):
+            return f"inside a {kind} wrapper, which keeps its layer to itself"
+        if isinstance(layer, keras.Model):
+            return f"inside the subclassed model {kind}, whose call() can't be rewritten"
+        return f"no SVD layer stands for {kind}"
+    activation = layer.activation
+    if isinstance(activation, keras.layers.Layer) and (activation.weights or not activation.built):
+        return f"its activation is a {type(activation).__name__} layer with weights of its own"
+    if getattr(layer, "groups", 1) != 1:
+        return f"grouped convolution (groups={layer.groups})"
+    if getattr(layer, "lora_enabled", False):
+        return "LoRA is enabled on it"
+    if getattr(layer, "quantization_mode", None) is not None:
+        return f"quantized ({layer.quantization_mode})"
+    return None
+
+
+def factorizable(
+    model: keras.Model,
+    layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
+) -> tuple[dict[str, keras.layers.Layer], list[str]]:
+    """List the layers of a model that can be factorized, and why the others can't.
+
+    Args:
+        model: A built Functional or Sequential model.
+        layers: As `factorize` takes them.
+
+    Returns:
+        Layers by their keys in model order, and "key: reason" of each other layer that holds a
+        matrix.
+
+    Raises:
+        ValueError: If the model has no graph or nothing to factorize, or `layers` names a layer
+            that is not there or can't be factorized.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="a")])
+    >>> list(factorizable(model)[0])
+    ['a']
+    """
+    require_graph(model)
+    wanted = _selection(model, layers)
+    found, skipped = {}, []
+    for key, layer in layer_keys(model).items():
+        if not holds_matrix(layer):
+            continue
+        reason = "not among `layers`" if not wanted(layer) else skip_reason(layer)
+        if reason is None:
+            found[key] = layer
+        else:
+            skipped.append(f"{key}: {reason}")
+    if not found:
+        listed = "; ".join(skipped) or "no layer has a kernel"
+        raise ValueError(
+            "`model` must have at least one Conv1D, Conv2D, Conv3D or Dense layer to factorize. "
+            f"Received: {model.name!r} with nothing to factorize ({listed})"
+        )
+    return found, skipped
+
+
+def holds_matrix(layer: keras.layers.Layer) -> bool:
+    """Say whether a layer has a kernel or another weight of two axes or more.
+
+    Args:
+        layer: A built Keras layer.
+
+    Returns:
+        True if it has one, so that it is factorized or skipped with a reason.
+
+    Example:
+
+    >>> layer = keras.layers.Embedding(9, 4)
+    >>> layer.build((1,))
+    >>> holds_matrix(layer), holds_matrix(keras.layers.ReLU())
+    (True, False)
+    """
+    return any(
+        str(weight.name).endswith("kernel") or len(weight.shape) > 1 for weight in layer.weights
+    )
+
+
+def _selection(
+    model: keras.Model, layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None
+) -> Callable[[keras.layers.Layer], bool]:
+    if layers is None:
+        return lambda layer: True
+    if callable(layers):
+        return layers
+    names = [layers] if isinstance(layers, str) else list(layers)
+    known = layer_keys(model)
+    chosen: set[int] = set()
+    for name in names:
+        # A name that layers of several nested models bear means them all; a path just one.
+        found = [at for key, at in known.items() if name in (key, at.name)]
+        if not found:
+            raise ValueError(
+                f"`layers` must name layers of the model. Received: {name!r}; "
+                f"the layers with kernels are {[n for n, at in known.items() if holds_matrix(at)]}"
+            )
+        for layer in found:
+            reason = skip_reason(layer) if holds_matrix(layer) else "it has no kernel"
+            if reason is not None:
+                raise ValueError(
+                    f"`layers` must name layers that can be factorized. Received: {name!r}, which "
+                    f"can't be: {reason}"
+                )
+            chosen.add(id(layer))
+    return lambda layer: id(layer) in chosen

@@ -1,0 +1,3 @@
+"""A run in a folder: train, select ranks, compare, the demo."""
+
+__all__: list[str] = []

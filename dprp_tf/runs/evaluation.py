@@ -1,0 +1,287 @@
+"""Hold a low-rank model against its dense baseline: files, parity, accuracy, latency, verdict."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from dprp_tf import deploy
+from dprp_tf.conversion.folding import choose_forms, fold
+from dprp_tf.conversion.summaries import summary
+from dprp_tf.costs.fold_plan import FoldPlan
+from dprp_tf.costs.models import model_cost
+from dprp_tf.data import Dataset, StreamedImages, evaluation_batches, reading_errors
+from dprp_tf.layers import factorized_layers
+
+__all__ = ["FORMATS", "Format", "accuracy", "compare_models", "plain_model"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that both models are exported to.
+
+    Attributes:
+        suffix: End of the file's name.
+        quantization: As the exporters take it.
+        runtime: `"litert"` or `"onnxruntime"`.
+        precision: What the forms are planned for; half-precision weights compute in float32.
+    """
+
+    suffix: str
+    quantization: Any
+    runtime: str
+    precision: str
+
+
+FORMATS: Mapping[str, Format] = {
+    "TFLite float32": Format("float32.tflite", None, "litert", "float32"),
+    "TFLite float16": Format("float16.tflite", "float16", "litert", "float32"),
+    "TFLite int8": Format("int8.tflite", "int8", "litert", "int8"),
+    "ONNX float32": Format("float32.onnx", None, "onnxruntime", "float32"),
+}
+
+
+def accuracy(model: keras.Model, dataset: Dataset, batch_size: int = 500) -> float:
+    """Return the top-1 accuracy of a model on the test split.
+
+    Args:
+        model: A classifier, compiled or not.
+        dataset: Its data.
+        batch_size: Images per batch.
+
+    Returns:
+        The share of test images whose largest output is their class, 0 to 1.
+
+    Example:
+
+    >>> accuracy.__name__
+    'accuracy'
+    """
+    if isinstance(dataset.x_test, StreamedImages):
+        with reading_errors(dataset.x_test):
+            outputs = model.predict(evaluation_batches(dataset, min(batch_size, 128)), verbose=0)
+    else:
+        outputs = model.predict(dataset.x_test.astype("float32"), batch_size=batch_size, verbose=0)
+    return float(np.mean(np.argmax(outputs, axis=-1) == dataset.y_test))
+
+
+def plain_model(model: keras.Model) -> keras.Model:
+    """Return the model folded to plain layers if it has low-rank layers, else the model itself.
+
+    Args:
+        model: Any Keras model.
+
+    Returns:
+        A model that exports.
+    """
+    return fold(model) if factorized_layers(model) else model
+
+
+def compare_models(
+    folder: str | os.PathLike[str],
+    dense: keras.Model,
+    lowrank: keras.Model,
+    dataset: Dataset,
+    *,
+    title: str,
+    command: str,
+    settings: Mapping[str, Any],
+    timing: Mapping[str, float] | None = None,
+    tolerated_loss: float = 0.01,
+    repeats: int = 60,
+    threads: int = 1,
+    progress: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Plan, fold and export both models in every format, check and time the files; a verdict.
+
+    For each runtime and precision the low-rank model is folded by a plan measured here
+    (`deploy.plan`), which is kept in the folder. Each file is verified against its Keras model on
+    test images while it is written; the files of one format are timed in turns in one run.
+
+    Args:
+        folder: Where the files go.
+        dense: The baseline.
+        lowrank: The `DPRPModel`.
+        dataset: Data both were trained on.
+        title: Title of the report.
+        command: The command that made it.
+        settings: What to print as settings.
+        timing: Seconds by label, for the report.
+        tolerated_loss: Accuracy the low-rank model may lose, as a share. Default 0.01, a point.
+        repeats: Timed rounds per format.
+        threads: Threads of the runtimes.
+        progress: Called with the name of each step.
+
+    Returns:
+        The content of `results.json`, which the caller writes.
+
+    Raises:
+        ParityError: If a file computes something else than its model.
+
+    Example:
+
+    >>> "TFLite int8" in FORMATS
+    True
+    """
+    folder = Path(folder)
+    plans: dict[tuple[str, str], FoldPlan] = {}
+    for entry in FORMATS.values():
+        key = (entry.runtime, entry.precision)
+        if key not in plans:
+            progress(f"planning the fold for {entry.runtime} {entry.precision}")
+            plans[key] = deploy.plan(lowrank, "local", *key, threads=threads)
+            plans[key].save(folder / "plans" / f"{'_'.join(key)}.json")
+    first = plans[("litert", "float32")]
+    first.save(folder / "plan.json")
+    folds = {key: fold(lowrank, plan=plan) for key, plan in plans.items()}
+    folded = folds[("litert", "float32")]
+    trained_cost, dense_cost, folded_cost = map(model_cost, (lowrank, dense, folded))
+    scores = {"dense": accuracy(dense, dataset), "dprp": accuracy(folded, dataset)}
+    images = dataset.x_test[:256].astype("float32")
+    calibration = dataset.x_train[:256].astype("float32")
+    files: list[dict[str, Any]] = []
+    for label, entry in FORMATS.items():
+        rows = []
+        planned = folds[(entry.runtime, entry.precision)]
+        for name, model in (("dense", dense), ("dprp", planned)):
+            progress(f"{label}: {name}")
+            path = folder / f"{name}_{entry.suffix}"
+            export = deploy.export_onnx if entry.runtime == "onnxruntime" else deploy.export_tflite
+            report = export(
+                model,
+                path,
+                quantization=entry.quantization,
+                calibration_data=calibration if entry.quantization == "int8" else None,
+                verification_data=images,
+            )
+            rows.append(
+                {
+                    "model": name,
+                    "format": label,
+                    "file": path.name,
+                    "size_bytes": report.size_bytes,
+                    "accuracy": _file_accuracy(path, dataset),
+                    "max_error": report.max_error,
+                    "top1_agreement": report.top1_agreement,
+                    "verified": report.passed,
+                }
+            )
+        progress(f"{label}: timing")
+        timed = deploy.compare(
+            [folder / row["file"] for row in rows],
+            threads=threads,
+            repeats=repeats,
+            inputs=images[:1],
+        )
+        for row, result, ratio in zip(rows, timed.results, timed.ratios, strict=True):
+            row["latency_ms"] = {
+                "median": result.median_ms,
+                "p10": result.p10_ms,
+                "p90": result.p90_ms,
+            }
+            row["peak_memory_bytes"] = result.peak_memory_bytes
+            if row["model"] == "dprp":
+                row["latency_ratio"] = ratio.ratio
+                row["latency_ratio_interval"] = [ratio.low, ratio.high]
+        files.extend(rows)
+    return {
+        "title": title,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "settings": dict(settings),
+        "data": dataset.description,
+        "headline": _verdict(files, scores, tolerated_loss),
+        "models": [
+            {
+                "name": "dense",
+                "label": "dense baseline",
+                "accuracy": scores["dense"],
+                "parameters": dense_cost.parameters,
+                "macs": dense_cost.macs,
+                "trained_parameters": None,
+            },
+            {
+                "name": "dprp",
+                "label": "DPRP, folded",
+                "accuracy": scores["dprp"],
+                "parameters": folded_cost.parameters,
+                "macs": folded_cost.macs,
+                "trained_parameters": trained_cost.parameters,
+            },
+        ],
+        "files": files,
+        "layers": [
+            {
+                "name": row.name,
+                "type": row.type,
+                "matricization": row.matricization,
+                "full_rank": row.full_rank,
+                "rank": row.rank,
+                "form": row.form,
+                "dense_parameters": row.dense_parameters,
+                "folded_parameters": row.folded_parameters,
+            }
+            for row in choose_forms(lowrank, plan=first)
+        ],
+        "skipped": [{"name": row.name, "reason": row.skipped} for row in summary(lowrank).skipped],
+        "timing": dict(timing or {}),
+    }
+
+
+def _file_accuracy(path: Path, dataset: Dataset, images: int = 500) -> float:
+    """Top-1 accuracy of a file; images that stay on disk come a part at a time."""
+    if not isinstance(dataset.x_test, StreamedImages):
+        return deploy.evaluate_file(path, dataset.x_test, dataset.y_test)
+    correct = 0.0
+    for first in range(0, len(dataset.x_test), images):
+        x, y = (split[first : first + images] for split in (dataset.x_test, dataset.y_test))
+        correct += deploy.evaluate_file(path, x.astype("float32"), y) * len(y)
+    return correct / len(dataset.x_test)
+
+
+def _verdict(
+    files: list[dict[str, Any]], scores: Mapping[str, float], tolerated_loss: float
+) -> dict[str, Any]:
+    """Judge by the float32 TFLite files: smaller, faster beyond the noise, accurate enough."""
+    pair = {row["model"]: row for row in files if row["format"] == "TFLite float32"}
+    dense, lowrank = pair["dense"], pair["dprp"]
+    size = lowrank["size_bytes"] / dense["size_bytes"]
+    low, high = lowrank["latency_ratio_interval"]
+    loss = scores["dense"] - scores["dprp"]
+    checks = [
+        {
+            "name": "smaller",
+            "passed": size < 1,
+            "detail": f"file {size:.2f} x the dense one "
+            f"({lowrank['size_bytes'] / 1000:,.0f} kB, {dense['size_bytes'] / 1000:,.0f} kB)",
+        },
+        {
+            "name": "faster",
+            "passed": high < 1,
+            "detail": f"latency {lowrank['latency_ratio']:.2f} x the dense one "
+            f"(95 % interval {low:.2f} to {high:.2f})",
+        },
+        {
+            "name": "as accurate",
+            "passed": loss <= tolerated_loss,
+            "detail": f"{scores['dprp']:.2%} instead of {scores['dense']:.2%} "
+            f"(tolerated loss {100 * tolerated_loss:g} points)",
+        },
+    ]
+    failed = [check["name"] for check in checks if not check["passed"]]
+    if failed:
+        text = f"The DPRP model is not {' and not '.join(failed)}: see the checks."
+    else:
+        text = (
+            f"The DPRP file is {1 - size:.0%} smaller and {1 - lowrank['latency_ratio']:.0%} "
+            f"faster than the dense one, at {scores['dprp']:.1%} accuracy "
+            f"({scores['dense']:.1%} dense)."
+        )
+    return {"achieved": not failed, "text": text, "checks": checks}

@@ -1,0 +1,280 @@
+"""A rank selection in a folder: its log, plan, plot and models; started or continued alike."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from dprp_tf.conversion.cutting import cut
+from dprp_tf.costs.budget import Budget
+from dprp_tf.costs.latency_table import LatencyTable
+from dprp_tf.data import Dataset, StreamedImages
+from dprp_tf.files.atomic import read_json, remove_leftovers, write_json
+from dprp_tf.files.lock import run_lock
+from dprp_tf.files.settings import require_same_settings
+from dprp_tf.report import save_rank_plan_plot
+from dprp_tf.runs.evaluation import accuracy
+from dprp_tf.runs.progress import Display
+from dprp_tf.runs.training import all_but
+from dprp_tf.selection.compressing import bsr
+from dprp_tf.selection.methods.beam import BeamSearch
+from dprp_tf.selection.methods.similarity import FeatureSimilarity
+from dprp_tf.selection.selecting import select_ranks
+from dprp_tf.selection.selector import Selector
+from dprp_tf.training.fine_tuning import FineTuning
+from dprp_tf.training.saving import load_model, save_model
+
+__all__ = ["SelectionSettings", "select_in_folder"]
+
+_RESULTS = "selection.json"
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """Everything that decides a rank selection; written to its folder.
+
+    Attributes:
+        method: A name of `selection.SELECTORS`, or `"bsr"`.
+        searches: Pairs (step, beams) of `"mbs"`; empty for its own.
+        budget: The bounds.
+        matricization: The decomposition.
+        truncation: `"kernel"`, `"output"`, or None for the method's own.
+        samples: Labelled samples held out of the training split for the selection. Default 256.
+        exclude: Names of layers that stay dense.
+        tuning: Fine-tuning after the cut, and within methods that fine-tune; None for none.
+        regularized_epochs: Epochs of BSR's training before the cut.
+        strength: lambda_0 of that training.
+        seed: Seed of everything random.
+
+    Example:
+
+    >>> SelectionSettings(method="energy", budget=Budget.of(0.5)).samples
+    256
+    """
+
+    method: str
+    budget: Budget
+    searches: tuple[tuple[int, int], ...] = ()
+    matricization: str = "spatial"
+    truncation: str | None = None
+    samples: int = 256
+    exclude: tuple[str, ...] = ()
+    tuning: FineTuning | None = None
+    regularized_epochs: int = 60
+    strength: float = 0.02
+    seed: int = 0
+
+    @property
+    def selector(self) -> Selector | str:
+        """The method of the selection, or of the first step of BSR."""
+        name = "mbs" if self.method == "bsr" else self.method
+        if name == "mbs":
+            pairs = self.searches or ((3, 5),)
+            return BeamSearch(samples=self.samples, searches=pairs)
+        if name == "similarity":
+            # Only a search for an accuracy trains its candidates.
+            drop = self.budget.accuracy_drop
+            return FeatureSimilarity(tuning=None if drop is None else self.tuning)
+        return name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return them as JSON-ready values."""
+        return {
+            "method": self.method,
+            "searches": [list(pair) for pair in self.searches],
+            "budget": self.budget.as_dict(),
+            "matricization": self.matricization,
+            "truncation": self.truncation,
+            "samples": self.samples,
+            "exclude": list(self.exclude),
+            "tuning": None if self.tuning is None else self.tuning.identity,
+            "regularized_epochs": self.regularized_epochs,
+            "strength": self.strength,
+            "seed": self.seed,
+        }
+
+
+def select_in_folder(
+    folder: str | os.PathLike[str],
+    model: keras.Model,
+    dataset: Dataset,
+    settings: SelectionSettings,
+    *,
+    latency: LatencyTable | None = None,
+    layers: Callable[[keras.layers.Layer], bool] | None = None,
+    display: Display | None = None,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Choose ranks, cut the model, fine-tune it if asked, and write all of it to a folder.
+
+    The folder gets `candidates.jsonl` (every candidate, as it is evaluated), `rank_plan.json` (the
+    `RankPlan`), `rank_plan.png`, `cut.keras` (plain layers, not fine-tuned), with fine-tuning
+    `model.keras` (where the search itself fine-tunes, the model that met the accuracy), and
+    `selection.json` with the accuracies on the test split, which is used for nothing else.
+
+    Args:
+        folder: The folder; the same call goes on in it after an interruption.
+        model: The dense, trained model.
+        dataset: Its data.
+        settings: What to do.
+        latency: A latency table, for a budget in milliseconds.
+        layers: Says which layers may be cut. Default: all that can be but `settings.exclude`.
+        display: Where progress is shown.
+        fresh: Whether to discard what the folder holds.
+
+    Returns:
+        What `selection.json` holds.
+
+    Raises:
+        BudgetError: If no ranks meet the budget.
+        ValueError: If the folder is of another selection, or a setting is unusable.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with run_lock(place):
+        remove_leftovers(place)
+        _same_settings(place, settings, fresh)
+        try:
+            return _run(
+                place, model, dataset, settings, latency, layers, display or Display(quiet=True)
+            )
+        except ValueError:
+            # Other settings may be tried in the same folder, if nothing came of these.
+            log = place / "candidates.jsonl"
+            empty = not log.exists() or len(log.read_bytes().splitlines()) == 1
+            if empty and not (place / "rank_plan.json").exists():
+                log.unlink(missing_ok=True)
+                (place / _CONFIG).unlink(missing_ok=True)
+            raise
+
+
+def _run(
+    place: Path,
+    model: keras.Model,
+    dataset: Dataset,
+    settings: SelectionSettings,
+    latency: LatencyTable | None,
+    layers: Callable[[keras.layers.Layer], bool] | None,
+    display: Display,
+) -> dict[str, Any]:
+    held_out, rest = _held_out(dataset, settings.samples, settings.seed)
+    options: dict[str, Any] = {
+        "matricization": settings.matricization,
+        "layers": layers or all_but(model, settings.exclude),
+        "truncation": settings.truncation,
+        "latency": latency,
+        "progress": display.search("choosing ranks"),
+        "seed": settings.seed,
+    }
+    tuning, tuned, selector = settings.tuning, None, settings.selector
+    if isinstance(selector, FeatureSimilarity):
+        # An interrupted training of a candidate goes on.
+        selector = replace(selector, folder=place / "similarity")
+    if settings.method == "bsr":
+        first = replace(tuning or FineTuning(), epochs=settings.regularized_epochs)
+        found = bsr(
+            model,
+            settings.budget,
+            held_out,
+            rest,
+            search=selector,
+            strength=settings.strength,
+            regularized=first,
+            tuning=tuning or FineTuning(epochs=30),
+            folder=place,
+            callbacks=[display.training("training", first.epochs)],
+            **options,
+        )
+        plan, tuned = found.plan, found.model
+    else:
+        plan = select_ranks(
+            model,
+            selector,
+            settings.budget,
+            held_out,
+            train=rest,
+            log=place / "candidates.jsonl",
+            **options,
+        )
+        plan.save(place / "rank_plan.json")
+        if isinstance(selector, FeatureSimilarity) and selector.tuning is not None:
+            # The search trained what it chose; where it chose the model itself, nothing is to do.
+            assert selector.tuned_path is not None
+            tuned = load_model(selector.tuned_path) if selector.tuned_path.exists() else model
+    small = cut(model, plan, held_out[0] if plan.truncation == "output" else None)
+    save_model(small, place / "cut.keras")
+    display.step("evaluating")
+    results = {
+        "settings": settings.as_dict(),
+        "data": dataset.description,
+        "shares": plan.shares,
+        "accuracy": {"dense": accuracy(model, dataset), "cut": accuracy(small, dataset)},
+    }
+    if tuned is None and tuning is not None:
+        tuned = small
+        tuning.fit(
+            tuned,
+            rest,
+            callbacks=[display.training("fine-tuning", tuning.epochs)],
+            folder=place / "tuned",
+        )
+    if tuned is not None:
+        save_model(tuned, place / "model.keras")
+        results["accuracy"]["tuned"] = accuracy(tuned, dataset)
+    write_json(place / _RESULTS, results)
+    save_rank_plan_plot(plan, place / "rank_plan.png")
+    display.finish()
+    return results
+
+
+def _held_out(
+    dataset: Dataset, samples: int, seed: int
+) -> tuple[tuple[np.ndarray, np.ndarray], Dataset]:
+    """Take labelled samples out of the training split; return them and the data set without."""
+    count = len(dataset.x_train)
+    if not 1 <= samples < count:
+        raise ValueError(
+            f"`samples` must lie in 1..{count - 1}, some of the training images. "
+            f"Received: samples={samples}"
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    taken, left = np.sort(order[:samples]), np.sort(order[samples:])
+    x = np.asarray(dataset.x_train[taken], dtype=np.float32)
+    images = dataset.x_train
+    # Indexed, those on disk would all be read.
+    kept = images.subset(left) if isinstance(images, StreamedImages) else images[left]
+    rest = replace(dataset, x_train=kept, y_train=dataset.y_train[left])
+    return (x, dataset.y_train[taken]), rest
+
+
+def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> None:
+    path = place / _CONFIG
+    if fresh:
+        # A training run's `model.keras` may be the only copy of the model to cut.
+        if path.exists() and "matricization" not in dict(read_json(path)):
+            raise ValueError(
+                f"`folder` must be new or hold a selection. Received: {place}, which holds "
+                "something else; use another folder."
+            )
+        for name in (
+            "candidates.jsonl",
+            "bsr.json",
+            "rank_plan.json",
+            "rank_plan.png",
+            "cut.keras",
+            "model.keras",
+            _RESULTS,
+        ):
+            (place / name).unlink(missing_ok=True)
+        for name in ("regularized", "tuned", "similarity"):
+            shutil.rmtree(place / name, ignore_errors=True)
+        path.unlink(missing_ok=True)
+    require_same_settings(path, settings.as_dict(), "a selection")

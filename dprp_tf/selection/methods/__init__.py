@@ -1,0 +1,3 @@
+"""Each way to choose ranks, one a file."""
+
+__all__: list[str] = []

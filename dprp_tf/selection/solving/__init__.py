@@ -1,0 +1,3 @@
+"""From losses and costs per layer to ranks that keep a budget."""
+
+__all__: list[str] = []

@@ -1,0 +1,200 @@
+"""A loss that a callback adds to a plain model's own for the time of one `fit`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from dprp_tf.keras_internals.added_metrics import add_metric, added_metrics, remove_metric
+from dprp_tf.keras_internals.compiled import sync
+
+__all__ = ["AddedLoss", "assign_copy"]
+
+# What a model with added losses has of its own in place of its class's.
+_WRAPPED = ("compute_loss", "fit")
+
+
+class AddedLoss(keras.metrics.Metric):
+    """A term that joins a model's loss in training while it is attached: strength * value().
+
+    A metric, because Keras carries a metric's variables through the compiled train step of every
+    backend and keeps them out of the model's weights and files. So what changes between steps
+    (the strength, arrays given to `hold`) is assigned without tracing anything anew, and nothing
+    is left of it in the model afterwards. The logs of training get the mean of `value()` under
+    the metric's name, and the strength; validation has neither the term nor its logs.
+
+    A subclass keeps the model's own variables out of its attributes, lists and tuples: Keras takes
+    every variable there for the metric's, and JAX would get it twice.
+
+    A training that ends by an exception leaves the term attached; the next `fit` of the model
+    takes it off before it begins.
+
+    Args:
+        name: Name of the mean of `value()` in the logs.
+        strength_name: Name of the strength in the logs; None leaves it out.
+    """
+
+    def __init__(self, name: str, strength_name: str | None = None) -> None:
+        super().__init__(name=name, dtype="float32")
+        self._strength_name = strength_name
+        self._model: keras.Model | None = None
+        self._total = self.add_variable((), "zeros", name="total")
+        self._count = self.add_variable((), "zeros", name="count")
+        self.strength = keras.Variable(0.0, trainable=False, name=f"{name}_strength")
+        self._logged = True
+        self.evaluating = False
+
+    @abstractmethod
+    def value(self) -> Any:
+        """Return the term without its strength, a float32 scalar; runs inside the train step."""
+
+    def hold(self, array: Any) -> keras.Variable:
+        """Return a new variable that starts at this array and is carried through the train step.
+
+        Args:
+            array: What it holds at first; later values are assigned to it between steps.
+
+        Returns:
+            The variable, float32.
+        """
+        values = np.asarray(array, dtype=np.float32)
+        variable = keras.Variable(values, trainable=False, name=f"{self.name}_held")
+        self._tracker.add_to_store("variables", variable)
+        return variable
+
+    @property
+    def attached(self) -> bool:
+        """Whether the term is part of a model's loss now."""
+        return self._model is not None and any(term is self for term in _terms(self._model))
+
+    def attach(self, model: keras.Model) -> None:
+        """Make the term part of the model's loss in training.
+
+        Args:
+            model: A compiled Keras model.
+
+        Raises:
+            RuntimeError: If it is part of a model's loss already.
+        """
+        if self.attached:
+            raise RuntimeError(
+                f"The added loss {self.name!r} is part of a model's loss already: detach it first."
+            )
+        sync(model)
+        add_metric(model, self)
+        self._model = model
+        if not _is_wrapped(model):
+            _wrap(model)
+        model.make_train_function(force=True)
+
+    def detach(self) -> None:
+        """Take the term out of the model's loss again; nothing happens if it is not in there."""
+        model = self._model
+        if model is None or not self.attached:
+            return
+        self._model = None
+        sync(model)
+        remove_metric(model, self)
+        if not _terms(model):
+            _unwrap(model)
+        model.make_train_function(force=True)
+
+    def joined(self, total: Any, model: keras.Model, count: Any, training: bool) -> Any:
+        """Return a loss with the term, and note the term's value; runs inside the train step.
+
+        Args:
+            total: The loss so far, a scalar.
+            model: The model whose loss it is.
+            count: Samples in the batch.
+            training: Whether this is a train step.
+
+        Returns:
+            The loss, a scalar.
+        """
+        self._logged = training and not self.evaluating
+        if not self._logged:
+            return total
+        value = ops.cast(self.value(), "float32")
+        seen, count = ops.stop_gradient(value), ops.cast(count, "float32")
+        self._total.assign(self._total + seen * count)
+        self._count.assign(self._count + count)
+        strength = ops.cast(self.strength, "float32")
+        return ops.add(total, model._aggregate_additional_loss(strength * value))
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: `joined` notes what is to be noted."""
+
+    def result(self) -> dict[str, Any]:
+        """Return what the logs get: in training the mean value and the strength."""
+        if not self._logged or self.evaluating:
+            return {}
+        logs = {self.name: ops.divide_no_nan(self._total, self._count)}
+        if self._strength_name is not None:
+            # The product is a value of its own: JAX donates a variable's buffer to the next step.
+            logs[self._strength_name] = 1.0 * ops.cast(self.strength, "float32")
+        return logs
+
+    def reset_state(self) -> None:
+        """Begin the mean anew, as Keras does at each epoch's beginning; the rest stays."""
+        for variable in (self._total, self._count):
+            variable.assign(ops.zeros((), "float32"))
+
+
+def assign_copy(variable: keras.Variable, array: Any) -> None:
+    """Assign a NumPy array to a variable between two steps of a training.
+
+    JAX may use the memory of a NumPy array as it is, and a train step writes into the buffers of
+    its state: the variable gets one of its own.
+
+    Args:
+        variable: The variable.
+        array: Its new value.
+    """
+    variable.assign(ops.copy(ops.convert_to_tensor(array, dtype=variable.dtype)))
+
+
+def _terms(model: keras.Model) -> list[AddedLoss]:
+    return [metric for metric in added_metrics(model) if isinstance(metric, AddedLoss)]
+
+
+def _is_wrapped(model: keras.Model) -> bool:
+    return hasattr(vars(model).get("compute_loss"), "replaced")
+
+
+def _wrap(model: keras.Model) -> None:
+    """Let this one model's loss have its terms; its class, and other models of it, stay as is."""
+    own = {name: vars(model)[name] for name in _WRAPPED if name in vars(model)}
+    compute_loss = model.compute_loss
+
+    def with_terms(
+        x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **kwargs: Any
+    ) -> Any:
+        total = compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
+        samples = keras.tree.flatten(y_pred if x is None else x)
+        count = ops.shape(next(array for array in samples if array is not None))[0]
+        for term in _terms(model):
+            total = term.joined(total, model, count, kwargs.get("training", True))
+        return total
+
+    def fit(*args: Any, **kwargs: Any) -> Any:
+        # A training that ended otherwise than by its end has left its terms.
+        for term in _terms(model):
+            term.detach()
+        return model.fit(*args, **kwargs)
+
+    marked: Any = with_terms
+    marked.replaced = own
+    model.compute_loss = with_terms
+    model.fit = fit
+
+
+def _unwrap(model: keras.Model) -> None:
+    replaced: dict[str, Any] = vars(model)["compute_loss"].replaced
+    for name in _WRAPPED:
+        delattr(model, name)
+        if name in replaced:
+            setattr(model, name, replaced[name])

@@ -1,0 +1,207 @@
+"""What the comparison methods have in common: they train a dense model and end in ranks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from dprp_tf.decomposition import MATRICIZATIONS, Factors, decompose, dematricize, matricize
+from dprp_tf.decomposition.threads import threads_for
+from dprp_tf.keras_internals.compiled import sync
+from dprp_tf.keras_internals.strategies import strategy_scope
+from dprp_tf.training.added_loss import AddedLoss, assign_copy
+from dprp_tf.training.trained_kernels import kernel_values, trained_kernels
+
+__all__ = ["LowRankTraining", "fraction", "positive", "weight"]
+
+
+class LowRankTraining(keras.callbacks.Callback):
+    """Train a plain dense model towards low rank in `fit`, and cut its kernels at the end.
+
+    When the training ends, `ranks` holds a rank for every layer and the kernels have it, so that
+    `dprp_tf.factorize(model, matricization, ranks=callback.ranks)` computes what the model does.
+
+    Args:
+        matricization: `"spatial"`, `"channel"` (the sources') or `"separable"`; give `factorize`
+            the same.
+        layers: Names or paths of the layers to compress; None: every one that `factorize` could
+            replace. Frozen layers are left alone.
+
+    Attributes:
+        ranks: Rank by layer key; empty until a training has ended.
+
+    Raises:
+        ValueError: If `matricization` is unknown; in training, if a layer is not there or has no
+            kernel to compress.
+    """
+
+    def __init__(self, matricization: str, layers: Iterable[str] | None) -> None:
+        super().__init__()
+        if matricization not in MATRICIZATIONS:
+            raise ValueError(
+                f"`matricization` must be one of {MATRICIZATIONS}. "
+                f"Received: matricization={matricization!r}"
+            )
+        self.matricization = matricization
+        given = (layers,) if isinstance(layers, str) else layers
+        self.layer_names = None if given is None else tuple(given)
+        self.ranks: dict[str, int] = {}
+        self._layers: dict[str, keras.layers.Layer] = {}
+        self._epoch: int | None = None
+        self._added: AddedLoss | None = None
+
+    def added_loss(self) -> AddedLoss | None:
+        """Return what joins the model's loss during the training; None for nothing."""
+        return None
+
+    @abstractmethod
+    def end_epoch(self, epoch: int) -> None:
+        """Do what is due after an epoch's last step, before its validation."""
+
+    @abstractmethod
+    def choose_rank(self, key: str, s: NDArray[np.floating]) -> int:
+        """Return the rank to cut a layer to when the training ends.
+
+        Args:
+            key: The layer's key.
+            s: Its singular values, descending.
+
+        Returns:
+            The rank, 1 to the number of values.
+        """
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._layers = trained_kernels(self.model, self.layer_names)
+        self.ranks = {}
+        self._epoch = None
+        with strategy_scope(self.model):
+            self._added = self.added_loss()
+        if self._added is not None:
+            self._added.attach(self.model)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        sync(self.model)
+        if self._added is not None:
+            self._added.detach()
+        for key in self._layers:
+            factors = self.decomposed(key)
+            self.ranks[key] = self.choose_rank(key, factors.s)
+            self.put(key, factors.truncated(self.ranks[key]).matrix())
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        # fit() validates after an epoch's last step: what is validated is what goes on.
+        self._end_once()
+        if self._added is not None:
+            self._added.evaluating = True
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._added is not None:
+            self._added.evaluating = False
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._end_once()
+
+    def _end_once(self) -> None:
+        if self._epoch is not None:
+            epoch, self._epoch = self._epoch, None
+            sync(self.model)
+            self.end_epoch(epoch)
+
+    def matrix(self, key: str) -> NDArray[np.floating]:
+        """Return a layer's matricized kernel (h, w) as it is now, float32."""
+        kernel = kernel_values(key, self._layers[key])
+        matrix: NDArray[np.floating] = matricize(kernel, self.matricization)
+        return matrix
+
+    def decomposed(self, key: str) -> Factors:
+        """Return the SVD of a layer's matricized kernel as it is now."""
+        matrix = self.matrix(key)
+        with threads_for(matrix.shape):
+            return decompose(matrix)
+
+    def folded(self, key: str, matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return a matrix (h, w) in the shape of a layer's kernel."""
+        shape = tuple(self._layers[key].kernel.shape)
+        kernel: NDArray[np.floating] = dematricize(matrix, shape, self.matricization)
+        return kernel
+
+    def put(self, key: str, matrix: NDArray[np.floating]) -> None:
+        """Make a matrix (h, w) the layer's matricized kernel."""
+        assign_copy(self._layers[key].kernel, self.folded(key, matrix))
+
+
+def fraction(name: str, value: float) -> float:
+    """Return an argument that must lie in [0, 1).
+
+    Args:
+        name: Its name, for the message.
+        value: Its value.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it lies outside.
+
+    Example:
+
+    >>> fraction("discarded_energy", 0.02)
+    0.02
+    """
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"`{name}` must lie in [0, 1). Received: {name}={value}")
+    return float(value)
+
+
+def weight(name: str, value: float) -> float:
+    """Return an argument that must be a finite number of 0 or more.
+
+    Args:
+        name: Its name, for the message.
+        value: Its value.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is not.
+
+    Example:
+
+    >>> weight("strength", 0.5)
+    0.5
+    """
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be 0 or more and finite. Received: {value}")
+    return float(value)
+
+
+def positive(name: str, value: int) -> int:
+    """Return an argument that must be an integer of 1 or more.
+
+    Args:
+        name: Its name, for the message.
+        value: Its value.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is not.
+
+    Example:
+
+    >>> positive("frequency", 3)
+    3
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of 1 or more. Received: {name}={value!r}")
+    return value

@@ -1,0 +1,565 @@
+"""A model that trains its ranks: the losses of DPRP inside Keras' own train step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from dprp_tf.keras_internals.compiled import sync
+from dprp_tf.keras_internals.optimizers import (
+    exclude_from_weight_decay,
+    inner_optimizer,
+    momentum_slots,
+)
+from dprp_tf.keras_internals.seeds import seed_states, set_seed_states
+from dprp_tf.layers import SVDLayer, factorized_keys, low_rank_layers, plain_ranks, stored_ranks
+from dprp_tf.training import regularizers
+from dprp_tf.training.divergence import DivergenceError, DivergenceGuard
+from dprp_tf.training.failure_record import (
+    Block,
+    FailureRecord,
+    Label,
+    all_finite,
+    gather_evidence,
+    own_loss_names,
+    record_size,
+)
+from dprp_tf.training.replicas import chief_arrays, from_first_replica, replica_count
+from dprp_tf.training.resizing import set_ranks, start_averages
+from dprp_tf.training.retraction import TrainedFactors, turn, turn_shapes, turns
+from dprp_tf.training.settings import DPRPSettings
+
+__all__ = ["DPRPModel"]
+
+
+# What a `DPRPModel` logs beside the compiled metrics; each is better the lower it is.
+_FALLING = ("app_loss", "orth_loss", "sort_loss", "comp_loss", "total_rank", "parameters")
+
+
+# Key, before its number, of a random state in the model's files.
+_SEED_STATE = "seed_state_"
+
+
+@keras.saving.register_keras_serializable(package="dprp_tf")
+class DPRPModel(keras.Model):
+    """A functional model that trains the factors of its SVD layers with the losses of DPRP.
+
+    Made by `dprp_tf.factorize`; compiled, trained, saved and loaded as any Keras model. Besides
+    the compiled metrics it logs `app_loss` (the compiled loss alone), `orth_loss`, `sort_loss`,
+    `comp_loss` (unweighted means over the layers) and, at each epoch's end, `total_rank` and
+    `parameters`; `loss` is the weighted total, plus the model's own regularizers. In evaluation
+    `loss` leaves the three structural terms out.
+
+    Args:
+        inputs: As `keras.Model`.
+        outputs: As `keras.Model`.
+        name: As `keras.Model`.
+        **kwargs: As `keras.Model`.
+
+    Source: DPRP (arXiv 2401.08014) III-C.
+
+    Example:
+
+    >>> inputs = keras.Input((6, 6, 3))
+    >>> from dprp_tf.layers import SVDConv2D
+    >>> model = DPRPModel(inputs, SVDConv2D(4, 3, name="first")(inputs))
+    >>> model.ranks
+    {'first': 9}
+    """
+
+    def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any) -> None:
+        settings = kwargs.pop("settings", None)
+        super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
+        self._terms = {
+            term: keras.metrics.Mean(name=f"{term}_loss")
+            for term in ("app", "orth", "sort", "comp")
+        }
+        # The smoothed norm follows the learning rate; a train step can't read the optimizer's own
+        # variable on every backend, so a callback of fit() copies it here before each epoch.
+        self._evaluating = False
+        self._learning_rate = keras.Variable(0.0, trainable=False, name="learning_rate_copy")
+        self._failures = FailureRecord(record_size(self))
+        self.settings = DPRPSettings() if settings is None else settings
+
+    @property
+    def failure_record(self) -> FailureRecord:
+        """What the train step notes the first time in an epoch that its loss is not finite."""
+        return self._failures
+
+    @property
+    def settings(self) -> DPRPSettings:
+        """The `DPRPSettings` in force; assign before `compile`."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: DPRPSettings) -> None:
+        if not isinstance(settings, DPRPSettings):
+            raise ValueError(f"`settings` must be a DPRPSettings. Received: {settings!r}")
+        self._settings = settings
+        for layer in low_rank_layers(self):
+            layer.balanced_gradients = settings.structure == "retraction"
+
+    @property
+    def low_rank_layers(self) -> list[SVDLayer]:
+        """The SVD layers in model order."""
+        return low_rank_layers(self)
+
+    @property
+    def ranks(self) -> dict[str, int | tuple[int, ...]]:
+        """The rank of each SVD layer, and the pair of each Tucker layer, by name.
+
+        By path where layers share a name. `total_rank` in the logs counts SVD layers alone, whose
+        ranks training can change.
+        """
+        return {key: plain_ranks(layer.ranks) for key, layer in factorized_keys(self).items()}
+
+    def rank_logs(self) -> dict[str, int]:
+        """Return `total_rank` and `parameters` (trainable weights) as they are now."""
+        return {
+            "total_rank": sum(int(layer.rank or 0) for layer in low_rank_layers(self)),
+            "parameters": sum(math.prod(w.shape) for w in self.trainable_weights),
+        }
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Configure the model for training, as `keras.Model.compile`.
+
+        With `structure="retraction"`, U and V are left out of the optimizer's own (decoupled)
+        weight decay: the retraction moves their lengths into s, so s would decay three times.
+        """
+        super().compile(*args, **kwargs)
+        if self.settings.structure == "retraction" and self.optimizer is not None:
+            exclude_from_weight_decay(
+                self.optimizer,
+                [value for layer in low_rank_layers(self) for value in (layer.u, layer.v)],
+            )
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as the model was when it was saved, as `keras.Model.compile_from_config`."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Set all weights, as `keras.Model.set_weights`, taking over the ranks they have.
+
+        So `EarlyStopping(restore_best_weights=True)` gives back the ranks of the best epoch. The
+        optimizer's slots of a layer whose rank changes begin anew, at zero.
+
+        Args:
+            weights: What `get_weights` gave, at these ranks or at others.
+
+        Raises:
+            ValueError: If the number or a shape does not fit this model at any rank.
+        """
+        own = self.weights
+        changed: list[SVDLayer] = []
+        if len(own) == len(weights):
+            place = {id(variable): index for index, variable in enumerate(own)}
+            ranks: dict[SVDLayer, int] = {}
+            for layer in low_rank_layers(self):
+                factors = (layer.u, layer.s, layer.v)
+                if _fits(layer, [weights[place[id(v)]] for v in factors]):
+                    ranks[layer] = int(np.shape(weights[place[id(layer.s)]])[-1])
+            # All shapes before any change: emptied factors must not be left behind.
+            fitting = {id(v) for layer in ranks for v in (layer.u, layer.s, layer.v)}
+            for variable, value in zip(own, weights, strict=True):
+                if id(variable) not in fitting and np.shape(value) != tuple(variable.shape):
+                    raise ValueError(
+                        "`weights` must have the shapes of this model's, at some rank. Received: "
+                        f"shape {np.shape(value)} for {variable.path} of shape "
+                        f"{tuple(variable.shape)}"
+                    )
+            changed = set_ranks(self, ranks)
+        super().set_weights(weights)
+        start_averages(self, changed)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save what is the model's own, and the random states of its layers beside it."""
+        super().save_own_variables(store)
+        for index, state in enumerate(seed_states(self)):
+            store[f"{_SEED_STATE}{index}"] = np.asarray(state, dtype=np.int64)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` saved; a file without random states keeps the model's."""
+        # Keras' own stores have keys() and no iteration.
+        found = {key: store[key] for key in store.keys()}  # noqa: SIM118
+        super().load_own_variables(
+            {key: value for key, value in found.items() if not key.startswith(_SEED_STATE)}
+        )
+        states = [found[key] for key in sorted(found, key=_place) if key.startswith(_SEED_STATE)]
+        # Of another dropout rate, say: states of other layers are of no use, the weights are.
+        if len(states) == len(seed_states(self)):
+            set_seed_states(self, [np.asarray(state).tolist() for state in states])
+
+    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """Load weights, as `keras.Model.load_weights`, taking over the ranks the file holds.
+
+        So what `ModelCheckpoint` and `BackupAndRestore` saved after the ranks fell goes back into
+        the model as it was built, optimizer slots included.
+
+        Args:
+            filepath: A `.weights.h5`, `.weights.json` or `.keras` file of this model.
+            skip_mismatch: As `keras.Model.load_weights`. Default False.
+            **kwargs: As `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: If the file does not fit this model at any rank.
+        """
+        with stored_ranks() as ranks, warnings.catch_warnings():
+            # What does not fit, such as slots of other ranks, is the second reading's to report.
+            warnings.simplefilter("ignore")
+            super().load_weights(filepath, skip_mismatch=True, **kwargs)
+        changed = set_ranks(self, ranks)
+        try:
+            super().load_weights(filepath, skip_mismatch, **kwargs)
+        finally:
+            start_averages(self, changed)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Train, as `keras.Model.fit`, with `total_rank` and `parameters` in each epoch's logs.
+
+        Raises:
+            DivergenceError: If a step's loss or a weight after an epoch is not finite. With a
+                `keras.callbacks.TerminateOnNaN` among the callbacks, that one ends the training
+                and a warning says what the error would.
+        """
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+            callbacks = self.training_callbacks([c for c in given if c is not None])
+        try:
+            return super().fit(
+                x=x,
+                y=y,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                **kwargs,
+            )
+        except DivergenceError as error:
+            # Raised where the record could not be read: beside a step that may be running.
+            raise error.completed() from error.__cause__
+
+    def training_callbacks(
+        self, callbacks: list[keras.callbacks.Callback]
+    ) -> list[keras.callbacks.Callback]:
+        """Return the callbacks of a training with the model's own around them.
+
+        Args:
+            callbacks: The user's.
+
+        Returns:
+            First one that logs the ranks, so that every callback finds them, and a
+            `DivergenceGuard`, before any that could write a broken state; last one that copies
+            the learning rate, when a schedule has set it.
+        """
+        for callback in callbacks:
+            _settle_direction(callback)
+        guards = [c for c in callbacks if isinstance(c, DivergenceGuard)]
+        others = [c for c in callbacks if not isinstance(c, DivergenceGuard)]
+        if not guards:
+            # Who asks Keras to end the training quietly gets that.
+            quiet = any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in callbacks)
+            guards = [DivergenceGuard(raise_error=not quiet)]
+        guards[0].watch(others)
+        return [_RankLogger(), *guards, *others, _LearningRateCopy()]
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Return the total loss and record each term; see the class."""
+        total = super().compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+        )
+        own = [self._aggregate_additional_loss(loss) for loss in self.losses]
+        count = ops.shape(keras.tree.flatten(x)[0])[0]
+        app = total - sum(own[1:], own[0]) if own else total
+        self._terms["app"].update_state(app * replica_count(), sample_weight=count)
+        if not training:
+            return total
+        layers, by_layer = self._layer_losses()
+        terms = _means(by_layer, len(layers))
+        for name, value in terms.items():
+            self._terms[name].update_state(ops.stop_gradient(value), sample_weight=count)
+        settings = self.settings
+        weighted = settings.compression_weight * terms["comp"]
+        if settings.structure != "retraction":
+            weighted = weighted + settings.structure_weight * (
+                settings.orthogonality_weight * terms["orth"]
+                + settings.sorting_weight * terms["sort"]
+            )
+        total = total + self._aggregate_additional_loss(weighted)
+
+        def gather() -> list[Block]:
+            # An infinite regularizer must not make the compiled loss look like one: inf - inf.
+            regular = ops.isfinite(sum(own[1:], own[0])) if own else True
+            labels = [Label("term", None, "app")]
+            labels += [Label("term", *name) for name in own_loss_names(self, len(own))]
+            scalars = [ops.where(regular, app, ops.zeros_like(app)), *own]
+            blocks: list[Block] = [(labels, ops.stack([ops.cast(v, "float32") for v in scalars]))]
+            counted = ["comp"] if settings.structure == "retraction" else ["orth", "sort", "comp"]
+            blocks += [
+                ([Label("term", layer.name, name) for layer in layers], by_layer[name])
+                for name in counted
+            ]
+            batch = {"inputs": x, "labels": y, "predictions": y_pred}
+            return blocks + gather_evidence(self, **batch, sample_weight=sample_weight)
+
+        # The factors show in the terms; biases and normalizations are one vector.
+        vectors = [ops.cast(w, "float32") for w in self.trainable_variables if len(w.shape) == 1]
+        vectors = [ops.concatenate(vectors)] if vectors else []
+        self._failures.observe(all_finite([total, list(terms.values()), vectors]), gather, x)
+        return total
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Return the metrics by name; in evaluation without the terms not computed there."""
+        result = super().get_metrics_result()
+        result.pop(self._failures.name, None)
+        if self._evaluating:
+            for term in ("orth", "sort", "comp"):
+                result.pop(f"{term}_loss", None)
+        return result
+
+    def structural_losses(self) -> dict[str, Any]:
+        """Return the unweighted means over the layers: `orth` (Eq. 10), `sort` (11), `comp` (12).
+
+        Returns:
+            Three float32 scalars; zeros if every SVD layer is frozen.
+        """
+        layers, by_layer = self._layer_losses()
+        return _means(by_layer, len(layers))
+
+    def _layer_losses(self) -> tuple[list[SVDLayer], dict[str, Any]]:
+        """Return the layers that train and their own terms, each of shape (layers,)."""
+        layers: list[SVDLayer] = []
+        terms: dict[str, list[Any]] = {"orth": [], "sort": [], "comp": []}
+        by_rank: dict[int, list[SVDLayer]] = {}
+        for layer in low_rank_layers(self):
+            if layer.trainable:
+                by_rank.setdefault(int(layer.rank or 0), []).append(layer)
+        settings, count = self.settings, sum(len(group) for group in by_rank.values())
+        for rank, group in by_rank.items():
+            layers += group
+            # n layers of equal rank: s (n, r), Gram matrices (2n, r, r)
+            s = ops.stack([ops.cast(layer.s, "float32") for layer in group])
+            gram = ops.stack(
+                [regularizers.gram_matrix(q) for layer in group for q in (layer.u, layer.v)]
+            )
+            softening: Any = 0.0
+            if settings.structure == "smoothed":
+                strength = settings.structure_weight * settings.orthogonality_weight
+                softening = 2.0 * self._learning_rate * strength / (count * rank**2)
+            # u and v of a layer stand side by side: (2n,) -> (n, 2) -> (n,)
+            errors = ops.reshape(regularizers.gram_error(gram, softening), (len(group), 2))
+            terms["orth"].append(ops.sum(errors, axis=-1))
+            terms["sort"].append(regularizers.sorting(s))
+            compression = settings.compression
+            terms["comp"].append(
+                ops.zeros((len(group),), "float32") if compression is None else compression(s)
+            )
+        if not layers:
+            return layers, {name: ops.zeros((0,), "float32") for name in terms}
+        return layers, {name: ops.concatenate(parts) for name, parts in terms.items()}
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, as `keras.Model.evaluate`."""
+        # Keras takes the figures of all replicas if these have the names of the last step's.
+        with self._evaluation():
+            return super().evaluate(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        before, self._evaluating = self._evaluating, True
+        try:
+            yield
+        finally:
+            self._evaluating = before
+
+    def test_step(self, *args: Any) -> Any:
+        """Run Keras' own test step, whose metrics leave out what is not computed there."""
+        # Around the step, so that it holds while tracing, whoever calls it.
+        with self._evaluation():
+            return super().test_step(*args)
+
+    def train_step(self, *args: Any) -> Any:
+        """Run Keras' own train step, then restore the factors' structure if that is due."""
+        result = super().train_step(*args)
+        layers = [layer for layer in low_rank_layers(self) if layer.trainable]
+        if self.settings.structure != "retraction" or not layers:
+            return result
+        if keras.backend.backend() == "tensorflow":
+            self._retract_in_place(layers)
+            return result
+        logs, (trainable, non_trainable, optimizer, metrics) = result
+        trainable, optimizer = self._retract_state(layers, list(trainable), list(optimizer))
+        return logs, (trainable, non_trainable, optimizer, metrics)
+
+    def restore_structure(self) -> None:
+        """Re-factorize the SVD layers that train, now: the kernels stay, the structure is exact.
+
+        `RankPruning` calls it before it reads the singular values, which are only those of the
+        kernels while U and V are orthonormal. Momentum is carried along.
+        """
+        sync(self)
+        layers = [layer for layer in low_rank_layers(self) if layer.trainable]
+        variables = self._factor_variables(layers)
+        groups = _read(variables)
+        found = [ops.convert_to_numpy(matrix) for matrix in turns(_factors(groups))]
+        matrices = [ops.convert_to_tensor(matrix) for matrix in chief_arrays(self, found)]
+        _assign(variables, _turned(groups, matrices))
+
+    def _retract_in_place(self, layers: list[SVDLayer]) -> None:
+        variables = self._factor_variables(layers)
+        iterations = inner_optimizer(self.optimizer).iterations
+        _assign(variables, self._retracted_if_due(_read(variables), iterations))
+
+    def _retract_state(
+        self, layers: list[SVDLayer], trainable: list[Any], optimizer: list[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        home = {id(v): (trainable, i) for i, v in enumerate(self.trainable_variables)}
+        home.update({id(v): (optimizer, i) for i, v in enumerate(self.optimizer.variables)})
+        places = [[home[id(v)] for v in group] for group in self._factor_variables(layers)]
+        iterations = inner_optimizer(self.optimizer).iterations
+        container, index = home[id(iterations)]
+        groups = [[state[i] for state, i in group] for group in places]
+        values = self._retracted_if_due(groups, container[index])
+        for (state, i), value in zip([p for g in places for p in g], values, strict=True):
+            state[i] = value
+        return trainable, optimizer
+
+    def _retracted_if_due(self, groups: list[list[Any]], iterations: Any) -> list[Any]:
+        """Return the values of all groups in one list, retracted every so many iterations."""
+        period = self.settings.retraction_period
+        if period == 1:
+            return _retracted(groups)
+        due = ops.equal(ops.mod(iterations, period), 0)
+
+        def unchanged() -> list[Any]:
+            return [value for group in groups for value in group]
+
+        if replica_count() == 1:
+            return ops.cond(due, lambda: _retracted(groups), unchanged)
+        # Replicas can't exchange anything inside a branch.
+        factors = _factors(groups)
+        matrices = ops.cond(
+            due,
+            lambda: turns(factors),
+            lambda: [ops.zeros(shape, "float32") for shape in turn_shapes(factors)],
+        )
+        matrices = from_first_replica(matrices)
+        return ops.cond(due, lambda: _turned(groups, matrices), unchanged)
+
+    def _factor_variables(self, layers: list[SVDLayer]) -> list[list[keras.Variable]]:
+        """Return per layer its u, s, v, followed by their momentum slots where there are any."""
+        groups = []
+        for layer in layers:
+            factors = [layer.u, layer.s, layer.v]
+            groups.append(factors + momentum_slots(self.optimizer, factors))
+        return groups
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the functional model's config and the settings."""
+        policy = keras.saving.serialize_keras_object(self.dtype_policy)
+        settings = self.settings.get_config()
+        return {**super().get_config(), "dprp_settings": settings, "dprp_dtype": policy}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DPRPModel:
+        """Make the model from `get_config`'s result."""
+        config = dict(config)
+        settings, policy = config.pop("dprp_settings", None), config.pop("dprp_dtype", None)
+        model = super().from_config(config, custom_objects=custom_objects)
+        if policy is not None:
+            model.dtype_policy = keras.saving.deserialize_keras_object(policy)
+        if settings is not None:
+            model.settings = DPRPSettings.from_config(settings)
+        return model
+
+
+class _RankLogger(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if logs is not None:
+            logs.update(self.model.rank_logs())
+
+
+class _LearningRateCopy(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        sync(self.model)
+        rate = inner_optimizer(self.model.optimizer).learning_rate
+        # Through Python: sharing the optimizer's buffer would donate it twice on JAX.
+        self.model._learning_rate.assign(float(ops.convert_to_numpy(rate)))
+
+
+def _means(by_layer: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the mean of each term over `count` layers; 0 for no layers, where a mean is NaN."""
+    return {name: ops.sum(value) / max(count, 1) for name, value in by_layer.items()}
+
+
+def _place(key: str) -> int:
+    """The number at the end of a key: keys come in the order of texts, 10 before 2."""
+    return int(key.rpartition("_")[2])
+
+
+def _fits(layer: SVDLayer, values: list[Any]) -> bool:
+    """Whether these are factors of the layer's kernel, of any one rank."""
+    rank = np.shape(values[1])[-1:]
+    return bool(rank) and all(
+        np.shape(value) == (*variable.shape[:-1], *rank)
+        for variable, value in zip((layer.u, layer.s, layer.v), values, strict=True)
+    )
+
+
+def _settle_direction(callback: Any) -> None:
+    """Let mode="auto" work on the terms: Keras asks the compiled metrics alone for a direction."""
+    monitored = str(getattr(callback, "monitor", "")).removeprefix("val_")
+    if monitored in _FALLING and getattr(callback, "mode", None) == "auto":
+        callback.mode = "min"
+
+
+def _read(groups: list[list[keras.Variable]]) -> list[list[Any]]:
+    # A cast to its own dtype turns a variable into a tensor on every backend.
+    return [[ops.cast(variable, variable.dtype) for variable in group] for group in groups]
+
+
+def _assign(groups: list[list[keras.Variable]], values: list[Any]) -> None:
+    for variable, value in zip([v for group in groups for v in group], values, strict=True):
+        variable.assign(value)
+
+
+def _factors(groups: list[list[Any]]) -> list[TrainedFactors]:
+    return [TrainedFactors(*group[:3]) for group in groups]
+
+
+def _retracted(groups: list[list[Any]]) -> list[Any]:
+    return _turned(groups, from_first_replica(turns(_factors(groups))))
+
+
+def _turned(groups: list[list[Any]], matrices: list[Any]) -> list[Any]:
+    momenta = [TrainedFactors(*group[3:]) if len(group) > 3 else None for group in groups]
+    new, carried = turn(_factors(groups), momenta, matrices)
+    values: list[Any] = []
+    for factor, momentum in zip(new, carried, strict=True):
+        values.extend(factor)
+        values.extend(momentum or ())
+    return values

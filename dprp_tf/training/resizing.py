@@ -1,0 +1,147 @@
+"""Lower and raise the ranks of layers inside a training, optimizer slots included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from dprp_tf import decomposition
+from dprp_tf.keras_internals.compiled import sync
+from dprp_tf.keras_internals.optimizers import (
+    AVERAGE_SLOTS,
+    LINEAR_SLOTS,
+    inner_optimizer,
+    optimizer_slots,
+)
+from dprp_tf.keras_internals.payloads import exchange_payloads, set_payload
+from dprp_tf.layers import SVDLayer
+
+__all__ = ["resize", "set_ranks", "start_averages"]
+
+
+def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
+    """Bring layers into canonical order and cut them to new ranks, optimizer slots included.
+
+    Column j of a layer's new factors is old column order[j], with the sign of its value moved
+    into U, for the j < rank largest |s|; the slots of u, s and v are permuted, signed and cut the
+    same way. The compiled train, test and predict functions are made anew, and other layers, the
+    iteration count, the learning rate and metrics stay as they are.
+
+    Args:
+        model: The model, compiled or not, inside `fit` or not.
+        ranks: The new rank of each layer to change, 1 to its present rank.
+
+    Raises:
+        ValueError: If a rank is out of range, if a factor is not finite, or if the optimizer
+            keeps slots whose shape does not follow the variable's.
+    """
+    sync(model)
+    optimizer = getattr(model, "optimizer", None)
+    plans = []
+    for layer, rank in ranks.items():
+        factors = layer.factors
+        if layer.broken_factor is not None:
+            raise ValueError(
+                "The ranks of a model can't be cut while its factors are not finite. Received "
+                f"NaN or infinite entries in `{layer.broken_factor}` of layer {layer.name!r}; "
+                "lower the learning rate or restore an earlier checkpoint."
+            )
+        if not 1 <= rank <= factors.rank:
+            raise ValueError(
+                f"`ranks` must lie between 1 and the present rank. Received: {rank} for layer "
+                f"{layer.name!r} of rank {factors.rank}"
+            )
+        order, signs = decomposition.canonical_order(factors.s)
+        plans.append((layer, order[:rank], signs[:rank]))
+        _require_slots_like_variables(optimizer, layer)
+    with exchange_payloads(model):
+        for layer, order, signs in plans:
+            for slot, variable, name in _slots(optimizer, layer):
+                flips = signs if name in LINEAR_SLOTS and variable is not layer.v else None
+                set_payload(slot, _cut(ops.convert_to_numpy(slot), order, flips))
+            for variable in (layer.u, layer.s, layer.v):
+                flips = None if variable is layer.v else signs
+                set_payload(variable, _cut(ops.convert_to_numpy(variable), order, flips))
+
+
+def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[SVDLayer]:
+    """Give layers room for factors of other ranks, lower or higher, which are then to be assigned.
+
+    The factors of a layer whose rank changes hold zeros afterwards, as do the optimizer's slots of
+    them: a momentum belongs to the factors it was made with. All else stays as it is.
+
+    Args:
+        model: The model, compiled or not, inside `fit` or not.
+        ranks: The new rank of each layer, 1 to its full rank.
+
+    Returns:
+        The layers whose rank changed.
+
+    Raises:
+        ValueError: If a rank is out of range, or if the optimizer keeps slots whose shape does
+            not follow the variable's.
+    """
+    sync(model)
+    for layer, rank in ranks.items():
+        if not 1 <= rank <= layer.full_rank:
+            raise ValueError(
+                f"`ranks` must lie between 1 and the full rank. Received: {rank} for layer "
+                f"{layer.name!r} of full rank {layer.full_rank}"
+            )
+    changed = {layer: rank for layer, rank in ranks.items() if rank != layer.rank}
+    if not changed:
+        return []
+    optimizer = getattr(model, "optimizer", None)
+    for layer in changed:
+        _require_slots_like_variables(optimizer, layer)
+    with exchange_payloads(model):
+        for layer, rank in changed.items():
+            slots = [slot for slot, _, _ in _slots(optimizer, layer)]
+            for held in [*slots, layer.u, layer.s, layer.v]:
+                set_payload(held, np.zeros((*held.shape[:-1], rank), dtype=np.float32))
+    return list(changed)
+
+
+def start_averages(model: keras.Model, layers: Iterable[SVDLayer]) -> None:
+    """Let averages of factors that `set_ranks` emptied and nothing has filled begin at the factors.
+
+    Args:
+        model: The model, its new factors assigned.
+        layers: Those whose rank changed.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    for layer in layers:
+        for slot, variable, name in _slots(optimizer, layer):
+            if name in AVERAGE_SLOTS and not np.any(ops.convert_to_numpy(slot)):
+                # Through NumPy: a buffer that two variables share would be donated twice on JAX.
+                slot.assign(ops.convert_to_numpy(variable))
+
+
+def _cut(
+    values: NDArray[Any], order: NDArray[np.intp], signs: NDArray[np.floating] | None
+) -> NDArray[Any]:
+    """Take the last axis' entries in this order, (..., r) -> (..., len(order)), and sign them."""
+    taken = values[..., order]
+    return taken if signs is None else (taken * signs).astype(values.dtype)
+
+
+def _require_slots_like_variables(optimizer: Any, layer: SVDLayer) -> None:
+    for slot, variable, name in _slots(optimizer, layer):
+        if tuple(slot.shape) != tuple(variable.shape):
+            raise ValueError(
+                f"Rank pruning needs an optimizer whose slots have their variable's shape. "
+                f"Received: {type(inner_optimizer(optimizer)).__name__}, whose {name!r} has "
+                f"shape {tuple(slot.shape)} for a variable of shape {tuple(variable.shape)}. "
+                "Use SGD, Adam, AdamW or RMSprop; or compile the model anew before loading."
+            )
+
+
+def _slots(optimizer: Any, layer: SVDLayer) -> Iterator[tuple[keras.Variable, keras.Variable, str]]:
+    for variable in (layer.u, layer.s, layer.v):
+        for name, slot in optimizer_slots(optimizer, variable).items():
+            yield slot, variable, name

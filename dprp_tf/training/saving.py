@@ -1,0 +1,158 @@
+"""Write a Keras model whole or not at all; read one, or say in one line why it can't be."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from dprp_tf import layers
+from dprp_tf.files.atomic import atomic_path
+from dprp_tf.training import model as training
+from dprp_tf.training.divergence import is_finite
+
+__all__ = ["load_model", "save_model"]
+
+# Loading needs the classes above registered with Keras, which importing them does.
+_REGISTERED = (layers, training)
+
+_CONFIG = "config.json"
+_WEIGHTS = ("model.weights.h5", "model.weights.npz")
+# Of these a layer has a weight for every one, so none can exceed what the archive holds.
+_COUNTS = ("filters", "units", "rank", "depth_multiplier", "output_dim", "num_heads", "groups")
+_LARGEST_EXPANSION = 100
+_ALWAYS_ALLOWED = 2**28  # bytes
+_LONGEST_REASON = 200
+
+
+def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
+    """Write a model, with its optimizer if it is compiled, whole or not at all.
+
+    Args:
+        model: A Keras model.
+        path: The `.keras` file, replaced if it is there.
+
+    Returns:
+        The path.
+
+    Example:
+
+    >>> import tempfile
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> save_model(model, Path(tempfile.mkdtemp()) / "small.keras").exists()
+    True
+    """
+    with atomic_path(path) as temporary:
+        model.save(temporary)
+    return Path(path)
+
+
+def load_model(path: str | os.PathLike[str]) -> keras.Model:
+    """Load a `.keras` file, plain or factorized, with its optimizer if it was saved with one.
+
+    What was damaged on the way is refused: every member is checked against its checksum before it
+    is used. (Keras itself reads weights by seeking, where Python's zip reader, by version, checks
+    none.) A changed configuration whose checksum is right describes another model and is loaded as
+    such, if the weights fit it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model, with the ranks it was saved with.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a whole Keras archive, can't be understood, or holds weights
+            that are NaN or infinite.
+
+    Example:
+
+    >>> load_model("missing.keras")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: `path` must be a .keras file. Received: missing.keras, which does not exist.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`path` must be a .keras file. Received: {path}, which does not exist."
+        )
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"`path` must be a whole .keras archive. Received: {path} ({path.stat().st_size} "
+            "bytes), which is truncated or of another kind. Save it again with model.save()."
+        )
+    try:
+        _check_archive(path)
+        model = keras.saving.load_model(path)
+    except Exception as error:  # Keras, HDF5 and TensorFlow raise whatever they come across
+        raise ValueError(
+            "`path` must be a Keras model this version can load. "
+            f"Received: {path} ({_reason(error)})"
+        ) from error
+    _require_finite(model, path)
+    return model
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive whose members are not what was written, or that asks for absurd sizes."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"it holds {', '.join(twice)} more than once")
+        if _CONFIG not in names or not any(name in names for name in _WEIGHTS):
+            raise ValueError(f"it must hold {_CONFIG} and {_WEIGHTS[0]}; it holds {names}")
+        for member in archive.infolist():
+            limit = max(_ALWAYS_ALLOWED, _LARGEST_EXPANSION * member.compress_size)
+            if member.file_size > limit:
+                raise ValueError(
+                    f"{member.filename} claims {member.file_size} bytes of {member.compress_size}"
+                )
+        broken = archive.testzip()
+        if broken is not None:
+            raise ValueError(f"{broken} does not have the checksum it was written with")
+        config = json.loads(archive.read(_CONFIG))
+        stored = sum(archive.getinfo(name).file_size for name in _WEIGHTS if name in names)
+    for key, value in _entries(config):
+        if key in _COUNTS and isinstance(value, (int, float)) and value > stored:
+            raise ValueError(f"`{key}` is {value:.6g}, more than the {stored} bytes of its weights")
+
+
+def _entries(config: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value of nested dicts and lists; a stack, for no depth is too deep for it."""
+    pending = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+
+
+def _require_finite(model: keras.Model, path: Path) -> None:
+    for variable in model.weights:
+        if not is_finite(variable):
+            raise ValueError(
+                f"`path` must hold finite weights. Received: {path}, in which {variable.path} has "
+                "NaN or infinite values: it was saved after the training had diverged. Load an "
+                "earlier checkpoint."
+            )
+
+
+def _reason(error: Exception) -> str:
+    # Where one object holds another, Keras puts the first reason last.
+    text = str(error).rpartition("Exception encountered: ")[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # Of a list of what failed, Keras names the object first and the reason after it.
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

@@ -1,0 +1,103 @@
+"""How a model keeps the structure of its factors and presses their ranks down."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import keras
+
+from dprp_tf.training.regularizers import RankRegularizer, TailPenalty
+
+__all__ = ["STRUCTURES", "DPRPSettings"]
+
+STRUCTURES = ("retraction", "smoothed", "paper")
+
+
+@dataclass(frozen=True)
+class DPRPSettings:
+    """How a `DPRPModel` keeps the SVD structure and presses the ranks down.
+
+    L_total = L_app + structure_weight (orthogonality_weight L_orth + sorting_weight L_sort)
+    + compression_weight L_comp, each L a mean over the factorized layers.
+
+    Attributes:
+        structure: How U and V are kept orthonormal and s sorted. `"retraction"` re-factorizes the
+            factors exactly every `retraction_period` steps, so L_orth and L_sort vanish, and
+            balances the gradients of U and V; `"smoothed"` is the paper's penalty with a norm
+            rounded at 2 learning_rate orthogonality_weight / (layers r^2), which does not jitter;
+            `"paper"` is the penalty as printed, which diverges at the paper's own learning rate
+            once a rank gets low.
+        compression: The penalty on the singular values, or None for no pressure.
+        compression_weight: lambda_comp, 0 or more. Default 0.1.
+        threshold: The pruning threshold epsilon, in (0, 1). Default 0.1.
+        structure_weight: lambda_str, 0 or more. Default 1.
+        orthogonality_weight: mu_orth, 0 or more. Default 1000.
+        sorting_weight: mu_sort, 0 or more. Default 1.
+        retraction_period: Steps between retractions, 1 or more. Default 1.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Source: DPRP (arXiv 2401.08014) Eq. 8 to 12, Table I.
+
+    Example:
+
+    >>> DPRPSettings(threshold=0.05).compression_weight
+    0.1
+    """
+
+    structure: str = "retraction"
+    compression: RankRegularizer | None = field(default_factory=TailPenalty)
+    compression_weight: float = 0.1
+    threshold: float = 0.1
+    structure_weight: float = 1.0
+    orthogonality_weight: float = 1000.0
+    sorting_weight: float = 1.0
+    retraction_period: int = 1
+
+    def __post_init__(self) -> None:
+        if self.structure not in STRUCTURES:
+            raise ValueError(
+                f"`structure` must be one of {STRUCTURES}. Received: structure={self.structure!r}"
+            )
+        if not 0.0 < self.threshold < 1.0:
+            raise ValueError(f"`threshold` must lie in (0, 1). Received: {self.threshold}")
+        for name in (
+            "compression_weight",
+            "structure_weight",
+            "orthogonality_weight",
+            "sorting_weight",
+        ):
+            value = getattr(self, name)
+            if not 0.0 <= value < float("inf"):
+                raise ValueError(f"`{name}` must be 0 or more and finite. Received: {value}")
+        if not isinstance(self.retraction_period, int) or self.retraction_period < 1:
+            raise ValueError(
+                f"`retraction_period` must be an integer of 1 or more. "
+                f"Received: {self.retraction_period!r}"
+            )
+        if self.compression is not None and not isinstance(self.compression, RankRegularizer):
+            raise ValueError(
+                "`compression` must be a RankRegularizer or None; "
+                "`dprp_tf.training.regularizers.get` makes one from a name. "
+                f"Received: compression={self.compression!r}"
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        config = {key: value for key, value in asdict(self).items() if key != "compression"}
+        config["compression"] = (
+            None
+            if self.compression is None
+            else keras.saving.serialize_keras_object(self.compression)
+        )
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> DPRPSettings:
+        """Make the settings from `get_config`'s result."""
+        compression = config.get("compression")
+        if isinstance(compression, dict):
+            compression = keras.saving.deserialize_keras_object(compression)
+        return cls(**{**config, "compression": compression})

@@ -1,0 +1,174 @@
+"""The lone file's other modes on this machine: what it tells, computes and marks."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from dprp_tf.deploy import export_onnx, export_tflite
+from dprp_tf.deploy.running.runtime import load_file
+from dprp_tf.deploy.targets.edge import RUNNER
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("files")
+    keras.utils.set_random_seed(41)
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(image))
+    model = keras.Model(image, [layers.Dense(4, name="a")(x), layers.Dense(2, name="b")(x)])
+    samples = np.random.default_rng(0).random((16, 8, 8, 3), dtype=np.float32)
+    export_tflite(model, folder / "two.tflite")
+    export_onnx(model, folder / "two.onnx")
+    single = keras.Model(image, model.outputs[0])
+    export_tflite(
+        single,
+        folder / "integer.tflite",
+        "int8",
+        calibration_data=samples,
+        minimum_agreement=0,
+        integer_io=True,
+    )
+    np.save(folder / "samples.npy", samples)
+    return {path.name: path for path in folder.iterdir()}
+
+
+def _run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", str(RUNNER), *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def _answer(*arguments: str | Path, cwd: Path) -> dict[str, Any]:
+    done = _run(*arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_it_is_written_for_python_3_9() -> None:
+    tree = ast.parse(RUNNER.read_text(encoding="utf-8"), feature_version=(3, 9))
+    # Annotations such as `int | None` are 3.10's unless nobody evaluates them.
+    assert any(
+        isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body
+    )
+
+
+def test_describe(tmp_path: Path) -> None:
+    answer = _answer("--describe", cwd=tmp_path)
+    machine = answer["machine"]
+    assert set(machine) == {"architecture", "processor", "cpus", "system", "python"}
+    assert machine["python"] == ".".join(str(part) for part in sys.version_info[:3])
+    assert machine["processor"].strip()
+    assert all(version[0].isdigit() for version in answer["runtimes"].values())
+    assert list(answer["runtimes"]) == ["LiteRT", "ONNX Runtime"]
+
+
+@pytest.mark.parametrize("name", ["two.tflite", "two.onnx"])
+def test_outputs_are_the_files_own(name: str, files: dict[str, Path], tmp_path: Path) -> None:
+    samples = np.load(files["samples.npy"])
+    written = tmp_path / "outputs.npz"
+    answer = _answer(
+        files[name], "--input", files["samples.npy"], "--outputs", written, cwd=tmp_path
+    )
+    wanted = load_file(files[name]).run(samples)
+    with np.load(written, allow_pickle=False) as outputs:
+        assert set(outputs.files) == set(wanted)
+        assert len(wanted) == 2
+        for output, array in wanted.items():
+            assert answer["outputs"][output] == {"shape": list(array.shape), "dtype": "float32"}
+            np.testing.assert_allclose(outputs[output], array, atol=1e-6)
+            assert np.ptp(array, axis=0).min() > 1e-4, "every sample gives the same"
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs.npz"]
+
+
+def test_quantized_outputs_stay_integers(files: dict[str, Path], tmp_path: Path) -> None:
+    written = tmp_path / "outputs.npz"
+    _answer(
+        files["integer.tflite"],
+        "--input",
+        files["samples.npy"],
+        "--outputs",
+        written,
+        cwd=tmp_path,
+    )
+    model = load_file(files["integer.tflite"])
+    wanted = model.run(np.load(files["samples.npy"]))
+    (tensor,) = model.outputs
+    with np.load(written, allow_pickle=False) as outputs:
+        steps = outputs[tensor.name]
+    assert steps.dtype == np.int8
+    assert len(np.unique(steps)) > 2
+    np.testing.assert_allclose(
+        (steps.astype(float) - tensor.zero_point) * tensor.scale, wanted[tensor.name], rtol=1e-6
+    )
+
+
+def test_a_fixed_batch_is_filled_up(files: dict[str, Path], tmp_path: Path) -> None:
+    image = keras.Input((4,), name="image", batch_size=3)
+    export_onnx(keras.Model(image, layers.Dense(2)(image)), tmp_path / "three.onnx")
+    x = np.random.default_rng(1).random((7, 4), dtype=np.float32)
+    np.savez(tmp_path / "x.npz", image=x)
+    _answer("three.onnx", "--input", "x.npz", "--outputs", "y.npz", cwd=tmp_path)
+    (wanted,) = load_file(tmp_path / "three.onnx").run(x).values()
+    with np.load(tmp_path / "y.npz", allow_pickle=False) as outputs:
+        (received,) = (outputs[name] for name in outputs.files)
+    assert received.shape == (7, 2)
+    np.testing.assert_allclose(received, wanted, atol=1e-6)
+
+
+def test_conditions_and_cold_start(files: dict[str, Path], tmp_path: Path) -> None:
+    names = ("two.tflite", "two.onnx")
+    answer = _answer(*(files[name] for name in names), "--repeats", "6", cwd=tmp_path)
+    conditions = answer["conditions"]
+    before, after = conditions["before"], conditions["after"]
+    assert after["clock_s"] > before["clock_s"]
+    assert after["process_cpu_s"] >= before["process_cpu_s"]
+    if sys.platform == "linux":
+        assert len(before["load_average"]) == 3
+        assert after["machine_cpu_s"] >= before["machine_cpu_s"] > 0
+        assert after["stolen_cpu_s"] >= before["stolen_cpu_s"] >= 0
+    for state in (before, after):
+        for cpu in state["cpu_frequencies"]:
+            assert set(cpu) == {"cpu", "governor", "current_khz", "limit_khz", "maximum_khz"}
+        assert all(-60 < degrees < 200 for degrees in state["temperatures_celsius"].values())
+    for entry, drift in zip(answer["models"], conditions["drift"], strict=True):
+        samples = entry["samples_ms"]
+        assert drift == pytest.approx(np.median(samples[-2:]) / np.median(samples[:2]))
+        # A runtime loads in more than a millisecond, and a tiny model runs in less than a second.
+        assert 1 < entry["load_ms"] < 60_000
+        assert 0 < entry["first_inference_ms"] < 1000
+    short = _answer(files["two.onnx"], "--repeats", "2", "--no-memory", cwd=tmp_path)
+    assert short["conditions"]["drift"] == [None]
+    assert short["models"][0]["load_ms"] is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the marker is a Linux system call")
+def test_markers_change_nothing_on_a_real_processor(files: dict[str, Path], tmp_path: Path) -> None:
+    answer = _answer(files["two.tflite"], files["two.onnx"], "--instructions", cwd=tmp_path)
+    assert [entry["markers"] for entry in answer["models"]] == [[1, 2], [3, 4]]
+    assert not any("instructions" in entry for entry in answer["models"])
+
+
+def test_modes_need_their_models(files: dict[str, Path], tmp_path: Path) -> None:
+    two = files["two.tflite"]
+    cases: list[tuple[list[str | Path], str]] = [
+        ([], "name a MODEL or more"),
+        ([two, two, "--outputs", "y.npz"], "name one MODEL"),
+        ([two, "--outputs", "y.npz", "--describe"], "not allowed with"),
+        ([two, "--outputs", "y.npz", "--input", "absent.npy"], "absent.npy can't be read"),
+        ([two, "--outputs", "absent/y.npz"], "absent"),
+    ]
+    for arguments, message in cases:
+        done = _run(*arguments, cwd=tmp_path)
+        assert done.returncode == 2, arguments
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

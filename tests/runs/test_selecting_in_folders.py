@@ -1,0 +1,346 @@
+"""`dprp select` and BSR on digits: whole, interrupted, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import dprp_tf as dprp
+from dprp_tf.cli.main import app
+from dprp_tf.costs.rank_plan import RankPlan
+from dprp_tf.data import Dataset, StreamedImages
+from dprp_tf.data import load as load_data
+from dprp_tf.data.augmentation import ResizedCrop
+from dprp_tf.runs.selecting import SelectionSettings, _held_out, select_in_folder
+from dprp_tf.selection.methods.beam import BeamSearch
+from dprp_tf.selection.methods.similarity import FeatureSimilarity
+from dprp_tf.selection.selecting import select_ranks
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_data("digits", image_size=8)
+
+
+@pytest.fixture(scope="module")
+def dense(digits: Dataset) -> keras.Model:
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input(digits.image_shape)
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="first")(x)
+    x = keras.layers.Conv2D(24, 3, strides=2, activation="relu", name="second")(x)
+    x = keras.layers.Flatten()(x)
+    model = keras.Model(inputs, keras.layers.Dense(10, name="classes")(x))
+    dprp.FineTuning(epochs=6, learning_rate=0.05, batch_size=64).fit(
+        model, (digits.x_train, digits.y_train)
+    )
+    return model
+
+
+def _accuracy(model: keras.Model, data: Dataset) -> float:
+    outputs = model.predict(data.x_test.astype("float32"), verbose=0)
+    return float(np.mean(np.argmax(outputs, -1) == data.y_test))
+
+
+def _invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_selects_cuts_and_tunes(
+    dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    dense.save(tmp_path / "dense.keras")
+    folder = tmp_path / "ranks"
+    command = [
+        *["select", tmp_path / "dense.keras", "--data", "digits", "--image-size", 8],
+        *["--folder", folder, "--parameters", 0.5, "--matricization", "channel", "--samples", 64],
+    ]
+    result = _invoke(*command, "--search", "5,2", "--epochs", 2, "--tolerance", 0.03, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout[result.stdout.index("{") :])
+    plan = RankPlan.load(folder / "rank_plan.json")
+    assert 0.485 <= found["shares"]["parameters"] <= 0.5
+    cut = keras.saving.load_model(folder / "cut.keras")
+    assert sum(int(np.prod(w.shape)) for w in cut.trainable_weights) == plan.cost["parameters"]
+    assert found["accuracy"]["dense"] == pytest.approx(_accuracy(dense, digits))
+    assert found["accuracy"]["cut"] == pytest.approx(_accuracy(cut, digits))
+    tuned = keras.saving.load_model(folder / "model.keras")
+    assert found["accuracy"]["tuned"] == pytest.approx(_accuracy(tuned, digits))
+    assert found["accuracy"]["tuned"] > 0.8
+    assert (folder / "rank_plan.png").stat().st_size > 10_000
+    lines = (folder / "candidates.jsonl").read_text().splitlines()
+    assert len(lines) > 10
+    assert "accuracy" in json.loads(lines[-1])
+    refused = _invoke(*command, "--search", "3,2", "--epochs", 2, "--tolerance", 0.03)
+    assert refused.exit_code == 2
+    assert "searches" in refused.output
+
+
+def test_unusable_options_end_with_one_line(dense: keras.Model, tmp_path: Path) -> None:
+    dense.save(tmp_path / "dense.keras")
+    start = ["select", tmp_path / "dense.keras", "--data", "digits", "--image-size", 8]
+    start += ["--folder", tmp_path / "ranks"]
+    for arguments, message in (
+        ([], "must have a bound"),
+        (["--parameters", 0.5, "--method", "guess"], "`method` must be one of"),
+        (["--parameters", 0.5, "--method", "energy", "--search", "3,5"], "for mbs and bsr"),
+        (["--parameters", 0.5, "--search", "3"], "step,beams"),
+        (["--parameters", 0.001, "--method", "energy"], "`parameters` must be at least"),
+        (["--milliseconds", 3, "--method", "energy"], "latency table"),
+        (["--parameters", 0.5, "--exclude", "nothing"], "`exclude`"),
+        (
+            ["--parameters", 0.001, "--method", "bsr", "--learning-rate", 0.2],
+            "`parameters` must be at least",
+        ),
+    ):
+        result = _invoke(*start, *arguments, "--fresh")
+        assert result.exit_code == 2, result.output
+        assert message in result.output
+        assert "Traceback" not in result.output
+    # A budget that can't be met leaves nothing that a better one would trip over.
+    assert _invoke(*start, "--parameters", 0.001, "--method", "energy").exit_code == 2
+    met = _invoke(*start, "--parameters", 0.5, "--method", "energy", "--tolerance", 0.1)
+    assert met.exit_code == 0, met.output
+
+
+def test_bsr_trains_at_the_rate_given_without_being_asked_to_tune(
+    dense: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense.save(tmp_path / "dense.keras")
+    seen: list[SelectionSettings] = []
+
+    def note(folder: Any, model: Any, dataset: Any, settings: Any, **options: Any) -> None:
+        seen.append(settings)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("dprp_tf.runs.selecting.select_in_folder", note)
+    start = ["select", tmp_path / "dense.keras", "--data", "digits", "--image-size", 8]
+    start += ["--folder", tmp_path / "ranks", "--parameters", 0.5, "--learning-rate", 0.2]
+    assert "seen" in _invoke(*start, "--method", "bsr").output
+    assert seen[0].tuning == dprp.FineTuning(epochs=30, learning_rate=0.2)
+    assert "seen" in _invoke(*start, "--method", "mbs").output
+    assert seen[1].tuning is None
+
+
+def test_an_interrupted_search_goes_on_and_ends_alike(
+    dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    data = digits.x_train[:96].astype("float32"), digits.y_train[:96]
+    budget = dprp.Budget(parameters=0.6, tolerance=0.05)
+    arguments = {"matricization": "separable", "seed": 3}
+    search = BeamSearch(step=6, beams=2, samples=96)
+    whole = select_ranks(dense, search, budget, data, log=tmp_path / "whole.jsonl", **arguments)
+    calls = 0
+
+    def stop(share: float | None, text: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 12:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "broken.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        select_ranks(dense, search, budget, data, log=path, progress=stop, **arguments)
+    before = path.read_text().splitlines()
+    assert 5 < len(before) < len((tmp_path / "whole.jsonl").read_text().splitlines())
+    again = select_ranks(dense, search, budget, data, log=path, **arguments)
+    assert again.ranks == whole.ranks
+    after = path.read_text().splitlines()
+    assert after[: len(before)] == before
+    assert len(set(after)) == len(after)
+    assert sorted(after[1:]) == sorted((tmp_path / "whole.jsonl").read_text().splitlines()[1:])
+
+
+class _Stop(keras.callbacks.Callback):
+    """Ends a training in the middle of its n-th epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._epoch == 0 and batch == 2:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._epoch -= 1
+
+
+def test_bsr_prepares_the_kernels_and_resumes(
+    dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    x, y = digits.x_train[:512].astype("float32"), digits.y_train[:512]
+    tuning = dprp.FineTuning(epochs=3, learning_rate=0.02, batch_size=64)
+
+    def run(folder: Path, *callbacks: keras.callbacks.Callback) -> dprp.Compressed:
+        return dprp.bsr(
+            dense,
+            dprp.Budget(parameters=0.5, tolerance=0.05),
+            (x[:96], y[:96]),
+            (x, y),
+            search=BeamSearch(step=6, beams=2, samples=96),
+            strength=2.0,
+            growth=2.0,
+            growth_epochs=1,
+            regularized=tuning,
+            tuning=replace(tuning, epochs=2),
+            folder=folder,
+            callbacks=callbacks,
+        )
+
+    whole = run(tmp_path / "whole")
+    assert whole.plan.shares["parameters"] <= 0.5
+    assert [entry["rank_strength"] for entry in whole.regularized] == [2.0, 4.0, 8.0]
+    assert whole.regularized[-1]["rank_loss"] < 0.7 * whole.regularized[0]["rank_loss"]
+    assert len(whole.tuned) == 2
+    assert _accuracy(whole.model, digits) > 0.8
+    # Beside a cut without the preparation.
+    plain = dprp.cut(dense, whole.plan)
+    assert whole.model.count_params() == plain.count_params()
+    for stop in (1, 4):  # in the training before the cut, and after it
+        folder = tmp_path / f"stopped{stop}"
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, _Stop(stop))
+        again = run(folder)
+        for own, expected in zip(again.model.weights, whole.model.weights, strict=True):
+            np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-6)
+        assert len(again.regularized) == 3
+        assert len(again.tuned) == 2
+    with pytest.raises(ValueError, match="same settings"):
+        dprp.bsr(
+            dense,
+            dprp.Budget(parameters=0.5, tolerance=0.05),
+            (x[:96], y[:96]),
+            (x, y),
+            search=BeamSearch(step=6, beams=2, samples=96),
+            regularized=replace(tuning, learning_rate=0.1),
+            folder=tmp_path / "whole",
+        )
+    # What was pressed towards other ranks, or by another strength, is not gone on from.
+    for ours, differing in (({"strength": 1.0}, "strength"), ({"share": 0.6}, "ranks")):
+        share = ours.pop("share", 0.5)
+        with pytest.raises(ValueError, match=rf"same settings.*'{differing}'"):
+            dprp.bsr(
+                dense,
+                dprp.Budget(parameters=share, tolerance=0.05),
+                (x[:96], y[:96]),
+                (x, y),
+                search=BeamSearch(step=6, beams=2, samples=96),
+                **{"strength": 2.0, "growth": 2.0, "growth_epochs": 1, **ours},
+                regularized=tuning,
+                tuning=replace(tuning, epochs=2),
+                folder=tmp_path / "whole",
+            )
+
+
+@pytest.mark.filterwarnings("ignore:`calibration_data`")
+def test_bsr_cuts_as_its_plan_says(dense: keras.Model, digits: Dataset) -> None:
+    data = digits.x_train[:128].astype("float32"), digits.y_train[:128]
+    none = dprp.FineTuning(epochs=0)
+    budget = dprp.Budget(parameters=0.4, tolerance=0.05)
+    found = dprp.bsr(dense, budget, data, data, search="activation", regularized=none, tuning=none)
+    assert found.plan.truncation == "output"
+    for calibration, same in ((data[0], True), (None, False)):
+        expected = dprp.cut(dense, found.plan, calibration).predict(data[0], verbose=0)
+        own = found.model.predict(data[0], verbose=0)
+        assert np.allclose(own, expected, rtol=1e-3, atol=1e-3) is same
+
+
+def test_settings_mean_what_they_say(dense: keras.Model, digits: Dataset, tmp_path: Path) -> None:
+    settings = SelectionSettings(
+        method="energy",
+        budget=dprp.Budget(parameters=0.8, tolerance=0.2),
+        exclude=("second",),
+    )
+    select_in_folder(tmp_path, dense, digits, settings)
+    plan = RankPlan.load(tmp_path / "rank_plan.json")
+    assert [row.name for row in plan.layers] == ["first", "classes"]
+    # Candidates are only trained in a search for an accuracy.
+    tuned = replace(settings, method="similarity", tuning=dprp.FineTuning(epochs=1))
+    assert isinstance(tuned.selector, FeatureSimilarity)
+    assert tuned.selector.tuning is None
+    dropping = replace(tuned, budget=dprp.Budget(accuracy_drop=0.1)).selector
+    assert isinstance(dropping, FeatureSimilarity)
+    assert dropping.tuning == tuned.tuning
+
+
+def test_what_a_search_fine_tuned_is_not_fine_tuned_again(
+    dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    settings = SelectionSettings(
+        method="similarity",
+        budget=dprp.Budget(accuracy_drop=0.6),
+        matricization="channel",
+        tuning=dprp.FineTuning(epochs=1, learning_rate=0.05, batch_size=64),
+    )
+    found = select_in_folder(tmp_path, dense, digits, settings)
+    assert not (tmp_path / "tuned").exists()
+    searched = keras.saving.load_model(tmp_path / "similarity" / "fine_tuned.keras")
+    kept = keras.saving.load_model(tmp_path / "model.keras")
+    x = digits.x_test.astype("float32")
+    np.testing.assert_array_equal(kept.predict(x, verbose=0), searched.predict(x, verbose=0))
+    assert kept.count_params() < dense.count_params()
+    assert found["accuracy"]["tuned"] == pytest.approx(_accuracy(kept, digits))
+    cut = keras.saving.load_model(tmp_path / "cut.keras")
+    assert cut.count_params() == kept.count_params()
+    assert found["accuracy"]["cut"] == pytest.approx(_accuracy(cut, digits))
+    assert found["accuracy"]["cut"] != found["accuracy"]["tuned"]
+
+
+def test_fresh_takes_nothing_from_a_training(
+    dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"settings": {"matricization": "spatial"}}')
+    (tmp_path / "model.keras").write_bytes(b"trained for a week")
+    settings = SelectionSettings(method="energy", budget=dprp.Budget(parameters=0.01))
+    for fresh in (False, True):
+        with pytest.raises(ValueError, match="`folder` must"):
+            select_in_folder(tmp_path, dense, digits, settings, fresh=fresh)
+    assert (tmp_path / "model.keras").read_bytes() == b"trained for a week"
+    folder = tmp_path / "ranks"
+    folder.mkdir()
+    (folder / "selection.json").write_text("{}")
+    with pytest.raises(ValueError, match="`parameters` must be at least"):
+        select_in_folder(folder, dense, digits, settings, fresh=True)
+    assert not (folder / "selection.json").exists()
+
+
+def test_images_on_disk_are_not_read_to_hold_some_out(tmp_path: Path) -> None:
+    for name, value in (("a", 50), ("b", 200)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), (value, 0, 0)).save(tmp_path / name / "1.png")
+    labels = np.arange(40) % 2
+    images = StreamedImages(tmp_path, ("a", "b"), np.full(40, b"1.png"), labels, (8, 8))
+    data = Dataset("d", images, labels, images, labels, ("a", "b"), ResizedCrop())
+    (held, y), rest = _held_out(data, 10, 0)
+    assert held.shape == (10, 8, 8, 3)
+    np.testing.assert_array_equal(held[:, 4, 4, 0], np.where(y, 200, 50))
+    assert isinstance(rest.x_train, StreamedImages)
+    assert len(rest.x_train) == 30
+    np.testing.assert_array_equal(rest.x_train[:][:, 4, 4, 0], np.where(rest.y_train, 200, 50))
+
+
+def test_outputs_may_be_kept_in_place_of_kernels(
+    dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    settings = SelectionSettings(
+        method="activation",
+        budget=dprp.Budget(parameters=0.4, tolerance=0.05),
+        matricization="channel",
+        samples=128,
+    )
+    found = select_in_folder(tmp_path, dense, digits, settings)
+    plan = RankPlan.load(tmp_path / "rank_plan.json")
+    assert plan.truncation == "output"
+    with pytest.warns(UserWarning, match="`calibration_data` should be given"):
+        other = dprp.cut(dense, plan)
+    assert found["accuracy"]["cut"] != pytest.approx(_accuracy(other, digits))
+    assert "tuned" not in found["accuracy"]
