@@ -174,7 +174,7 @@ def measure(name: str) -> dict[str, Any]:
         full = dprp.factorize(model)
         factorized = time.perf_counter() - began
         factorized_processor = time.process_time() - began_processor
-    table = dprp.summary(full)
+    table = dprp.summarize(full)
     same_names = [layer.name for layer in full.layers] == [layer.name for layer in model.layers]
     same_flags = [at.trainable for at in full.layers] == [at.trainable for at in model.layers]
     x = images(4, sizes(name))

@@ -65,7 +65,10 @@ class _ComparingLog(CandidateLog):
     def _build(self, ranks: Mapping[str, Ranks]) -> float:
         cut = {name: entry[0] for name, entry in ranks.items() if entry is not None}
         low = dprp.factorize(
-            self._model, self._space.matricization, ranks=cut, layers=list(cut) or None
+            self._model,
+            decomposition=self._space.decomposition,
+            ranks=cut,
+            layers=list(cut) or None,
         )
         folded = dprp.fold(low, forms=dict.fromkeys(cut, "dense"))
         predictions = folded.predict(self._x, batch_size=len(self._x), verbose=0)

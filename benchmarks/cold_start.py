@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from dprp_tf import zoo
-from dprp_tf.deploy import export_onnx, export_tflite
+from dprp_tf.deploy.exporters.onnx import export_onnx
+from dprp_tf.deploy.exporters.tflite import export_tflite
 from dprp_tf.deploy.targets import LocalTarget
 from dprp_tf.deploy.targets.qemu import EmulatedTarget
 from dprp_tf.files.atomic import write_json
@@ -38,7 +39,11 @@ def _export(network: str, folder: Path) -> dict[str, Path]:
     }
     export_tflite(model, paths["LiteRT float32"])
     export_tflite(
-        model, paths["LiteRT int8"], "int8", calibration_data=samples, minimum_agreement=0
+        model,
+        paths["LiteRT int8"],
+        quantization="int8",
+        calibration_data=samples,
+        minimum_agreement=0,
     )
     export_onnx(model, paths["ONNX Runtime float32"])
     return paths

@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dprp_tf.deploy.planning.planner import plan_fold
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
@@ -26,7 +28,7 @@ import dprp_tf as dprp
 from dprp_tf import zoo
 from dprp_tf.costs.layer_forms import own_form
 from dprp_tf.costs.models import model_cost
-from dprp_tf.deploy import measure_files, plan, resolve_target
+from dprp_tf.deploy import measure_files, resolve_target
 from dprp_tf.deploy.measurement.intervals import ratio_interval
 from dprp_tf.deploy.planning.form_costs import Setting
 from dprp_tf.files.atomic import write_json
@@ -52,19 +54,21 @@ def lowrank_network(network: str, matricization: str) -> keras.Model:
         and layer.kernel_size == (3, 3)
         and not layer.name.startswith("stem")
     }
-    return dprp.factorize(model, matricization, ranks=ranks, layers=list(ranks))
+    return dprp.factorize(model, decomposition=matricization, ranks=ranks, layers=list(ranks))
 
 
 def measure(
     model: keras.Model, runtime: str, precision: str, rounds: int, cache: Path | None, target: str
 ) -> dict[str, Any]:
     """Plan a model, then time dense, two-stage and planned folds in turns."""
-    found = plan(model, target, runtime, precision, rounds=rounds, cache=cache)
+    found = plan_fold(
+        model, target=target, runtime=runtime, precision=precision, rounds=rounds, cache=cache
+    )
     setting = Setting(resolve_target(target), runtime, precision)
     names = [layer.name for layer in low_rank_layers(model)]
     folds = {
         "dense": dprp.fold(model, forms=dict.fromkeys(names, "dense")),
-        "two_stage": dprp.fold(model, "two_stage"),
+        "two_stage": dprp.fold(model, form="two_stage"),
         "planned": dprp.fold(model, plan=found),
     }
     macs = {name: int(model_cost(folded).macs or 0) for name, folded in folds.items()}

@@ -41,9 +41,10 @@ def _models(names: list[str]) -> dict[str, keras.Model]:
         made[name] = _compiled(
             dprp.factorize(
                 plain,
-                matricization,
-                structure=structure,
-                retraction_period=int(period[0]) if period else None,
+                decomposition=matricization,
+                settings=dprp.DPRPSettings(
+                    structure=structure, retraction_period=int(period[0]) if period else None
+                ),
             )
         )
     return made

@@ -9,9 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.deploy.exporters.onnx import export_onnx
+from dprp_tf.deploy.exporters.exporting import export
 from dprp_tf.deploy.exporters.parity import ExportReport, OutputParity, ParityError, compressed_size
-from dprp_tf.deploy.exporters.tflite import export_tflite
 from dprp_tf.deploy.measurement.benchmark import (
     BenchmarkResult,
     Comparison,
@@ -24,8 +23,8 @@ from dprp_tf.deploy.running.runtime import evaluate_file, run_file
 from dprp_tf.deploy.targets import Target, TargetError, resolve_target
 
 if TYPE_CHECKING:
-    from dprp_tf.deploy.planning.latencies import latency_table
-    from dprp_tf.deploy.planning.planner import plan
+    from dprp_tf.deploy.planning.latencies import measure_latency
+    from dprp_tf.deploy.planning.planner import plan_fold
     from dprp_tf.deploy.quantization.training import (
         QuantizedModel,
         cluster_weights,
@@ -48,11 +47,10 @@ __all__ = [
     "compare",
     "compressed_size",
     "evaluate_file",
-    "export_onnx",
-    "export_tflite",
-    "latency_table",
+    "export",
     "measure_files",
-    "plan",
+    "measure_latency",
+    "plan_fold",
     "resolve_target",
     "run_file",
     "sparsify",
@@ -63,8 +61,8 @@ __all__ = [
 _HOMES = {
     "QuantizedModel": "quantization.training",
     "cluster_weights": "quantization.training",
-    "latency_table": "planning.latencies",
-    "plan": "planning.planner",
+    "measure_latency": "planning.latencies",
+    "plan_fold": "planning.planner",
     "sparsify": "quantization.training",
     "train_quantized": "quantization.training",
 }

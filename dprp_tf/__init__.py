@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from dprp_tf.conversion.cutting import cut
     from dprp_tf.conversion.factorizing import factorize
     from dprp_tf.conversion.folding import FoldedLayer, choose_forms, fold
-    from dprp_tf.conversion.summaries import Summary, summary
+    from dprp_tf.conversion.summaries import Summary, summarize
     from dprp_tf.costs.budget import Budget, BudgetError
     from dprp_tf.costs.fold_plan import FoldPlan
     from dprp_tf.costs.form import Form
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dprp_tf.training.rank_history import RankHistory
     from dprp_tf.training.rank_pruning import RankPruning
     from dprp_tf.training.rank_regularization import RankRegularization
-    from dprp_tf.training.saving import load_model
+    from dprp_tf.training.saving import load_model, save_model
     from dprp_tf.training.settings import DPRPSettings
 
 __all__ = [
@@ -68,8 +68,9 @@ __all__ = [
     "factorize",
     "fold",
     "load_model",
+    "save_model",
     "select_ranks",
-    "summary",
+    "summarize",
 ]
 __version__ = "0.1.0"
 
@@ -106,8 +107,9 @@ _HOMES = {
     "factorize": "conversion.factorizing",
     "fold": "conversion.folding",
     "load_model": "training.saving",
+    "save_model": "training.saving",
     "select_ranks": "selection.selecting",
-    "summary": "conversion.summaries",
+    "summarize": "conversion.summaries",
 }
 
 

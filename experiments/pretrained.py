@@ -144,12 +144,12 @@ def time_folds(dense: keras.Model, model: keras.Model, test: Dataset) -> dict[st
     >>> time_folds.__name__
     'time_folds'
     """
-    models = {"dense": dense, "smallest": fold(model), "fast": fold(model, "fast")}
+    models = {"dense": dense, "smallest": fold(model), "fast": fold(model, form="fast")}
     with tempfile.TemporaryDirectory() as temporary:
         paths, sizes = [], {}
         for label, plain in models.items():
             paths.append(Path(temporary) / f"{label}.tflite")
-            written = deploy.export_tflite(
+            written = deploy.export(
                 plain, paths[-1], verification_data=test.x_test[:128].astype("float32")
             )
             sizes[label] = written.size_bytes
@@ -165,7 +165,7 @@ def time_folds(dense: keras.Model, model: keras.Model, test: Dataset) -> dict[st
             "latency_ratio_interval": [ratio.low, ratio.high],
         }
         if label != "dense":
-            rows = choose_forms(model, label)
+            rows = choose_forms(model, form=label)
             folds[label]["forms"] = {choice.name: choice.form for choice in rows}
     return {"folds": folds}
 

@@ -246,10 +246,10 @@ def _run_model(
 
 def _tflite(quantization: Any) -> Callable[..., dict[str, Any]]:
     def make(model: keras.Model, dataset: Dataset, settings: Tuning, path: Path) -> dict[str, Any]:
-        report = deploy.export_tflite(
+        report = deploy.export(
             model,
             path.with_suffix(".tflite"),
-            quantization,
+            quantization=quantization,
             calibration_data=_images(dataset, settings.calibration) if quantization else None,
             verification_data=_verification(dataset),
         )
@@ -260,7 +260,7 @@ def _tflite(quantization: Any) -> Callable[..., dict[str, Any]]:
 
 def _onnx(quantization: Any) -> Callable[..., dict[str, Any]]:
     def make(model: keras.Model, dataset: Dataset, settings: Tuning, path: Path) -> dict[str, Any]:
-        report = deploy.export_onnx(
+        report = deploy.export(
             model,
             path.with_suffix(".onnx"),
             verification_data=_verification(dataset),

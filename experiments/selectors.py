@@ -82,10 +82,10 @@ def run_one(
             try:
                 plan = select_ranks(
                     model,
-                    chosen,
-                    share,
-                    samples,
-                    matricization=matricization,
+                    method=chosen,
+                    budget=share,
+                    data=samples,
+                    decomposition=matricization,
                     # The searches for the three shares look at many ranks in common.
                     log=folder / "logs" / f"{matricization}_{method}.jsonl",
                     progress=display.search(f"{method} {matricization} {share}"),
@@ -95,7 +95,9 @@ def run_one(
                 row = {"failed": str(error)}
                 write_json(path, row)
                 return row
-        small = cut(model, plan, samples[0] if plan.truncation == "output" else None)
+        small = cut(
+            model, plan, calibration_data=samples[0] if plan.truncation == "output" else None
+        )
         row = {
             "method": method,
             "matricization": matricization,
@@ -110,7 +112,9 @@ def run_one(
         write_json(path, row)
     if tuning is not None and "tuned" not in row and "failed" not in row:
         plan = RankPlan.from_dict(row["plan"])
-        small = cut(model, plan, samples[0] if plan.truncation == "output" else None)
+        small = cut(
+            model, plan, calibration_data=samples[0] if plan.truncation == "output" else None
+        )
         training = dataset if training is None else training
         tuning.fit(small, training)
         row["tuned"] = accuracy(small, dataset)

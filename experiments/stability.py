@@ -52,9 +52,7 @@ def run_one(
     keras.utils.set_random_seed(seed)
     model = dprp.factorize(
         zoo.resnet20(preprocess=(dataset.mean, dataset.std), weight_decay=1e-4),
-        structure=structure,
-        compression_weight=0.1,
-        threshold=0.1,
+        settings=dprp.DPRPSettings(structure=structure, compression_weight=0.1, threshold=0.1),
     )
     model.compile(
         keras.optimizers.SGD(rate, momentum=0.9),

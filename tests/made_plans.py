@@ -1,4 +1,4 @@
-"""A fold plan written by hand, as `dprp_tf.deploy.plan` would measure one."""
+"""A fold plan written by hand, as `dprp_tf.deploy.plan_fold` would measure one."""
 
 from __future__ import annotations
 

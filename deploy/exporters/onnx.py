@@ -40,12 +40,13 @@ _WITH_WEIGHTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 def export_onnx(
     model: keras.Model,
     path: str | Path,
-    verification_data: Any = None,
-    opset: int = 17,
-    tolerance: float | None = None,
+    *,
     quantization: OnnxQuantization | None = None,
     calibration_data: Any = None,
+    verification_data: Any = None,
+    tolerance: float | None = None,
     minimum_agreement: float | None = None,
+    opset: int = 17,
 ) -> ExportReport:
     """Write a Keras model as an .onnx file and prove that the file computes the same.
 
@@ -124,6 +125,7 @@ def export_onnx(
 
 def convert_onnx(
     model: keras.Model,
+    *,
     quantization: OnnxQuantization | None = None,
     calibration_data: Any = None,
     opset: int = 17,

@@ -39,6 +39,7 @@ _QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 def export_tflite(
     model: keras.Model,
     path: str | Path,
+    *,
     quantization: Quantization | None = None,
     calibration_data: Any = None,
     verification_data: Any = None,
@@ -119,6 +120,7 @@ def export_tflite(
 
 def convert_tflite(
     model: keras.Model,
+    *,
     quantization: Quantization | None = None,
     calibration_data: Any = None,
     integer_io: bool = False,

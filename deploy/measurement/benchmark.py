@@ -176,6 +176,7 @@ class Comparison(Tabular):
 
 def benchmark(
     path: str | Path,
+    *,
     threads: int = 1,
     warmup: int = 10,
     repeats: int = 50,
@@ -218,11 +219,14 @@ def benchmark(
     ('ONNX Runtime', 5, True)
     """
     checked = [require_model_file(path)]
-    return measure_files(checked, threads, warmup, repeats, target, inputs)[0]
+    return measure_files(
+        checked, threads=threads, warmup=warmup, repeats=repeats, target=target, inputs=inputs
+    )[0]
 
 
 def compare(
     paths: Sequence[str | Path],
+    *,
     threads: int = 1,
     warmup: int = 10,
     repeats: int = 50,
@@ -271,7 +275,9 @@ def compare(
             " For one file use benchmark."
         )
     checked = [require_model_file(path, "paths") for path in paths]
-    results = measure_files(checked, threads, warmup, repeats, target, inputs)
+    results = measure_files(
+        checked, threads=threads, warmup=warmup, repeats=repeats, target=target, inputs=inputs
+    )
     ratios = tuple(
         Ratio(result.path, ratio, low, high, CONFIDENCE)
         for result in results
@@ -282,6 +288,7 @@ def compare(
 
 def measure_files(
     paths: Sequence[str | Path],
+    *,
     threads: int = 1,
     warmup: int = 10,
     repeats: int = 50,

@@ -113,6 +113,7 @@ class Sweep:
 
 def sweep(
     paths: Sequence[str | Path],
+    *,
     threads: Sequence[int] = (1,),
     targets: Sequence[str | Target] = ("local",),
     warmup: int = 10,

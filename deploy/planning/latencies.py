@@ -22,19 +22,19 @@ from dprp_tf.layers import SVDLayer
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["latency_table"]
+__all__ = ["measure_latency"]
 
 _DENSE = Form("dense")
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 _FEW = 9
 
 
-def latency_table(
+def measure_latency(
     model: keras.Model,
+    *,
     target: str | Target = "local",
     runtime: str = "litert",
     precision: str = "float32",
-    *,
     threads: int = 1,
     ranks: Sequence[int] | None = None,
     rounds: int = 30,
@@ -75,8 +75,8 @@ def latency_table(
     >>> import keras, tempfile, dprp_tf as dprp
     >>> inputs = keras.Input((16, 16, 32))
     >>> outputs = keras.layers.Conv2D(32, 3, padding="same", name="a")(inputs)
-    >>> lowrank = dprp.factorize(keras.Model(inputs, outputs), "channel")
-    >>> table = latency_table(lowrank, ranks=(4, 8), rounds=3, cache=tempfile.mkdtemp())
+    >>> lowrank = dprp.factorize(keras.Model(inputs, outputs), decomposition="channel")
+    >>> table = measure_latency(lowrank, ranks=(4, 8), rounds=3, cache=tempfile.mkdtemp())
     >>> table.layer("a").ranks
     (4, 8)
     """
@@ -124,7 +124,7 @@ def latency_table(
         rows.append(
             LayerLatency(
                 name=site.name,
-                matricization=site.layer.matricization,
+                decomposition=site.layer.decomposition,
                 full_rank=site.layer.full_ranks[0],
                 dense=scale * total(site, _DENSE),
                 ranks=known,
@@ -147,7 +147,7 @@ def latency_table(
 
 def _forms(site: Site, ranks: Sequence[int] | None) -> list[Form]:
     layer = site.layer
-    kind = OWN_KIND[resolve(layer.kernel_shape, layer.matricization)]
+    kind = OWN_KIND[resolve(layer.kernel_shape, layer.decomposition)]
     full = layer.full_ranks[0]
     if ranks is not None:
         chosen = sorted({rank for rank in ranks if rank <= full}) or [full]

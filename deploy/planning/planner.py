@@ -24,7 +24,7 @@ from dprp_tf.layers import plain_ranks
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["plan"]
+__all__ = ["plan_fold"]
 
 _DENSE = Form("dense")
 # A cautious plan keeps the gains that are no close call.
@@ -33,12 +33,12 @@ _CLEAR_GAIN = 0.85
 _COUNTING_NOISE = 0.01
 
 
-def plan(
+def plan_fold(
     model: keras.Model,
+    *,
     target: str | Target = "local",
     runtime: str = "litert",
     precision: str = "float32",
-    *,
     threads: int = 1,
     tolerance: float = 0.0,
     rounds: int = 30,
@@ -85,7 +85,7 @@ def plan(
     >>> import keras, tempfile, dprp_tf as dprp
     >>> inputs = keras.Input((16, 16, 32))
     >>> outputs = keras.layers.Conv2D(32, 3, padding="same", name="a")(inputs)
-    >>> lowrank = dprp.factorize(keras.Model(inputs, outputs), "channel", ranks=4)
+    >>> lowrank = dprp.factorize(keras.Model(inputs, outputs), decomposition="channel", ranks=4)
     >>> found = plan(lowrank, rounds=3, cache=tempfile.mkdtemp())
     >>> [candidate.form.kind for candidate in found.layers[0].candidates][:2], found.ratio <= 1
     (['dense', 'channel'], True)
@@ -143,7 +143,7 @@ def _choose(
     return PlannedLayer(
         name=site.name,
         kernel_shape=tuple(site.layer.kernel_shape),
-        matricization=site.layer.matricization,
+        decomposition=site.layer.decomposition,
         rank=plain_ranks(site.layer.ranks),
         form=form,
         reason=reason,

@@ -227,6 +227,7 @@ does not exist. Write it with export_tflite or export_onnx first.
 def run_file(
     path: str | Path,
     inputs: np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray],
+    *,
     threads: int = 1,
 ) -> np.ndarray | dict[str, np.ndarray]:
     """Run an exported file on a batch of inputs, exactly as the target would.
@@ -266,6 +267,7 @@ def evaluate_file(
     path: str | Path,
     x: np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray],
     y: np.ndarray,
+    *,
     threads: int = 1,
 ) -> float:
     """Measure a file's top-1 accuracy.
@@ -293,7 +295,7 @@ def evaluate_file(
     >>> evaluate_file(path, np.eye(2, dtype="float32"), np.array([0, 1]))
     1.0
     """
-    scores = run_file(path, x, threads)
+    scores = run_file(path, x, threads=threads)
     if isinstance(scores, dict):
         raise ValueError(f"`path` must name a file with one output. Received: {list(scores)}.")
     if scores.ndim != 2 or scores.shape[1] < 2:

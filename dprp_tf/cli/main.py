@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dprp_tf.conversion.summaries import summarize
+
 __all__ = ["app", "main"]
 
 app = typer.Typer(
@@ -325,11 +327,11 @@ def plan(
 
     loaded = load_model(model)
     with _status() as progress:
-        found = deploy.plan(
+        found = deploy.plan_fold(
             loaded,
-            target,
-            runtime,
-            precision,
+            target=target,
+            runtime=runtime,
+            precision=precision,
             threads=threads,
             tolerance=tolerance,
             rounds=rounds,
@@ -403,13 +405,15 @@ def latency(
                 f"{model}, which has SVD layers"
             )
     else:
-        network = factorize(network, matricization, layers=all_but(network, exclude or ()))
+        network = factorize(
+            network, decomposition=matricization, layers=all_but(network, exclude or ())
+        )
     with _status() as progress:
-        table = deploy.latency_table(
+        table = deploy.measure_latency(
             network,
-            target,
-            runtime,
-            precision,
+            target=target,
+            runtime=runtime,
+            precision=precision,
             threads=threads,
             ranks=rank,
             rounds=rounds,
@@ -591,9 +595,9 @@ def fold(
         raise ValueError(f"`output` must end in .keras. Received: {output}")
     loaded = load_model(model)
     found = None if plan is None else FoldPlan.load(plan)
-    folded = fold_model(loaded, form, plan=found)
+    folded = fold_model(loaded, form=form, plan=found)
     save_model(folded, output)
-    rows = [asdict(row) for row in choose_forms(loaded, form, plan=found)]
+    rows = [asdict(row) for row in choose_forms(loaded, form=form, plan=found)]
     if as_json:
         _print_json({"output": str(output), "parameters": folded.count_params(), "layers": rows})
         return
@@ -638,8 +642,7 @@ def export(
         dataset = _load_data(data, image_size, mean, std)
         calibration = dataset.x_train[:samples].astype("float32")
         verification = dataset.x_test[:samples].astype("float32")
-    export_file: Any = deploy.export_onnx if output.suffix == ".onnx" else deploy.export_tflite
-    report = export_file(
+    report = deploy.export(
         plain,
         output,
         quantization=quantization,
@@ -735,10 +738,9 @@ def inspect(
     Example: dprp inspect runs/cifar/model.keras
     """
     _load_keras()
-    from dprp_tf.conversion.summaries import summary
     from dprp_tf.training.saving import load_model
 
-    found = summary(load_model(file))
+    found = summarize(load_model(file))
     if as_json:
         _print_json(found.as_dict())
     else:

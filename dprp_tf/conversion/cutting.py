@@ -14,7 +14,7 @@ from dprp_tf.keras_internals.rewriting import rewrite
 __all__ = ["cut"]
 
 
-def cut(model: keras.Model, plan: RankPlan, calibration_data: Any = None) -> keras.Model:
+def cut(model: keras.Model, plan: RankPlan, *, calibration_data: Any = None) -> keras.Model:
     """Return a model of plain layers with a dense model's kernels cut to the ranks of a plan.
 
     Args:
@@ -32,7 +32,7 @@ def cut(model: keras.Model, plan: RankPlan, calibration_data: Any = None) -> ker
     >>> outputs = keras.layers.Conv2D(16, 3, name="a", use_bias=False)(inputs)
     >>> model = keras.Model(inputs, outputs)
     >>> from dprp_tf.selection import Budget, select_ranks
-    >>> plan = select_ranks(model, "energy", Budget(parameters=0.6, tolerance=0.2))
+    >>> plan = select_ranks(model, method="energy", budget=Budget(parameters=0.6, tolerance=0.2))
     >>> cut(model, plan).count_params() == plan.cost["parameters"]
     True
     """

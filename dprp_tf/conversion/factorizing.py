@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from dprp_tf import decomposition
 from dprp_tf.conversion.calibration import input_moments
+from dprp_tf.costs.rank_plan import RankPlan
+from dprp_tf.decomposition import (
+    DECOMPOSITIONS,
+    OutputTruncation,
+    decompose,
+    full_rank,
+    full_tucker_ranks,
+    matricize,
+    resolve_decomposition,
+    tucker2,
+)
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 from dprp_tf.layers import (
@@ -21,7 +31,6 @@ from dprp_tf.layers import (
 )
 from dprp_tf.layers.factorizable import factorizable, holds_matrix
 from dprp_tf.layers.registry import layer_class
-from dprp_tf.training import regularizers
 from dprp_tf.training.model import DPRPModel
 from dprp_tf.training.settings import DPRPSettings
 
@@ -32,34 +41,17 @@ _Rank = int | tuple[int, ...]
 _RankRule = Callable[[keras.layers.Layer, tuple[int, ...]], tuple[int, ...]]
 
 
-class _Plan(Protocol):
-    """What `factorize` needs of a `selection.RankPlan`, which is made of models factorized here."""
-
-    @property
-    def matricization(self) -> str: ...
-
-    @property
-    def ranks(self) -> Mapping[str, _Rank]: ...
-
-
 _LEFT_OUT = ("groups", "lora_rank", "lora_alpha", "quantization_config")
 
 
 def factorize(
     model: keras.Model,
-    matricization: str | None = None,
     *,
-    ranks: _Rank | Mapping[str, _Rank] | _Plan | None = None,
+    decomposition: str | None = None,
+    ranks: _Rank | Mapping[str, _Rank] | RankPlan | None = None,
     layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
     calibration_data: Any = None,
-    structure: str = "retraction",
-    compression: Any = "tail",
-    compression_weight: float = 0.1,
-    threshold: float = 0.1,
-    structure_weight: float = 1.0,
-    orthogonality_weight: float = 1000.0,
-    sorting_weight: float = 1.0,
-    retraction_period: int | None = None,
+    settings: DPRPSettings | None = None,
 ) -> DPRPModel:
     """Return a model that computes what `model` computes and trains the factors of its kernels.
 
@@ -74,37 +66,29 @@ def factorize(
 
     Args:
         model: A built Functional or Sequential model; nested models and shared layers are fine.
-        matricization: `"spatial"` (filters x channels against positions, the paper's),
+        decomposition: `"spatial"` (filters x channels against positions, the paper's),
             `"channel"`, `"separable"` or `"tucker"`. Default `"spatial"`, or the plan's.
         ranks: Rank to start from: one for all (cut to each layer's full rank), or by layer name;
             by path, such as "backbone/conv", where layers of nested models share a name. A
             Tucker layer takes a pair (r_in, r_out), or one number for both; a pair for all gives
-            the others its smaller number. Or a `RankPlan`, which says the matricization and the
+            the others its smaller number. Or a `RankPlan`, which says the decomposition and the
             layers as well. Default: full rank, where the function is unchanged.
         layers: Names or paths of the layers to factorize, or a function that says so for a
             layer. Default: every one that can be, or those the plan does not leave dense.
         calibration_data: Typical inputs of the model, on which layers below full rank are cut so
             that their outputs, not their kernels, change least; see
-            `decomposition.OutputTruncation`. What a plan with `truncation="output"` counts on.
-            Default: none.
-        structure: `"retraction"`, `"smoothed"` or `"paper"`; see `DPRPSettings`.
-        compression: `"tail"` (Eq. 12), `"l1"`, `"l2"`, `"funnel"`, another of `regularizers.NAMES`
-            that takes no rank, None, or a `RankRegularizer`.
-        compression_weight: lambda_comp, 0 or more. Default 0.1.
-        threshold: Pruning threshold epsilon, in (0, 1). Default 0.1.
-        structure_weight: lambda_str, 0 or more. Default 1.
-        orthogonality_weight: mu_orth, 0 or more. Default 1000.
-        sorting_weight: mu_sort, 0 or more. Default 1.
-        retraction_period: Steps between retractions. Default: 1 for `"spatial"`, whose matrices
-            have few columns, and 10 for the wide ones.
+            `dprp_tf.decomposition.OutputTruncation`. A plan with `truncation="output"` counts on
+            them. Default: none.
+        settings: How training keeps the structure of the factors and presses the ranks down.
+            Default: `DPRPSettings()`.
 
     Returns:
-        The factorized model, not compiled; `dprp_tf.summary` lists what was left and why.
+        The factorized model, not compiled; `dprp_tf.summarize` lists what was left and why.
 
     Raises:
         ValueError: If the model has no graph, nothing to factorize, weights that are not finite,
             an argument is unusable or names a layer that is not there, or a plan was made for
-            another matricization or model.
+            another decomposition or model.
 
     Source: DPRP (arXiv 2401.08014) III-B; BSR/LeSS thesis 4.7.4 for `"tucker"`.
 
@@ -112,15 +96,15 @@ def factorize(
 
     >>> inputs = keras.Input((8, 8, 3))
     >>> x = keras.layers.Conv2D(4, 3, name="first")(inputs)
-    >>> lowrank = factorize(keras.Model(inputs, x), threshold=0.05)
+    >>> lowrank = factorize(keras.Model(inputs, x), settings=DPRPSettings(threshold=0.05))
     >>> lowrank.ranks
     {'first': 9}
     """
     require_graph(model)
-    if ranks is not None and hasattr(ranks, "matricization"):
-        plan = cast("_Plan", ranks)
-        _require_fitting_plan(model, plan, matricization, layers)
-        if getattr(plan, "truncation", "kernel") == "output" and calibration_data is None:
+    if isinstance(ranks, RankPlan):
+        plan = ranks
+        _require_fitting_plan(model, plan, decomposition, layers)
+        if plan.truncation == "output" and calibration_data is None:
             warnings.warn(
                 "`calibration_data` should be given for a plan whose cuts keep the outputs: "
                 "without, they keep the kernels, and the accuracy is not what the plan says.",
@@ -128,37 +112,25 @@ def factorize(
             )
         known = layer_keys(model)
         planned = {id(known[key]) for key in plan.ranks}
-        matricization, ranks = plan.matricization, plan.ranks
+        decomposition, ranks = plan.decomposition, plan.ranks
 
         # By key: a name may also be that of a layer of a nested model, which stays dense.
         def layers(layer: keras.layers.Layer) -> bool:
             return id(layer) in planned
 
-    if matricization is None:
-        matricization = "spatial"
-    if matricization not in decomposition.DECOMPOSITIONS:
+    if decomposition is None:
+        decomposition = "spatial"
+    if decomposition not in DECOMPOSITIONS:
         raise ValueError(
-            f"`matricization` must be one of {decomposition.DECOMPOSITIONS}. "
-            f"Received: matricization={matricization!r}"
+            f"`decomposition` must be one of {DECOMPOSITIONS}. "
+            f"Received: decomposition={decomposition!r}"
         )
-    if retraction_period is None:
-        retraction_period = 1 if matricization == "spatial" else 10
-    settings = DPRPSettings(
-        structure=structure,
-        compression=regularizers.get(compression, threshold),
-        compression_weight=compression_weight,
-        threshold=threshold,
-        structure_weight=structure_weight,
-        orthogonality_weight=orthogonality_weight,
-        sorting_weight=sorting_weight,
-        retraction_period=retraction_period,
-    )
     candidates, _ = factorizable(model, layers)
-    rule = _rank_rule(ranks, candidates, matricization)
+    rule = _rank_rule(ranks, candidates, decomposition)
     chosen = {
-        id(layer): rule(layer, _full_ranks(layer, matricization)) for layer in candidates.values()
+        id(layer): rule(layer, _full_ranks(layer, decomposition)) for layer in candidates.values()
     }
-    kernels = _calibrated(model, candidates, chosen, matricization, calibration_data)
+    kernels = _calibrated(model, candidates, chosen, decomposition, calibration_data)
 
     # By pair and not by name: nested models may each have a layer of the same name.
     replaced: list[tuple[keras.layers.Layer, FactorizedLayer]] = []
@@ -168,11 +140,11 @@ def factorize(
             return None
         kernel = kernels.get(id(layer))
         kernel = _kernel(layer) if kernel is None else kernel
-        low_rank = _factorized_layer(layer, kernel, matricization, chosen[id(layer)])
+        low_rank = _factorized_layer(layer, kernel, decomposition, chosen[id(layer)])
         replaced.append((layer, low_rank))
         return low_rank
 
-    result = rewrite(model, replace, DPRPModel, settings=settings)
+    result = rewrite(model, replace, DPRPModel, settings=settings or DPRPSettings())
     # By it Keras decides on loss scaling, which a model made under another policy would lose.
     result.dtype_policy = model.dtype_policy
     for layer, low_rank in replaced:
@@ -183,12 +155,12 @@ def factorize(
 
 
 def _require_fitting_plan(
-    model: keras.Model, plan: _Plan, matricization: str | None, layers: Any
+    model: keras.Model, plan: RankPlan, decomposition: str | None, layers: Any
 ) -> None:
-    if matricization not in (None, plan.matricization):
+    if decomposition not in (None, plan.decomposition):
         raise ValueError(
-            f"`matricization` must be left out, or be that of the plan, {plan.matricization!r}. "
-            f"Received: matricization={matricization!r}; select ranks for that one instead."
+            f"`decomposition` must be left out, or be that of the plan, {plan.decomposition!r}. "
+            f"Received: decomposition={decomposition!r}; select ranks for that one instead."
         )
     if layers is not None:
         raise ValueError(
@@ -213,13 +185,13 @@ def _require_fitting_plan(
 def _rank_rule(
     ranks: _Rank | Mapping[str, _Rank] | None,
     layers: Mapping[str, keras.layers.Layer],
-    matricization: str,
+    decomposition: str,
 ) -> _RankRule:
     if ranks is None:
         return lambda layer, full: full
-    pairs = ", or pairs (r_in, r_out) of them" if matricization == "tucker" else ""
+    pairs = ", or pairs (r_in, r_out) of them" if decomposition == "tucker" else ""
     if not isinstance(ranks, Mapping):
-        if not _are_ranks(ranks, matricization):
+        if not _are_ranks(ranks, decomposition):
             raise ValueError(
                 f"`ranks` must be an integer of 1 or more{pairs}, or a dict. Received: {ranks!r}"
             )
@@ -230,7 +202,7 @@ def _rank_rule(
         raise ValueError(
             f"`ranks` must name layers that are factorized: {sorted(layers)}. Received: {unknown}"
         )
-    bad = {n: r for n, r in ranks.items() if not _are_ranks(r, matricization)}
+    bad = {n: r for n, r in ranks.items() if not _are_ranks(r, decomposition)}
     if bad:
         raise ValueError(f"`ranks` must hold integers of 1 or more{pairs}. Received: {bad}")
     paths = {id(layer): key for key, layer in layers.items()}
@@ -263,8 +235,8 @@ def _cut_to(ranks: _Rank) -> _RankRule:
     return rule
 
 
-def _are_ranks(value: object, matricization: str) -> bool:
-    if matricization == "tucker" and isinstance(value, (tuple, list)):
+def _are_ranks(value: object, decomposition: str) -> bool:
+    if decomposition == "tucker" and isinstance(value, (tuple, list)):
         return len(value) == 2 and all(map(_is_rank, value))
     return _is_rank(value)
 
@@ -274,12 +246,12 @@ def _is_rank(value: object) -> bool:
     return whole and int(value) >= 1  # type: ignore[call-overload]
 
 
-def _full_ranks(layer: keras.layers.Layer, matricization: str) -> tuple[int, ...]:
+def _full_ranks(layer: keras.layers.Layer, decomposition: str) -> tuple[int, ...]:
     shape = tuple(layer.kernel.shape)
-    kind = decomposition.resolve_decomposition(shape, matricization)
+    kind = resolve_decomposition(shape, decomposition)
     if kind == "tucker":
-        return decomposition.full_tucker_ranks(shape)
-    return (decomposition.full_rank(shape, kind),)
+        return full_tucker_ranks(shape)
+    return (full_rank(shape, kind),)
 
 
 def _kernel(layer: keras.layers.Layer) -> NDArray[Any]:
@@ -298,41 +270,41 @@ def _calibrated(
     model: keras.Model,
     layers: Mapping[str, keras.layers.Layer],
     ranks: Mapping[int, tuple[int, ...]],
-    matricization: str,
+    decomposition: str,
     data: Any,
 ) -> dict[int, NDArray[Any]]:
     """Return kernels, by layer, already cut to their ranks by what they make of the data."""
     cut = {
         key: layer
         for key, layer in layers.items()
-        if ranks[id(layer)] != _full_ranks(layer, matricization)
+        if ranks[id(layer)] != _full_ranks(layer, decomposition)
     }
     if data is None or not cut:
         return {}
     kernels = {key: _kernel(layer) for key, layer in cut.items()}
     moments = input_moments(model, cut, data)
     return {
-        id(layer): decomposition.OutputTruncation(
-            kernels[key], matricization, moments.pop(key)
-        ).kernel(ranks[id(layer)])
+        id(layer): OutputTruncation(kernels[key], decomposition, moments.pop(key)).kernel(
+            ranks[id(layer)]
+        )
         for key, layer in cut.items()
     }
 
 
 def _factorized_layer(
-    layer: keras.layers.Layer, kernel: NDArray[Any], matricization: str, ranks: tuple[int, ...]
+    layer: keras.layers.Layer, kernel: NDArray[Any], decomposition: str, ranks: tuple[int, ...]
 ) -> FactorizedLayer:
     config = {key: value for key, value in layer.get_config().items() if key not in _LEFT_OUT}
     # The objects themselves, which may be functions that their names alone don't find.
     config |= {name: getattr(layer, name) for name in OBJECT_ARGUMENTS}
     if len(ranks) == 2:
         tucker = layer_class(type(layer), "tucker").from_config({**config, "ranks": ranks})
-        tucker.start_from(decomposition.tucker2(kernel, (ranks[0], ranks[1])))
+        tucker.start_from(tucker2(kernel, (ranks[0], ranks[1])))
         return tucker
-    matricization = "channel" if matricization == "tucker" else matricization
+    decomposition = "channel" if decomposition == "tucker" else decomposition
     svd = layer_class(type(layer)).from_config(
-        {**config, "matricization": matricization, "rank": ranks[0]}
+        {**config, "matricization": decomposition, "rank": ranks[0]}
     )
-    matrix = decomposition.matricize(kernel, matricization)
-    svd.start_from(decomposition.decompose(matrix, ranks[0]))
+    matrix = matricize(kernel, decomposition)
+    svd.start_from(decompose(matrix, ranks[0]))
     return svd

@@ -34,7 +34,7 @@ class FoldedLayer:
     Attributes:
         name: The layer's name; its path where nested models have layers of the same name.
         type: The low-rank layer's class.
-        matricization: How its kernel is unfolded; `"tucker"` for a Tucker layer.
+        decomposition: How its kernel is decomposed: a matricization, or `"tucker"`.
         full_rank: Largest rank it could have; a pair for a Tucker layer.
         rank: Its rank; likewise.
         form: The kind of form, one of `KINDS`.
@@ -45,7 +45,7 @@ class FoldedLayer:
 
     name: str
     type: str
-    matricization: str
+    decomposition: str
     full_rank: int | tuple[int, ...]
     rank: int | tuple[int, ...]
     form: str
@@ -56,6 +56,7 @@ class FoldedLayer:
 
 def choose_forms(
     model: keras.Model,
+    *,
     form: str = "smallest",
     forms: Mapping[str, str | Form] | None = None,
     plan: FoldPlan | str | os.PathLike[str] | None = None,
@@ -70,7 +71,7 @@ def choose_forms(
             `"smallest"`.
         forms: Forms of single layers by name or path: a `Form`, one of `KINDS` with the layer's own
             rank, or `"two_stage"`. They win over `form` and `plan`.
-        plan: What `dprp_tf.deploy.plan` measured for this model, or the file it was saved to;
+        plan: What `dprp_tf.deploy.plan_fold` measured for this model, or the file it was saved to;
             wins over `form`.
 
     Returns:
@@ -127,8 +128,8 @@ def _choices(
 
 def fold(
     model: keras.Model,
-    form: str = "smallest",
     *,
+    form: str = "smallest",
     forms: Mapping[str, str | Form] | None = None,
     plan: FoldPlan | str | os.PathLike[str] | None = None,
 ) -> keras.Model:
@@ -142,7 +143,7 @@ def fold(
         form: `"smallest"`, `"fast"`, `"dense"` or `"two_stage"`; see `choose_forms`. Default
             `"smallest"`.
         forms: Forms of single layers by name; they win over `form` and `plan`.
-        plan: What `dprp_tf.deploy.plan` measured to be fastest on a target, or the file it was
+        plan: What `dprp_tf.deploy.plan_fold` measured to be fastest on a target, or the file it was
             saved to; wins over `form`.
 
     Returns:
@@ -206,7 +207,7 @@ def _row(key: str, layer: FactorizedLayer, chosen: Form, reason: str) -> FoldedL
     return FoldedLayer(
         key,
         type(layer).__name__,
-        layer.matricization,
+        layer.decomposition,
         plain_ranks(layer.full_ranks),
         plain_ranks(layer.ranks),
         chosen.kind,
@@ -230,7 +231,7 @@ def _by_name(layer: FactorizedLayer, asked: str | Form) -> Form:
         raise ValueError(
             "`forms` must give 'dense', 'two_stage', a Form, or a kind made of the layer's own "
             f"factors. Received: {asked!r} for {layer.name!r}, whose factors are "
-            f"{layer.matricization!r}; the kinds are {KINDS}, and others need a Form with ranks."
+            f"{layer.decomposition!r}; the kinds are {KINDS}, and others need a Form with ranks."
         )
     reason = obstacle(layer, chosen.kind)
     if reason is not None:
@@ -244,17 +245,17 @@ def _by_name(layer: FactorizedLayer, asked: str | Form) -> Form:
 def _planned(layers: Mapping[str, FactorizedLayer], plan: FoldPlan) -> dict[str, Form]:
     """The plan's forms, if it was made for layers like these."""
     ours = {
-        key: (tuple(layer.kernel_shape), layer.matricization, plain_ranks(layer.ranks))
+        key: (tuple(layer.kernel_shape), layer.decomposition, plain_ranks(layer.ranks))
         for key, layer in layers.items()
     }
-    theirs = {row.name: (row.kernel_shape, row.matricization, row.rank) for row in plan.layers}
+    theirs = {row.name: (row.kernel_shape, row.decomposition, row.rank) for row in plan.layers}
     if ours != theirs:
         differing = sorted(
             name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
         )
         raise ValueError(
             "`plan` must have been made for the SVD layers of this model at their ranks. Received: "
-            f"a plan that differs in {differing}; make it anew with dprp_tf.deploy.plan."
+            f"a plan that differs in {differing}; make it anew with dprp_tf.deploy.plan_fold."
         )
     return plan.forms
 
@@ -266,7 +267,7 @@ def _by_plan(layer: FactorizedLayer, planned: Form) -> Form:
     raise ValueError(
         f"`plan` must have been made for the weights of this model. Received: {planned} for "
         f"{layer.name!r}, whose kernel is {error:.2g} away from that form; make the plan anew "
-        "with dprp_tf.deploy.plan."
+        "with dprp_tf.deploy.plan_fold."
     )
 
 
@@ -294,7 +295,7 @@ def _by_rule(layer: FactorizedLayer, form: str) -> tuple[Form, str]:
 def _effort(layer: FactorizedLayer, own: Form) -> float:
     """Estimate the time of a layer's own form relative to the dense one; see `two_stage_effort`."""
     if own.kind != "tucker":
-        return two_stage_effort(layer.kernel_shape, layer.matricization, own.ranks[0])
+        return two_stage_effort(layer.kernel_shape, layer.decomposition, own.ranks[0])
     # The first stage runs before the strides.
     before = math.prod(getattr(layer, "strides", ()))
     return own.macs(layer.kernel_shape, (before,), (1,)) / math.prod(layer.kernel_shape)

@@ -208,7 +208,7 @@ def dense_kernel(layer: FactorizedLayer) -> NDArray[Any]:
         kernel = factors.kernel()
     else:
         matrix = factors.matrix()
-        kernel = decomposition.dematricize(matrix, layer.kernel_shape, layer.matricization)
+        kernel = decomposition.dematricize(matrix, layer.kernel_shape, layer.decomposition)
     if layer.kernel_constraint is not None:
         kernel = ops.convert_to_numpy(layer.kernel_constraint(ops.convert_to_tensor(kernel)))
     return np.asarray(kernel)

@@ -14,7 +14,7 @@ from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.layers import FactorizedLayer, plain_ranks
 from dprp_tf.layers.factorizable import holds_matrix, skip_reason
 
-__all__ = ["Summary", "SummaryRow", "summary"]
+__all__ = ["Summary", "SummaryRow", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SummaryRow:
         name: The layer's name; its path, such as "backbone/conv", where nested models have layers
             of the same name.
         type: Its class.
-        matricization: How its kernel is unfolded, `"tucker"` for a Tucker layer; None for a layer
+        decomposition: How its kernel is unfolded, `"tucker"` for a Tucker layer; None for a layer
             with its kernel as it is.
         rank: Singular values kept, of a Tucker layer the pair of ranks; None likewise.
         full_rank: Largest rank it could have, or pair of ranks; None likewise.
@@ -38,7 +38,7 @@ class SummaryRow:
 
     name: str
     type: str
-    matricization: str | None
+    decomposition: str | None
     rank: int | tuple[int, ...] | None
     full_rank: int | tuple[int, ...] | None
     parameters: int
@@ -93,12 +93,12 @@ class Summary(Tabular):
                 "" if row.rank is None else f"{_text(row.rank)} of {_text(row.full_rank)}",
                 f"{row.parameters:,}",
                 f"{row.dense_parameters:,}",
-                row.skipped or row.matricization or "",
+                row.skipped or row.decomposition or "",
             )
         return table
 
 
-def summary(model: keras.Model) -> Summary:
+def summarize(model: keras.Model) -> Summary:
     """List a model's layers that hold kernels, with ranks and costs, and why some stay dense.
 
     Args:
@@ -116,7 +116,7 @@ def summary(model: keras.Model) -> Summary:
     >>> inputs = keras.Input((8, 8, 3))
     >>> x = keras.layers.DepthwiseConv2D(3, name="shift")(inputs)
     >>> model = keras.Model(inputs, keras.layers.Conv2D(4, 3, name="mix")(x))
-    >>> [(row.name, row.rank) for row in summary(dprp.factorize(model)).rows]
+    >>> [(row.name, row.rank) for row in summarize(dprp.factorize(model)).rows]
     [('shift', None), ('mix', 9)]
     """
     cost = model_cost(model)
@@ -131,7 +131,7 @@ def summary(model: keras.Model) -> Summary:
             SummaryRow(
                 key,
                 type(layer).__name__,
-                low_rank.matricization if low_rank else None,
+                low_rank.decomposition if low_rank else None,
                 plain_ranks(low_rank.ranks) if low_rank else None,
                 plain_ranks(low_rank.full_ranks) if low_rank else None,
                 found.parameters,

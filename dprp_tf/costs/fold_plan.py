@@ -62,7 +62,7 @@ class PlannedLayer:
     Attributes:
         name: The layer's name.
         kernel_shape: Its kernel's shape.
-        matricization: How its kernel was unfolded.
+        decomposition: How its kernel was unfolded.
         rank: Its rank when it was planned for; a pair of ranks for a Tucker layer.
         form: Its form.
         reason: Why.
@@ -71,7 +71,7 @@ class PlannedLayer:
 
     name: str
     kernel_shape: tuple[int, ...]
-    matricization: str
+    decomposition: str
     rank: int | tuple[int, ...]
     form: Form
     reason: str
@@ -92,7 +92,7 @@ class PlannedLayer:
         return {
             "name": self.name,
             "kernel_shape": list(self.kernel_shape),
-            "matricization": self.matricization,
+            "decomposition": self.decomposition,
             "rank": list(self.rank) if isinstance(self.rank, tuple) else self.rank,
             "form": self.form.kind,
             "ranks": list(self.form.ranks),
@@ -194,7 +194,7 @@ class FoldPlan(StoredTable):
         if values.get("version") != _VERSION:
             raise ValueError(
                 f"A fold plan must have version {_VERSION}. Received: "
-                f"version={values.get('version')!r}; make it anew with dprp_tf.deploy.plan."
+                f"version={values.get('version')!r}; make it anew with dprp_tf.deploy.plan_fold."
             )
         try:
             return cls(
@@ -279,7 +279,7 @@ def _layer(entry: Mapping[str, Any]) -> PlannedLayer:
     return PlannedLayer(
         name=str(entry["name"]),
         kernel_shape=tuple(map(int, entry["kernel_shape"])),
-        matricization=str(entry["matricization"]),
+        decomposition=str(entry["decomposition"]),
         rank=_rank(entry["rank"]),
         form=form,
         reason=str(entry["reason"]),

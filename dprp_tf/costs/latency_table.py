@@ -24,7 +24,7 @@ class LayerLatency:
 
     Attributes:
         name: The layer's name.
-        matricization: How its kernel is unfolded.
+        decomposition: How its kernel is unfolded.
         full_rank: Its full rank.
         dense: Cost of its dense form, which it can have at every rank.
         ranks: Ranks measured, ascending.
@@ -33,7 +33,7 @@ class LayerLatency:
     """
 
     name: str
-    matricization: str
+    decomposition: str
     full_rank: int
     dense: float
     ranks: tuple[int, ...]
@@ -260,7 +260,7 @@ class LatencyTable(StoredTable):
             rows = tuple(
                 LayerLatency(
                     name=str(row["name"]),
-                    matricization=str(row["matricization"]),
+                    decomposition=str(row["decomposition"]),
                     full_rank=int(row["full_rank"]),
                     dense=float(row["dense"]),
                     ranks=tuple(map(int, row["ranks"])),

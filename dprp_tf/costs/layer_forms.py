@@ -55,9 +55,9 @@ def own_form(layer: FactorizedLayer) -> Form:
     Returns:
         The form, whether or not the layer can take it; see `obstacle`.
     """
-    if layer.matricization == "tucker":
+    if layer.decomposition == "tucker":
         return Form("tucker", layer.ranks)
-    kind = decomposition.resolve(layer.kernel_shape, layer.matricization)
+    kind = decomposition.resolve(layer.kernel_shape, layer.decomposition)
     return Form(OWN_KIND[kind], layer.ranks)
 
 

@@ -25,7 +25,7 @@ class PlannedRanks:
 
     Attributes:
         name: The layer's key in the model.
-        matricization: The decomposition of its kernel.
+        decomposition: The decomposition of its kernel.
         kernel_shape: Shape of its kernel.
         full_ranks: The largest ranks, one number, or two for Tucker-2.
         ranks: The ranks chosen; None for a layer that stays dense.
@@ -35,7 +35,7 @@ class PlannedRanks:
     """
 
     name: str
-    matricization: str
+    decomposition: str
     kernel_shape: tuple[int, ...]
     full_ranks: tuple[int, ...]
     ranks: tuple[int, ...] | None
@@ -49,8 +49,8 @@ class PlannedRanks:
         Raises:
             ValueError: If ranks are out of range or numbers make no sense.
         """
-        count = 2 if self.matricization == "tucker" else 1
-        known = self.matricization in DECOMPOSITIONS and len(self.full_ranks) == count
+        count = 2 if self.decomposition == "tucker" else 1
+        known = self.decomposition in DECOMPOSITIONS and len(self.full_ranks) == count
         limits = known and all(rank >= 1 for rank in self.full_ranks)
         within = self.ranks is None or (
             len(self.ranks) == count
@@ -70,7 +70,7 @@ class RankPlan(StoredTable):
 
     Attributes:
         method: Name of the method.
-        matricization: The decomposition asked for.
+        decomposition: The decomposition asked for.
         truncation: `"kernel"`, or `"output"` where the cuts are meant to keep the outputs on
             calibration data: pass those to `factorize(..., calibration_data=...)`.
         budget: The bounds asked for, by name.
@@ -91,7 +91,7 @@ class RankPlan(StoredTable):
 
     kind: ClassVar[str] = "rank plan"
     method: str
-    matricization: str
+    decomposition: str
     truncation: str
     budget: Mapping[str, float]
     layers: tuple[PlannedRanks, ...]
@@ -130,7 +130,7 @@ class RankPlan(StoredTable):
                 f"{name} {value:.2%}" for name, value in self.accuracy.items()
             )
         table = Table(
-            title=f"{self.method}, {self.matricization}" + (f", asked: {asked}" if asked else ""),
+            title=f"{self.method}, {self.decomposition}" + (f", asked: {asked}" if asked else ""),
             caption=caption,
             caption_justify="left",
         )
@@ -142,7 +142,7 @@ class RankPlan(StoredTable):
             dense = row.ranks is None
             table.add_row(
                 row.name,
-                "dense" if dense else row.matricization,
+                "dense" if dense else row.decomposition,
                 "" if row.ranks is None else ", ".join(map(str, row.ranks)),
                 ", ".join(map(str, row.full_ranks)),
                 "" if dense else f"{row.lost:.1%}",
@@ -174,7 +174,7 @@ class RankPlan(StoredTable):
             rows = tuple(
                 PlannedRanks(
                     name=str(row["name"]),
-                    matricization=str(row["matricization"]),
+                    decomposition=str(row["decomposition"]),
                     kernel_shape=tuple(map(int, row["kernel_shape"])),
                     full_ranks=tuple(map(int, row["full_ranks"])),
                     ranks=None if row["ranks"] is None else tuple(map(int, row["ranks"])),
@@ -188,13 +188,13 @@ class RankPlan(StoredTable):
                 row.check()
             if len({row.name for row in rows}) < len(rows):
                 raise ValueError("one row per layer")
-            if values["matricization"] not in DECOMPOSITIONS:
-                raise ValueError(f"a known matricization: {values['matricization']}")
+            if values["decomposition"] not in DECOMPOSITIONS:
+                raise ValueError(f"a known decomposition: {values['decomposition']}")
             if values["truncation"] not in ("kernel", "output"):
                 raise ValueError(f"a known truncation: {values['truncation']}")
             return cls(
                 method=str(values["method"]),
-                matricization=str(values["matricization"]),
+                decomposition=str(values["decomposition"]),
                 truncation=str(values["truncation"]),
                 budget=_numbers(values["budget"]),
                 layers=rows,

@@ -93,9 +93,9 @@ class LayerChoices:
         self._places = [call.positions for call in calls]
 
     @property
-    def matricization(self) -> str:
+    def decomposition(self) -> str:
         """The decomposition, one of `decomposition.DECOMPOSITIONS`."""
-        return self.truncation.matricization
+        return self.truncation.decomposition
 
     def form(self, ranks: Ranks) -> Form:
         """Return the form the layer folds into at these ranks.
@@ -108,7 +108,7 @@ class LayerChoices:
         """
         if ranks is None:
             return Form("dense")
-        return Form(_form_kind(self.matricization), ranks)
+        return Form(_form_kind(self.decomposition), ranks)
 
     def parameters(self, ranks: Ranks) -> int:
         """Return the weights of its kernels at these ranks, as the folded model stores them."""
@@ -139,11 +139,11 @@ class LayerChoices:
             total += area * filters
             if ranks is None:
                 continue
-            if self.matricization == "tucker":
+            if self.decomposition == "tucker":
                 total += math.prod(before) * ranks[0] + area * ranks[1]
-            elif self.matricization == "spatial":
+            elif self.decomposition == "spatial":
                 total += area * channels * ranks[0]
-            elif self.matricization == "separable":
+            elif self.decomposition == "separable":
                 total += math.prod(after[:-1]) * before[-1] * ranks[0]
             else:
                 total += area * ranks[0]
@@ -182,7 +182,7 @@ class LayerChoices:
         `(0,)` if even rank 1 does. For Tucker-2, where every pair has its own answer, the full
         ranks.
         """
-        if self.matricization == "tucker":
+        if self.decomposition == "tucker":
             return self.full_ranks
         dense = self.parameters(None)
         low, high = 0, self.full_ranks[0]
@@ -197,10 +197,10 @@ class RankSpace:
 
     Args:
         model: A built dense Functional or Sequential model.
-        matricization: `"spatial"`, `"channel"`, `"separable"` or `"tucker"`. Default `"spatial"`.
+        decomposition: `"spatial"`, `"channel"`, `"separable"` or `"tucker"`. Default `"spatial"`.
         layers: Names or paths of the layers that may be cut, or a function that says so for a
             layer. Default: every one that can be.
-        truncate: Makes the truncation of a layer from its key, kernel and the matricization.
+        truncate: Makes the truncation of a layer from its key, kernel and the decomposition.
             Default: `KernelTruncation`, nearest to the kernel.
         latency: A latency table of the model, for costs in milliseconds.
 
@@ -224,14 +224,14 @@ class RankSpace:
     def __init__(
         self,
         model: keras.Model,
-        matricization: str = "spatial",
+        decomposition: str = "spatial",
         layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
         *,
         truncate: Callable[[str, Any, str], Truncation] | None = None,
         latency: LatencyTable | None = None,
     ) -> None:
         chosen, self.skipped = factorizable(model, layers)
-        self.matricization = matricization
+        self.decomposition = decomposition
         self._latency = latency
         calls: dict[int, list[LayerCall]] = {}
         for call in layer_calls(model):
@@ -241,20 +241,20 @@ class RankSpace:
             kernel = np.asarray(ops.convert_to_numpy(layer.kernel))
             kernel = kernel if kernel.dtype == np.float64 else kernel.astype(np.float32)
             truncation: Truncation = (
-                KernelTruncation(kernel, matricization)
+                KernelTruncation(kernel, decomposition)
                 if truncate is None
-                else truncate(key, kernel, matricization)
+                else truncate(key, kernel, decomposition)
             )
-            reason = obstacle(layer, _form_kind(truncation.matricization))
+            reason = obstacle(layer, _form_kind(truncation.decomposition))
             if reason is None:
                 self.layers[key] = LayerChoices(key, layer, truncation, calls[id(layer)])
             else:
                 self.skipped.append(f"{key}: {reason}")
         if not self.layers:
             raise ValueError(
-                f"`model` must have a layer that folds from {matricization!r} form. Received: "
+                f"`model` must have a layer that folds from {decomposition!r} form. Received: "
                 f"{model.name!r} with none ({'; '.join(self.skipped)}); choose another "
-                "`matricization`."
+                "`decomposition`."
             )
         if latency is not None:
             for own in self.layers.values():
@@ -413,7 +413,7 @@ class RankSpace:
 
 def _unknown(metric: str) -> ValueError:
     remedy = (
-        "give a latency table made for it, `latency=deploy.latency_table(...)`."
+        "give a latency table made for it, `latency=deploy.measure_latency(...)`."
         if metric == "milliseconds"
         else "some input size is undefined; rebuild it with a fixed input shape."
     )
@@ -429,15 +429,15 @@ def _thinned(full: int, limit: int) -> list[int]:
 
 
 def _require_fitting(row: LayerLatency, layer: LayerChoices) -> None:
-    measured = resolve_decomposition(layer.kernel_shape, row.matricization), (row.full_rank,)
-    if measured != (layer.matricization, layer.full_ranks):
+    measured = resolve_decomposition(layer.kernel_shape, row.decomposition), (row.full_rank,)
+    if measured != (layer.decomposition, layer.full_ranks):
         raise ValueError(
-            f"`latency` must be a table measured for this model in {layer.matricization!r} form. "
-            f"Received: one of {row.matricization!r} form and full rank {row.full_rank} for layer "
+            f"`latency` must be a table measured for this model in {layer.decomposition!r} form. "
+            f"Received: one of {row.decomposition!r} form and full rank {row.full_rank} for layer "
             f"{layer.name!r} of full rank {layer.full_ranks[0]}; make it anew."
         )
 
 
-def _form_kind(matricization: str) -> str:
+def _form_kind(decomposition: str) -> str:
     """Return the kind of form that the factors of a decomposition are as they stand."""
-    return "tucker" if matricization == "tucker" else OWN_KIND[matricization]
+    return "tucker" if decomposition == "tucker" else OWN_KIND[decomposition]

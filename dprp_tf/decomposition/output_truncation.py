@@ -53,7 +53,7 @@ class OutputTruncation:
 
     Args:
         kernel: Keras kernel, `(*spatial, C, S)` or `(D_in, D_out)`, finite.
-        matricization: `"spatial"`, `"channel"`, `"separable"` or `"tucker"`.
+        decomposition: `"spatial"`, `"channel"`, `"separable"` or `"tucker"`.
         covariance: P, uncentred, of shape `(C*L, C*L)`; entry c*L + l belongs to channel c at
             position l of the window, counted in row-major order. See
             `dprp_tf.conversion.calibration.input_moments`.
@@ -65,7 +65,7 @@ class OutputTruncation:
             few ranks and each turn gains most; 0 else.
 
     Attributes:
-        matricization: The decomposition really used.
+        decomposition: The decomposition really used.
         full_ranks: The largest ranks, `(R,)` or `(R_in, R_out)`.
 
     Raises:
@@ -88,7 +88,7 @@ class OutputTruncation:
     def __init__(
         self,
         kernel: Any,
-        matricization: str,
+        decomposition: str,
         covariance: ArrayLike,
         *,
         ridge: float = 1e-4,
@@ -99,14 +99,14 @@ class OutputTruncation:
         if sweeps is not None and sweeps < 0:
             raise ValueError(f"`sweeps` must be 0 or more. Received: sweeps={sweeps}")
         self._kernel = np.asarray(kernel)
-        self._plain = KernelTruncation(self._kernel, matricization)
-        self.matricization = self._plain.matricization
+        self._plain = KernelTruncation(self._kernel, decomposition)
+        self.decomposition = self._plain.decomposition
         self.full_ranks = self._plain.full_ranks
         # (S, C*L)
         matrix = matricize(self._kernel, "channel").astype(np.float64)
         moments = _regular(covariance, matrix.shape[1], ridge)
         channels, positions = self._kernel.shape[-2], math.prod(self._kernel.shape[:-2])
-        self._turned = self.matricization == "spatial"
+        self._turned = self.decomposition == "spatial"
         if self._turned:
             # (C, L) -> (L, C) on every side
             matrix = matrix.reshape(-1, channels, positions).swapaxes(1, 2)
@@ -117,19 +117,19 @@ class OutputTruncation:
             "channel": channels * positions,
             "separable": channels * positions // (self._kernel.shape[:-2] or (1,))[-1],
             "tucker": channels,
-        }[self.matricization]
+        }[self.decomposition]
         self._matrix = np.ascontiguousarray(matrix).reshape(len(matrix), -1)  # (S, K*J)
         self._moments = np.ascontiguousarray(moments).reshape((self._matrix.shape[1],) * 2)
         if sweeps is None:
             unknowns = self.full_ranks[0] * (self._matrix.shape[1] // self._size)
             sweeps = _SWEEPS if self._turned and unknowns <= _QUICK else 0
-        self._sweeps = 0 if self.matricization == "channel" else sweeps
+        self._sweeps = 0 if self.decomposition == "channel" else sweeps
         self._fits: dict[tuple[int, ...], _Fit] = {}
 
     @cached_property
     def spectra(self) -> tuple[NDArray[np.floating], ...]:
         """One descending spectrum per rank: of the matrix, or the two unfoldings, whitened."""
-        if self.matricization == "tucker":
+        if self.decomposition == "tucker":
             whitened = self._matrix @ _root(self._moments)
             return self._whitened[1], np.linalg.svd(whitened, compute_uv=False)
         return (self._whitened[1],)
@@ -303,7 +303,7 @@ class OutputTruncation:
         """Nested bases B (K, R) of side k: of the whitened matrix, and of the plain one."""
         rank = self.full_ranks[0]
         bases = [self._unfolded.T @ self._whitened[0]]
-        if self.matricization != "channel":
+        if self.decomposition != "channel":
             left = np.linalg.svd(self._unfolded.T, full_matrices=False)[0]
             bases.append(left)
         return [

@@ -23,43 +23,43 @@ __all__ = ["DECOMPOSITIONS", "KernelTruncation", "Truncation", "resolve_decompos
 DECOMPOSITIONS = (*MATRICIZATIONS, "tucker")
 
 
-def resolve_decomposition(kernel_shape: tuple[int, ...], matricization: str) -> str:
+def resolve_decomposition(kernel_shape: tuple[int, ...], decomposition: str) -> str:
     """Return the decomposition a kernel of this shape is really given.
 
     Tucker-2 of a dense or pointwise kernel is its SVD, `channel`, as every other form of those.
 
     Args:
         kernel_shape: Keras kernel shape, `(*spatial, C, S)` or `(D_in, D_out)`.
-        matricization: `"spatial"`, `"channel"`, `"separable"` or `"tucker"`.
+        decomposition: `"spatial"`, `"channel"`, `"separable"` or `"tucker"`.
 
     Returns:
         The decomposition to use.
 
     Raises:
-        ValueError: If `matricization` is unknown.
+        ValueError: If `decomposition` is unknown.
 
     Example:
 
     >>> resolve_decomposition((3, 3, 4, 8), "tucker"), resolve_decomposition((4, 8), "tucker")
     ('tucker', 'channel')
     """
-    if matricization not in DECOMPOSITIONS:
+    if decomposition not in DECOMPOSITIONS:
         raise ValueError(
-            f"`matricization` must be one of {DECOMPOSITIONS}. "
-            f"Received: matricization={matricization!r}"
+            f"`decomposition` must be one of {DECOMPOSITIONS}. "
+            f"Received: decomposition={decomposition!r}"
         )
-    if matricization != "tucker":
-        return resolve(kernel_shape, matricization)
+    if decomposition != "tucker":
+        return resolve(kernel_shape, decomposition)
     return "tucker" if resolve(kernel_shape, "spatial") == "spatial" else "channel"
 
 
 class Truncation(Protocol):
     """A kernel at every rank: what `KernelTruncation` and its relatives can do.
 
-    `ranks` is `(r,)`, or `(r_in, r_out)` where `matricization` is `"tucker"`.
+    `ranks` is `(r,)`, or `(r_in, r_out)` where `decomposition` is `"tucker"`.
     """
 
-    matricization: str
+    decomposition: str
     full_ranks: tuple[int, ...]
 
     @property
@@ -82,14 +82,14 @@ class KernelTruncation:
 
     Args:
         kernel: Keras kernel, `(*spatial, C, S)` or `(D_in, D_out)`, finite.
-        matricization: `"spatial"`, `"channel"`, `"separable"` or `"tucker"`.
+        decomposition: `"spatial"`, `"channel"`, `"separable"` or `"tucker"`.
 
     Attributes:
-        matricization: The decomposition really used; see `resolve_decomposition`.
+        decomposition: The decomposition really used; see `resolve_decomposition`.
         full_ranks: The largest ranks, `(R,)` or `(R_in, R_out)`.
 
     Raises:
-        ValueError: If the kernel is not finite or `matricization` is unknown.
+        ValueError: If the kernel is not finite or `decomposition` is unknown.
 
     Source: Eckart and Young 1936; De Lathauwer et al. 2000 for `"tucker"`.
 
@@ -103,24 +103,24 @@ class KernelTruncation:
            [0., 0.]])
     """
 
-    def __init__(self, kernel: Any, matricization: str) -> None:
+    def __init__(self, kernel: Any, decomposition: str) -> None:
         self._kernel = np.asarray(kernel)
         if not np.all(np.isfinite(self._kernel)):
             raise ValueError(
                 "`kernel` must be finite. Received NaN or infinite entries; load sound weights."
             )
-        self.matricization = resolve_decomposition(self._kernel.shape, matricization)
+        self.decomposition = resolve_decomposition(self._kernel.shape, decomposition)
         shape = self._kernel.shape
         self.full_ranks: tuple[int, ...] = (
             full_tucker_ranks(shape)
-            if self.matricization == "tucker"
-            else (full_rank(shape, self.matricization),)
+            if self.decomposition == "tucker"
+            else (full_rank(shape, self.decomposition),)
         )
 
     @property
     def spectra(self) -> tuple[NDArray[np.floating], ...]:
         """One descending spectrum per rank: of the matrix, or of the two unfoldings."""
-        if self.matricization == "tucker":
+        if self.decomposition == "tucker":
             return self._modes[1], self._modes[3]
         return (self._factors.s,)
 
@@ -138,13 +138,13 @@ class KernelTruncation:
         """
         self.require(ranks)
         shape = self._kernel.shape
-        if self.matricization == "tucker":
+        if self.decomposition == "tucker":
             first, _, last, _, core = self._modes
             inner, outer = ranks
             mixed = first[:, :inner] @ core[:, :inner, :outer] @ last[:, :outer].T
             return mixed.reshape(shape).astype(self._kernel.dtype)
         matrix = self._factors.truncated(ranks[0]).matrix()
-        cut: NDArray[np.floating] = dematricize(matrix, shape, self.matricization)
+        cut: NDArray[np.floating] = dematricize(matrix, shape, self.decomposition)
         return cut.astype(self._kernel.dtype)
 
     def lost(self, ranks: tuple[int, ...]) -> float:
@@ -180,14 +180,14 @@ class KernelTruncation:
         )
         if not fits:
             raise ValueError(
-                f"`ranks` of a kernel of shape {self._kernel.shape} in {self.matricization!r} form "
+                f"`ranks` of a kernel of shape {self._kernel.shape} in {self.decomposition!r} form "
                 f"must lie in {', '.join(f'1..{limit}' for limit in self.full_ranks)}. "
                 f"Received: ranks={ranks}"
             )
 
     @cached_property
     def _factors(self) -> Factors:
-        return decompose(matricize(self._kernel, self.matricization))
+        return decompose(matricize(self._kernel, self.decomposition))
 
     @cached_property
     def _modes(self) -> tuple[NDArray[np.floating], ...]:
@@ -203,7 +203,7 @@ class KernelTruncation:
     @cached_property
     def _kept(self) -> NDArray[np.float64]:
         """Energy kept by ranks counted from 0: (R,), or (R_in, R_out)."""
-        if self.matricization == "tucker":
+        if self.decomposition == "tucker":
             energies = np.sum(np.square(self._modes[4].astype(np.float64)), axis=0)
             return np.cumsum(np.cumsum(energies, axis=0), axis=1)
         return np.cumsum(np.square(self._factors.s.astype(np.float64)))

@@ -57,7 +57,7 @@ class FactorizedLayer(keras.layers.Layer):
 
     stands_for: ClassVar[type[keras.layers.Layer]]
     kernel_shape: tuple[int, ...]
-    matricization: str
+    decomposition: str
     bias: keras.Variable | None
 
     def __init__(

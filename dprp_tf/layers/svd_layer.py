@@ -128,6 +128,11 @@ class SVDLayer(FactorizedLayer):
         return decomposition.matrix_shape(self.kernel_shape, self.matricization)
 
     @property
+    def decomposition(self) -> str:  # type: ignore[override]
+        """The matricization; see `FactorizedLayer`."""
+        return self.matricization
+
+    @property
     def ranks(self) -> tuple[int, ...]:
         """`(rank,)`; see `FactorizedLayer`."""
         return (int(self.rank or 0),)

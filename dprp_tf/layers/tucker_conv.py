@@ -46,7 +46,7 @@ class TuckerConvolution(FactorizedConvolution):
     first: keras.Variable
     core: keras.Variable
     last: keras.Variable
-    matricization = "tucker"
+    decomposition = "tucker"
 
     def __init__(
         self,

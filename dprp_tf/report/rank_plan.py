@@ -57,7 +57,7 @@ def plot_rank_plan(plan: RankPlan, theme: str = "light") -> Figure:
     left = figure.add_subplot(1, 2, 1)
     right = figure.add_subplot(1, 2, 2, sharey=left)
     asked = ", ".join(f"{k} {v:g}" for k, v in plan.budget.items() if k != "tolerance")
-    title = f"{plan.method}, {plan.matricization}" + (f", asked: {asked}" if asked else "")
+    title = f"{plan.method}, {plan.decomposition}" + (f", asked: {asked}" if asked else "")
     style_axes(left, colours, title, x="Rank, % of the full rank", grid="x")
     style_axes(right, colours, " ", x="Kernel weights", grid="x")
     for place, row in enumerate(rows):

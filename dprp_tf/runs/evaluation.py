@@ -14,7 +14,7 @@ import numpy as np
 
 from dprp_tf import deploy
 from dprp_tf.conversion.folding import choose_forms, fold
-from dprp_tf.conversion.summaries import summary
+from dprp_tf.conversion.summaries import summarize
 from dprp_tf.costs.fold_plan import FoldPlan
 from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset, StreamedImages, evaluation_batches, reading_errors
@@ -102,8 +102,8 @@ def compare_models(
     """Plan, fold and export both models in every format, check and time the files; a verdict.
 
     For each runtime and precision the low-rank model is folded by a plan measured here
-    (`deploy.plan`), which is kept in the folder. Each file is verified against its Keras model on
-    test images while it is written; the files of one format are timed in turns in one run.
+    (`deploy.plan_fold`), which is kept in the folder. Each file is verified against its Keras model
+    on test images while it is written; the files of one format are timed in turns in one run.
 
     Args:
         folder: Where the files go.
@@ -136,7 +136,7 @@ def compare_models(
         key = (entry.runtime, entry.precision)
         if key not in plans:
             progress(f"planning the fold for {entry.runtime} {entry.precision}")
-            plans[key] = deploy.plan(lowrank, "local", *key, threads=threads)
+            plans[key] = deploy.plan_fold(lowrank, "local", *key, threads=threads)
             plans[key].save(folder / "plans" / f"{'_'.join(key)}.json")
     first = plans[("litert", "float32")]
     first.save(folder / "plan.json")
@@ -153,8 +153,7 @@ def compare_models(
         for name, model in (("dense", dense), ("dprp", planned)):
             progress(f"{label}: {name}")
             path = folder / f"{name}_{entry.suffix}"
-            export = deploy.export_onnx if entry.runtime == "onnxruntime" else deploy.export_tflite
-            report = export(
+            report = deploy.export(
                 model,
                 path,
                 quantization=entry.quantization,
@@ -221,7 +220,7 @@ def compare_models(
             {
                 "name": row.name,
                 "type": row.type,
-                "matricization": row.matricization,
+                "decomposition": row.decomposition,
                 "full_rank": row.full_rank,
                 "rank": row.rank,
                 "form": row.form,
@@ -230,7 +229,9 @@ def compare_models(
             }
             for row in choose_forms(lowrank, plan=first)
         ],
-        "skipped": [{"name": row.name, "reason": row.skipped} for row in summary(lowrank).skipped],
+        "skipped": [
+            {"name": row.name, "reason": row.skipped} for row in summarize(lowrank).skipped
+        ],
         "timing": dict(timing or {}),
     }
 

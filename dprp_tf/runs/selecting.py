@@ -182,9 +182,9 @@ def _run(
         first = replace(tuning or FineTuning(), epochs=settings.regularized_epochs)
         found = bsr(
             model,
-            settings.budget,
-            held_out,
-            rest,
+            budget=settings.budget,
+            data=held_out,
+            training_data=rest,
             search=selector,
             strength=settings.strength,
             regularized=first,
@@ -197,10 +197,10 @@ def _run(
     else:
         plan = select_ranks(
             model,
-            selector,
-            settings.budget,
-            held_out,
-            train=rest,
+            method=selector,
+            budget=settings.budget,
+            data=held_out,
+            training_data=rest,
             log=place / "candidates.jsonl",
             **options,
         )
@@ -209,7 +209,7 @@ def _run(
             # The search trained what it chose; where it chose the model itself, nothing is to do.
             assert selector.tuned_path is not None
             tuned = load_model(selector.tuned_path) if selector.tuned_path.exists() else model
-    small = cut(model, plan, held_out[0] if plan.truncation == "output" else None)
+    small = cut(model, plan, calibration_data=held_out[0] if plan.truncation == "output" else None)
     save_model(small, place / "cut.keras")
     display.step("evaluating")
     results = {

@@ -17,7 +17,7 @@ import keras
 from dprp_tf import zoo
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.conversion.folding import choose_forms, fold
-from dprp_tf.conversion.summaries import summary
+from dprp_tf.conversion.summaries import summarize
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset, batches, evaluation_batches, reading_errors
@@ -36,6 +36,7 @@ from dprp_tf.training.on_device import fit_on_device
 from dprp_tf.training.rank_history import RankHistory
 from dprp_tf.training.rank_pruning import RankPruning
 from dprp_tf.training.saving import load_model, save_model
+from dprp_tf.training.settings import DPRPSettings
 
 __all__ = ["all_but", "finish", "train"]
 
@@ -282,13 +283,15 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
     if settings.method == "dprp":
         model = factorize(
             model,
-            settings.matricization,
+            decomposition=settings.matricization,
             layers=all_but(model, settings.exclude),
-            structure=settings.structure,
-            compression=settings.compression,
-            compression_weight=settings.compression_weight,
-            threshold=settings.threshold,
-            retraction_period=settings.retraction_period,
+            settings=DPRPSettings(
+                structure=settings.structure,
+                compression=settings.compression,
+                compression_weight=settings.compression_weight,
+                threshold=settings.threshold,
+                retraction_period=settings.retraction_period,
+            ),
         )
     else:
         metrics.append(
@@ -598,7 +601,7 @@ def finish(
         )
         results["layers"] = [asdict(row) for row in choose_forms(model, forms=forms)]
         results["skipped"] = [
-            {"name": row.name, "reason": row.skipped} for row in summary(model).skipped
+            {"name": row.name, "reason": row.skipped} for row in summarize(model).skipped
         ]
     write_json(folder / _RESULTS, results)
     save_plots(folder)

@@ -42,11 +42,11 @@ class Compressed:
 
 def bsr(
     model: keras.Model,
+    *,
     budget: Budget | float | Mapping[str, float],
     data: tuple[Any, Any],
-    train: Labelled,
-    *,
-    matricization: str = "channel",
+    training_data: Labelled,
+    decomposition: str = "channel",
     search: Selector | str = "mbs",
     strength: float = 0.02,
     growth: float = 1.5,
@@ -71,8 +71,8 @@ def bsr(
         model: A built, trained dense model; it stays as it is.
         budget: As `select_ranks` takes it.
         data: Labelled samples that the search measures accuracy on, about one batch.
-        train: Training data: `(x, y)` or a `Dataset`.
-        matricization: `"channel"` (the thesis'), `"separable"`, `"spatial"` or `"tucker"`.
+        training_data: What both trainings see: `(x, y)` or a `Dataset`.
+        decomposition: `"channel"` (the thesis'), `"separable"`, `"spatial"` or `"tucker"`.
         search: The selector of step 1. Default: `"mbs"` with its default settings.
         strength: lambda_0. Default 0.02.
         growth: Factor b. Default 1.5.
@@ -102,13 +102,13 @@ def bsr(
     >>> model = keras.Model(inputs, keras.layers.Dense(2, name="last")(hidden))
     >>> x, y = np.random.default_rng(0).normal(size=(32, 8)), np.arange(32) % 2
     >>> short = FineTuning(epochs=1)
-    >>> found = bsr(model, Budget(parameters=0.7, tolerance=0.2), (x, y), (x, y),
-    ...     regularized=short, tuning=short)
+    >>> found = bsr(model, budget=Budget(parameters=0.7, tolerance=0.2), data=(x, y),
+    ...     training_data=(x, y), regularized=short, tuning=short)
     >>> found.model.count_params() < model.count_params()
     True
     """
     place = None if folder is None else Path(folder)
-    plan = _plan(place, model, search, budget, data, matricization, progress, seed, options)
+    plan = _plan(place, model, search, budget, data, decomposition, progress, seed, options)
     if place is not None:
         growing = {"strength": strength, "growth": growth, "growth_epochs": growth_epochs}
         require_same_settings(place / "bsr.json", {"ranks": plan.ranks, **growing}, "a run")
@@ -119,12 +119,14 @@ def bsr(
     first = regularized or FineTuning(epochs=60)
     kept = None if place is None else place / "regularized"
     if plan.ranks:
-        prepared = first.fit(dense, train, callbacks=[press, *callbacks], folder=kept)
+        prepared = first.fit(dense, training_data, callbacks=[press, *callbacks], folder=kept)
     else:  # nothing to cut, nothing to press
-        prepared = first.fit(dense, train, callbacks=callbacks, folder=kept)
-    small = cut(dense, plan, data[0] if plan.truncation == "output" else None)
+        prepared = first.fit(dense, training_data, callbacks=callbacks, folder=kept)
+    small = cut(dense, plan, calibration_data=data[0] if plan.truncation == "output" else None)
     kept = None if place is None else place / "tuned"
-    tuned = (tuning or FineTuning(epochs=30)).fit(small, train, callbacks=callbacks, folder=kept)
+    tuned = (tuning or FineTuning(epochs=30)).fit(
+        small, training_data, callbacks=callbacks, folder=kept
+    )
     return Compressed(small, plan, prepared, tuned)
 
 
@@ -134,7 +136,7 @@ def _plan(
     search: Selector | str,
     budget: Any,
     data: tuple[Any, Any],
-    matricization: str,
+    decomposition: str,
     progress: Any,
     seed: int,
     options: dict[str, Any],
@@ -142,10 +144,10 @@ def _plan(
     # Always through the search: what its log knows costs nothing, and a log of another is refused.
     plan = select_ranks(
         model,
-        search,
-        budget,
-        data,
-        matricization=matricization,
+        method=search,
+        budget=budget,
+        data=data,
+        decomposition=decomposition,
         log=None if folder is None else folder / "candidates.jsonl",
         progress=progress,
         seed=seed,

@@ -51,14 +51,14 @@ _TRUNCATIONS = ("kernel", "output")
 
 def select_ranks(
     model: keras.Model,
-    method: str | Selector = "energy_product",
+    *,
+    method: str | Selector = "activation",
     budget: Budget | float | Mapping[str, float] | None = None,
     data: tuple[Any, Any] | None = None,
-    *,
-    matricization: str = "spatial",
+    decomposition: str = "spatial",
     layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
     truncation: str | None = None,
-    train: Labelled | None = None,
+    training_data: Labelled | None = None,
     latency: LatencyTable | None = None,
     score: Callable[[np.ndarray, np.ndarray], float] | None = None,
     log: str | os.PathLike[str] | None = None,
@@ -81,20 +81,21 @@ def select_ranks(
 
     Args:
         model: A built, trained Functional or Sequential model; it stays as it is.
-        method: A name of the table, or a `Selector` with settings of its own.
+        method: A name of the table, or a `Selector` with settings of its own. Default
+            `"activation"`, which needs `data`.
         budget: A `Budget`, its bounds by name, or a share of the parameters alone, such as 0.5.
             None where the method finds ranks by itself.
         data: Labelled inputs `(x, y)`, x a list or dict of arrays for several inputs: what
             accuracies are measured on, and what activations come from. A few hundred samples do;
             none of the test split.
-        matricization: `"spatial"`, `"channel"`, `"separable"` or `"tucker"` (for convolutions of
+        decomposition: `"spatial"`, `"channel"`, `"separable"` or `"tucker"` (for convolutions of
             more than one position; the rest is `"channel"`). Default `"spatial"`.
         layers: Names or paths of the layers that may be cut, or a function that says so for a
             layer. Default: every one that can be.
         truncation: `"kernel"`: cuts are nearest to the kernel. `"output"`: nearest to the layer's
             output on `data`; `factorize` then needs the same data. Default: what the method asks
             for, `"kernel"` but for `"activation"`.
-        train: Training data for methods that fine-tune: `(x, y)` or a `Dataset`.
+        training_data: What methods that fine-tune train on: `(x, y)` or a `Dataset`.
         latency: A latency table of the model, for budgets in milliseconds.
         score: Function (y, predictions) -> float to use in place of top-1 accuracy.
         log: File to write every candidate to; an interrupted search given the same file goes on.
@@ -114,7 +115,7 @@ def select_ranks(
     >>> inputs = keras.Input((8, 8, 16))
     >>> outputs = keras.layers.Conv2D(16, 3, name="a", use_bias=False)(inputs)
     >>> model = keras.Model(inputs, outputs)
-    >>> plan = select_ranks(model, "energy", Budget(parameters=0.6, tolerance=0.2))
+    >>> plan = select_ranks(model, method="energy", budget=Budget(parameters=0.6, tolerance=0.2))
     >>> 0.48 < plan.shares["parameters"] <= 0.6
     True
     """
@@ -131,7 +132,7 @@ def select_ranks(
         layers = list(layers)
     space = RankSpace(
         model,
-        matricization,
+        decomposition,
         layers,
         truncate=None if truncation == "kernel" else _outputs(model, layers, labelled),
         latency=latency,
@@ -143,11 +144,11 @@ def select_ranks(
         space=space,
         budget=bounds,
         data=labelled,
-        train=train,
+        training_data=training_data,
         log=CandidateLog(
             None if log is None else Path(log),
             list(space.layers),
-            _identity(model, space, truncation, labelled, selector, score, train, seed),
+            _identity(model, space, truncation, labelled, selector, score, training_data, seed),
             fresh=fresh,
         ),
         progress=progress or (lambda share, text: None),
@@ -166,7 +167,7 @@ def select_ranks(
     cost = space.cost(ranks)
     return RankPlan(
         method=selector.name,
-        matricization=matricization,
+        decomposition=decomposition,
         truncation=truncation,
         budget={} if bounds is None else bounds.as_dict(),
         layers=tuple(_row(space, name, ranks[name]) for name in space.layers),
@@ -192,7 +193,7 @@ def _row(space: RankSpace, name: str, ranks: Ranks) -> PlannedRanks:
     layer = space.layers[name]
     return PlannedRanks(
         name=name,
-        matricization=layer.matricization,
+        decomposition=layer.decomposition,
         kernel_shape=layer.kernel_shape,
         full_ranks=layer.full_ranks,
         ranks=ranks,
@@ -211,8 +212,8 @@ def _outputs(
         )
     moments = input_moments(model, factorizable(model, layers)[0], data[0])
 
-    def truncate(name: str, kernel: Any, matricization: str) -> Truncation:
-        return OutputTruncation(kernel, matricization, moments[name])
+    def truncate(name: str, kernel: Any, decomposition: str) -> Truncation:
+        return OutputTruncation(kernel, decomposition, moments[name])
 
     return truncate
 
@@ -234,7 +235,7 @@ def _identity(
     for array in keras.tree.flatten(data or ()):
         digest.update(np.ascontiguousarray(array).tobytes())
     name = None if score is None else getattr(score, "__qualname__", repr(score))
-    digest.update(repr((space.matricization, truncation, selector.identity(), name)).encode())
+    digest.update(repr((space.decomposition, truncation, selector.identity(), name)).encode())
     if selector.draws and (seed or train is not None):
         x, y = ((), ()) if train is None else _split(train)
         shapes = [np.shape(array) for array in keras.tree.flatten(x)]

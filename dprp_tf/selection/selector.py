@@ -33,7 +33,7 @@ class Problem:
         budget: The bounds; None for a method that finds ranks by itself.
         data: Labelled inputs `(x, y)` that the accuracy is measured on, or None; x is a list or
             dict of arrays for several inputs.
-        train: Training data for methods that fine-tune: `(x, y)` or a `Dataset`; else None.
+        training_data: Training data for methods that fine-tune: `(x, y)` or a `Dataset`; else None.
         log: Candidates evaluated so far.
         progress: Called with the share done, 0 to 1 or None where it isn't known, and a text.
         score: Accuracy from labels and outputs, larger is better; None for top-1.
@@ -44,7 +44,7 @@ class Problem:
     space: RankSpace
     budget: Budget | None
     data: tuple[Any, np.ndarray] | None
-    train: Any
+    training_data: Any
     log: CandidateLog
     progress: Callable[[float | None, str], None] = _silent
     score: Callable[[np.ndarray, np.ndarray], float] | None = None

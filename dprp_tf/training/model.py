@@ -6,6 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -102,8 +103,13 @@ class DPRPModel(keras.Model):
     def settings(self, settings: DPRPSettings) -> None:
         if not isinstance(settings, DPRPSettings):
             raise ValueError(f"`settings` must be a DPRPSettings. Received: {settings!r}")
+        layers = low_rank_layers(self)
+        if settings.retraction_period is None:
+            # The matrices of the spatial form have few columns: their retraction costs nothing.
+            narrow = all(layer.matricization == "spatial" for layer in layers)
+            settings = replace(settings, retraction_period=1 if narrow else 10)
         self._settings = settings
-        for layer in low_rank_layers(self):
+        for layer in layers:
             layer.balanced_gradients = settings.structure == "retraction"
 
     @property

@@ -48,9 +48,9 @@ class RankPruning(keras.callbacks.Callback):
         minimum_rank: Rank no layer falls below, 1 or more. Default 1.
         minimum_removed: Singular values, over all layers, that must be pending before a
             shrink is made; the last epoch of a run cuts whatever is pending. Default 1.
-        cost: Time per layer and rank on a target, as `dprp_tf.deploy.latency_table` measures it
+        cost: Time per layer and rank on a target, as `dprp_tf.deploy.measure_latency` measures it
             for this model. Default: none.
-        budget: With `cost`, the time the model may take when folded by `deploy.plan` or
+        budget: With `cost`, the time the model may take when folded by `deploy.plan_fold` or
             `cost.forms(model.ranks)`, in the table's unit, as the table predicts it; such as
             `0.5 * cost.dense`. What the model may take falls in a straight line from the dense
             model's time to the budget at `stop_epoch` (the last epoch of a `fit` without one);
@@ -225,10 +225,10 @@ class RankPruning(keras.callbacks.Callback):
     def _require_fitting_table(self) -> None:
         assert self.cost is not None
         ours = {
-            key: (layer.matricization, layer.full_rank)
+            key: (layer.decomposition, layer.full_rank)
             for key, layer in low_rank_keys(self.model).items()
         }
-        theirs = {row.name: (row.matricization, row.full_rank) for row in self.cost.layers}
+        theirs = {row.name: (row.decomposition, row.full_rank) for row in self.cost.layers}
         if ours != theirs:
             differing = sorted(
                 name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
@@ -236,7 +236,7 @@ class RankPruning(keras.callbacks.Callback):
             raise ValueError(
                 "`cost` must have been measured for this model: the same SVD layers, matricization "
                 f"and full ranks. Received: a table that differs in {differing}; make it anew with "
-                "dprp_tf.deploy.latency_table."
+                "dprp_tf.deploy.measure_latency."
             )
 
     def _predicted(self, changes: Mapping[SVDLayer, int]) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
 
-from dprp_tf.training.regularizers import RankRegularizer, TailPenalty
+from dprp_tf.training import regularizers
 
 __all__ = ["STRUCTURES", "DPRPSettings"]
 
@@ -28,13 +28,16 @@ class DPRPSettings:
             rounded at 2 learning_rate orthogonality_weight / (layers r^2), which does not jitter;
             `"paper"` is the penalty as printed, which diverges at the paper's own learning rate
             once a rank gets low.
-        compression: The penalty on the singular values, or None for no pressure.
+        compression: The penalty on the singular values: `"tail"` (Eq. 12), `"l1"`, `"l2"`,
+            `"funnel"`, another of `regularizers.NAMES` that takes no rank, a `RankRegularizer`,
+            or None for no pressure. Default `"tail"`.
         compression_weight: lambda_comp, 0 or more. Default 0.1.
         threshold: The pruning threshold epsilon, in (0, 1). Default 0.1.
         structure_weight: lambda_str, 0 or more. Default 1.
         orthogonality_weight: mu_orth, 0 or more. Default 1000.
         sorting_weight: mu_sort, 0 or more. Default 1.
-        retraction_period: Steps between retractions, 1 or more. Default 1.
+        retraction_period: Steps between retractions, 1 or more. Default: 1 for a model whose
+            layers are all in `"spatial"` form, with few columns, and 10 for the wide ones.
 
     Raises:
         ValueError: If a value is out of range.
@@ -48,13 +51,13 @@ class DPRPSettings:
     """
 
     structure: str = "retraction"
-    compression: RankRegularizer | None = field(default_factory=TailPenalty)
+    compression: Any = "tail"
     compression_weight: float = 0.1
     threshold: float = 0.1
     structure_weight: float = 1.0
     orthogonality_weight: float = 1000.0
     sorting_weight: float = 1.0
-    retraction_period: int = 1
+    retraction_period: int | None = None
 
     def __post_init__(self) -> None:
         if self.structure not in STRUCTURES:
@@ -72,17 +75,14 @@ class DPRPSettings:
             value = getattr(self, name)
             if not 0.0 <= value < float("inf"):
                 raise ValueError(f"`{name}` must be 0 or more and finite. Received: {value}")
-        if not isinstance(self.retraction_period, int) or self.retraction_period < 1:
+        period = self.retraction_period
+        if period is not None and (not isinstance(period, int) or period < 1):
             raise ValueError(
-                f"`retraction_period` must be an integer of 1 or more. "
-                f"Received: {self.retraction_period!r}"
+                "`retraction_period` must be an integer of 1 or more, or None. "
+                f"Received: {period!r}"
             )
-        if self.compression is not None and not isinstance(self.compression, RankRegularizer):
-            raise ValueError(
-                "`compression` must be a RankRegularizer or None; "
-                "`dprp_tf.training.regularizers.get` makes one from a name. "
-                f"Received: compression={self.compression!r}"
-            )
+        compression = regularizers.get(self.compression, self.threshold)
+        object.__setattr__(self, "compression", compression)
 
     def get_config(self) -> dict[str, Any]:
         """Return the settings as plain values."""

@@ -86,7 +86,7 @@ def test_a_time_becomes_ranks_and_a_plan_and_a_verified_file(
     plain = keras.saving.load_model(tmp_path / "s.keras")
     expected = np.asarray(model(images, training=False))
     np.testing.assert_allclose(np.asarray(plain(images)), expected, atol=1e-4, rtol=1e-4)
-    assert deploy.export_tflite(plain, tmp_path / "s.tflite", verification_data=images).passed
+    assert deploy.export(plain, tmp_path / "s.tflite", verification_data=images).passed
     shown = invoke("plan", run / "model.keras", run / "plan.json", "--rounds", 3)
     assert shown.exit_code == 0
     assert "dprp fold" in shown.output

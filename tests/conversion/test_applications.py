@@ -116,7 +116,7 @@ def test_every_family_keeps_its_function(
     assert set(_known(model)) <= set(_known(folded))
     assert not any(isinstance(layer, SVDLayer) for layer in walk_layers(folded))
 
-    table = dprp.summary(lowrank)
+    table = dprp.summarize(lowrank)
     found = [str(row.skipped).split(" ")[0].rstrip(":") for row in table.skipped]
     assert {reason: found.count(reason) for reason in found} == reasons
     kernels = {at.name for at in walk_layers(model) if any("kernel" in w.name for w in at.weights)}

@@ -207,7 +207,9 @@ def test_ranks_by_outputs_keep_more_of_them_than_ranks_by_kernels(
     errors = {}
     for method in ("energy_product", "activation"):
         budget = Budget(parameters=0.4, tolerance=0.05)
-        plan = select_ranks(model, method, budget, (x, y), matricization="channel")
+        plan = select_ranks(
+            model, method=method, budget=budget, data=(x, y), decomposition="channel"
+        )
         assert plan.shares["parameters"] <= 0.4
         data = x if plan.truncation == "output" else None
         low = factorize(model, ranks=plan, calibration_data=data)

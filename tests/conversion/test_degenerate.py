@@ -101,7 +101,7 @@ def test_factorized_and_folded_it_computes_the_same(matricization: str) -> None:
     plain = _plain()
     x, _ = _data()
     expected = _np(plain(x))
-    lowrank = dprp.factorize(plain, matricization)
+    lowrank = dprp.factorize(plain, decomposition=matricization)
     assert broken_weights(lowrank) == []
     assert len(lowrank.low_rank_layers) == 13
     np.testing.assert_allclose(_np(lowrank(x)), expected, atol=2e-5)
@@ -132,7 +132,11 @@ def test_every_structure_trains_and_prunes_them(structure: str) -> None:
     x, y = _data()
     names = None if structure == "retraction" else ["zeros", "equal_values", "rank_one"]
     plain = _plain(names)
-    model = _compile(dprp.factorize(plain, structure=structure, orthogonality_weight=1.0))
+    model = _compile(
+        dprp.factorize(
+            plain, settings=dprp.DPRPSettings(structure=structure, orthogonality_weight=1.0)
+        )
+    )
     before = model.ranks
     # Nine images in batches of four: the last batch has one.
     pruning = dprp.RankPruning(start_epoch=1)
@@ -285,7 +289,7 @@ def test_any_window_on_any_image(
     plain = keras.Model(inputs, outputs)
     x = np.random.default_rng(batch).standard_normal((batch, *image, channels)).astype("float32")
     expected = _np(plain(x))
-    lowrank = dprp.factorize(plain, matricization)
+    lowrank = dprp.factorize(plain, decomposition=matricization)
     layer = lowrank.low_rank_layers[0]
     assert layer.broken_factor is None
     np.testing.assert_allclose(_np(lowrank(x)), expected, atol=1e-4)
@@ -309,8 +313,8 @@ def test_exported_they_compute_the_same(tmp_path: Path) -> None:
     names = ["zeros", "equal_values", "rank_one", "tiny"]
     folded = dprp.fold(dprp.factorize(_plain(names), ranks=1), form="two_stage")
     for export, name in (
-        (deploy.export_tflite, "small.tflite"),
-        (deploy.export_onnx, "small.onnx"),
+        (deploy.export, "small.tflite"),
+        (deploy.export, "small.onnx"),
     ):
         # The exporters compare the file's outputs with the model's and raise if they differ.
         assert "same outputs" in str(export(folded, tmp_path / name))

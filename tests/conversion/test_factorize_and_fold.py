@@ -138,23 +138,23 @@ def test_each_layer_in_each_form(
     x = _inputs(model)
     original = _call(model, x)
 
-    full = dprp.factorize(model, matricization)
+    full = dprp.factorize(model, decomposition=matricization)
     error = _error(_call(full, x), original)
     record_error(FULL, kind, error)
     assert error < TOLERANCE
 
-    low = dprp.factorize(model, matricization, ranks=2)
+    low = dprp.factorize(model, decomposition=matricization, ranks=2)
     layer = low.get_layer("it")
     reduced = _call(low, x)
     if layer.full_rank > 2:
         assert _error(reduced, original) > 1e-3, "a low rank must show, or the test is vacuous"
     for form in ("dense", "two_stage", "smallest"):
-        folded = dprp.fold(low, form)
+        folded = dprp.fold(low, form=form)
         error = _error(_call(folded, x), reduced)
         record_error(FOLDED, kind, error)
         assert error < TOLERANCE, form
         _only_keras(folded)
-    plan = dprp.choose_forms(low, "two_stage")[0]
+    plan = dprp.choose_forms(low, form="two_stage")[0]
     has_two_stages = plan.form != "dense"
     kind_used = (
         "channel" if "kernel_size" in options and options["kernel_size"] == 1 else matricization
@@ -168,14 +168,14 @@ def test_each_layer_in_each_form(
             dprp.fold(low, forms={"it": "two_stage"})
     else:
         assert has_two_stages, plan.reason
-        kinds = [type(at).__name__ for at in dprp.fold(low, "two_stage").layers]
+        kinds = [type(at).__name__ for at in dprp.fold(low, form="two_stage").layers]
         depthwise = [name for name in kinds if name.startswith("Depthwise")]
         assert len(depthwise) == layer.rank
 
 
 def test_a_rank_of_one_needs_no_concatenation() -> None:
     low = dprp.factorize(_single("Conv2D", padding="same"), ranks=1)
-    folded = dprp.fold(low, "two_stage")
+    folded = dprp.fold(low, form="two_stage")
     assert "Concatenate" not in [type(layer).__name__ for layer in folded.layers]
     x = _inputs(low)
     assert _error(_call(folded, x), _call(low, x)) < TOLERANCE
@@ -185,14 +185,16 @@ def test_unsorted_and_negative_values_fold_as_they_are() -> None:
     # What training leaves: factors that are no SVD.
     rng = np.random.default_rng(6)
     for matricization in MATRICIZATIONS:
-        low = dprp.factorize(_single("Conv2D", padding="same"), matricization, ranks=3)
+        low = dprp.factorize(
+            _single("Conv2D", padding="same"), decomposition=matricization, ranks=3
+        )
         layer = low.get_layer("it")
         layer.s.assign([0.4, -1.7, 0.9])
         layer.u.assign(rng.standard_normal(layer.u.shape) * 0.4)
         layer.v.assign(rng.standard_normal(layer.v.shape) * 0.4)
         x = _inputs(low)
         for form in ("dense", "two_stage"):
-            assert _error(_call(dprp.fold(low, form), x), _call(low, x)) < TOLERANCE
+            assert _error(_call(dprp.fold(low, form=form), x), _call(low, x)) < TOLERANCE
 
 
 def test_regularizers_constraints_and_activations_move_along() -> None:
@@ -217,7 +219,7 @@ def test_regularizers_constraints_and_activations_move_along() -> None:
         layer.get_config()["kernel_regularizer"]
         == model.get_layer("it").get_config()["kernel_regularizer"]
     )
-    plan = dprp.choose_forms(low, "two_stage")[0]
+    plan = dprp.choose_forms(low, form="two_stage")[0]
     assert plan.form == "dense"
     assert "constraint" in plan.reason
     folded = dprp.fold(low)
@@ -328,16 +330,16 @@ def test_whole_models(name: str, matricization: str, record_error: Record) -> No
     x = _structured(model)
     original = model(x, training=False)
 
-    full = dprp.factorize(model, matricization)
+    full = dprp.factorize(model, decomposition=matricization)
     error = _error(full(x, training=False), original)
     record_error(FULL, f"model: {name}", error)
     assert error < TOLERANCE
 
-    low = dprp.factorize(model, matricization, ranks=1)
+    low = dprp.factorize(model, decomposition=matricization, ranks=1)
     reduced = low(x, training=False)
     assert _error(reduced, original) > 1e-3
     for form in ("dense", "two_stage", "smallest"):
-        folded = dprp.fold(low, form)
+        folded = dprp.fold(low, form=form)
         outputs = folded(x, training=False)
         error = _error(outputs, reduced)
         record_error(FOLDED, f"model: {name}", error)
@@ -365,9 +367,9 @@ def test_names_order_and_flags_are_kept(name: str) -> None:
     for layer in trained[1::2]:
         layer.trainable = False
     low = dprp.factorize(model, ranks=2)
-    assert known(low) == known(dprp.fold(low, "dense")) == known(model)
+    assert known(low) == known(dprp.fold(low, form="dense")) == known(model)
     assert low.name == dprp.fold(low).name == model.name
-    two_stage = known(dprp.fold(low, "two_stage"))
+    two_stage = known(dprp.fold(low, form="two_stage"))
     for entry in known(model):
         assert entry in two_stage
     frozen = {at.name for at in trained[1::2]}
@@ -381,7 +383,7 @@ def test_a_frozen_nested_model_stays_frozen() -> None:
     model = _nested()
     model.get_layer("inner").trainable = False
     low = dprp.factorize(model, ranks=2)
-    for result in (low, dprp.fold(low, "dense"), dprp.fold(low, "two_stage")):
+    for result in (low, dprp.fold(low, form="dense"), dprp.fold(low, form="two_stage")):
         inner = result.get_layer("inner")
         assert inner.trainable is False
         assert inner.trainable_weights == []
@@ -395,9 +397,9 @@ def test_a_shared_layer_stays_one_layer() -> None:
     low = dprp.factorize(model, ranks=2)
     assert [layer.name for layer in low.low_rank_layers] == ["shared", "last"]
     assert len(low.get_layer("shared")._inbound_nodes) == 3
-    folded = dprp.fold(low, "dense")
+    folded = dprp.fold(low, form="dense")
     assert folded.count_params() == model.count_params()
-    two_stage = dprp.fold(low, "two_stage")
+    two_stage = dprp.fold(low, form="two_stage")
     names = [layer.name for layer in two_stage.layers]
     assert len(names) == len(set(names))
     expected = sum(
@@ -434,13 +436,13 @@ def test_skipped_layers_are_reported_with_the_reason() -> None:
     assert list(low.ranks) == ["chosen"]
     everything = dprp.factorize(model)
     assert set(everything.ranks) == {"chosen", "left"}
-    reasons = {row.name: str(row.skipped) for row in dprp.summary(everything).skipped}
+    reasons = {row.name: str(row.skipped) for row in dprp.summarize(everything).skipped}
     assert set(reasons) == {"depthwise", "grouped", "transposed", "separable"}
     assert "depthwise" in reasons["depthwise"]
     assert "groups=2" in reasons["grouped"]
     assert "Conv2DTranspose" in reasons["transposed"]
     assert "separable" in reasons["separable"]
-    assert all(reason in str(dprp.summary(everything)) for reason in ("groups=2", "Transpose"))
+    assert all(reason in str(dprp.summarize(everything)) for reason in ("groups=2", "Transpose"))
     x = _inputs(model)
     assert _error(_call(low, x), _call(model, x)) < TOLERANCE
     by_function = dprp.factorize(model, layers=lambda layer: layer.name == "left")
@@ -458,7 +460,7 @@ def test_mixed_precision_models_keep_their_policy() -> None:
     layer = layers.Conv2D(6, 3, padding="same", dtype="mixed_float16", name="it")
     model = keras.Model(inputs, layer(inputs))
     low = dprp.factorize(model, ranks=2)
-    for result in (low, dprp.fold(low, "dense"), dprp.fold(low, "two_stage")):
+    for result in (low, dprp.fold(low, form="dense"), dprp.fold(low, form="two_stage")):
         assert result.get_layer("it").dtype_policy.name == "mixed_float16"
         assert keras.backend.standardize_dtype(result.outputs[0].dtype) == "float16"
 
@@ -498,7 +500,7 @@ print(json.dumps({"error": error, "ours": ours}))
 
 def test_the_folded_file_loads_without_this_library(tmp_path: Path, record_error: Record) -> None:
     low = dprp.factorize(_stir(_nested()), ranks=2)
-    folded = dprp.fold(low, "two_stage")
+    folded = dprp.fold(low, form="two_stage")
     folded.save(tmp_path / "small.keras")
     with zipfile.ZipFile(tmp_path / "small.keras") as archive:
         assert "dprp" not in archive.read("config.json").decode()
@@ -523,7 +525,10 @@ def test_the_folded_file_loads_without_this_library(tmp_path: Path, record_error
 
 def test_a_factorized_file_keeps_ranks_settings_and_outputs(tmp_path: Path) -> None:
     low = dprp.factorize(
-        _plain(), "separable", ranks=2, compression="funnel", compression_weight=0.37
+        _plain(),
+        decomposition="separable",
+        ranks=2,
+        settings=dprp.DPRPSettings(compression="funnel", compression_weight=0.37),
     )
     low.save(tmp_path / "low.keras")
     again = keras.saving.load_model(tmp_path / "low.keras")
@@ -566,7 +571,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: dprp.factorize(keras.Sequential([layers.Dense(3)])), r"`model` must be a built"),
     (lambda: dprp.factorize(_without_kernels()), r"`model` must have at least one.*'empty'"),
     (lambda: dprp.factorize(_with_nan()), r"`model` must have finite.*'branch'"),
-    (lambda: dprp.factorize(_plain(), "rows"), r"`matricization`.*'rows'"),
+    (lambda: dprp.factorize(_plain(), decomposition="rows"), r"`decomposition`.*'rows'"),
     (lambda: dprp.factorize(_plain(), layers=["stern"]), r"`layers` must name.*'stern'.*'stem'"),
     (lambda: dprp.factorize(_plain(), layers=["norm"]), r"`layers`.*'norm'.*no kernel"),
     (lambda: dprp.factorize(_plain(), ranks=0), r"`ranks`.*0"),
@@ -579,16 +584,34 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: dprp.factorize(_plain(), ranks={"stem": 0}), r"`ranks`.*'stem': 0"),
     (lambda: dprp.factorize(_plain(), ranks={"stem": -2}), r"`ranks`.*'stem': -2"),
     (lambda: dprp.factorize(_plain(), ranks={"pool": 2}), r"`ranks` must name.*\['pool'\]"),
-    (lambda: dprp.factorize(_plain(), structure="free"), r"`structure`.*'free'"),
-    (lambda: dprp.factorize(_plain(), threshold=1.0), r"`threshold`.*1\.0"),
-    (lambda: dprp.factorize(_plain(), compression="nuclear"), r"`compression`.*'nuclear'"),
-    (lambda: dprp.factorize(_plain(), compression_weight=-1.0), r"`compression_weight`.*-1\.0"),
-    (lambda: dprp.factorize(_plain(), sorting_weight=float("nan")), r"`sorting_weight`.*nan"),
-    (lambda: dprp.factorize(_plain(), retraction_period=0), r"`retraction_period`.*0"),
+    (
+        lambda: dprp.factorize(_plain(), settings=dprp.DPRPSettings(structure="free")),
+        r"`structure`.*'free'",
+    ),
+    (
+        lambda: dprp.factorize(_plain(), settings=dprp.DPRPSettings(threshold=1.0)),
+        r"`threshold`.*1\.0",
+    ),
+    (
+        lambda: dprp.factorize(_plain(), settings=dprp.DPRPSettings(compression="nuclear")),
+        r"`compression`.*'nuclear'",
+    ),
+    (
+        lambda: dprp.factorize(_plain(), settings=dprp.DPRPSettings(compression_weight=-1.0)),
+        r"`compression_weight`.*-1\.0",
+    ),
+    (
+        lambda: dprp.factorize(_plain(), settings=dprp.DPRPSettings(sorting_weight=float("nan"))),
+        r"`sorting_weight`.*nan",
+    ),
+    (
+        lambda: dprp.factorize(_plain(), settings=dprp.DPRPSettings(retraction_period=0)),
+        r"`retraction_period`.*0",
+    ),
     (lambda: dprp.fold(_plain()), r"`model` must have SVD layers.*'plain'"),
     (lambda: dprp.fold(_Opaque()), r"`model` must be a built Functional"),
     (lambda: dprp.fold(_lowrank_with_nan()), r"`model` must have finite.*`s`.*'branch'"),
-    (lambda: dprp.fold(dprp.factorize(_plain()), "tiny"), r"`form`.*form='tiny'"),
+    (lambda: dprp.fold(dprp.factorize(_plain()), form="tiny"), r"`form`.*form='tiny'"),
     (lambda: dprp.fold(dprp.factorize(_plain()), forms={"x": "dense"}), r"`forms`.*\['x'\]"),
     (lambda: dprp.fold(dprp.factorize(_plain()), forms={"stem": "a"}), r"`forms`.*'a'.*'stem'"),
     (

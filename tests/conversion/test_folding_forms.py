@@ -72,7 +72,7 @@ def test_every_form_computes_the_layer(
     matricization: str, ndim: int, options: dict[str, Any]
 ) -> None:
     original = _model(ndim, **options)
-    low = dprp.factorize(original, matricization, ranks=2)
+    low = dprp.factorize(original, decomposition=matricization, ranks=2)
     layer = low.get_layer("it")
     if layer.full_rank > 2:
         assert _error(low, original) > 1e-3, "a low rank must show, or the test is vacuous"
@@ -105,7 +105,7 @@ def test_a_rank_of_one_needs_no_sum() -> None:
 def _with_kernel(kernel: np.ndarray, matricization: str) -> keras.Model:
     model = _model(2, channels=kernel.shape[-2], filters=kernel.shape[-1], padding="same")
     model.get_layer("it").kernel.assign(kernel)
-    return dprp.factorize(model, matricization)
+    return dprp.factorize(model, decomposition=matricization)
 
 
 def test_a_kernel_that_is_low_rank_elsewhere_offers_that_form_too() -> None:
@@ -136,7 +136,7 @@ def test_tucker_is_offered_where_both_channel_unfoldings_are_low_rank() -> None:
 
 
 def test_tolerance_buys_smaller_forms_and_says_what_they_cost() -> None:
-    low = dprp.factorize(_model(channels=16, filters=16, padding="same"), "channel")
+    low = dprp.factorize(_model(channels=16, filters=16, padding="same"), decomposition="channel")
     layer = low.get_layer("it")
     assert [form.kind for form in layer_forms(layer)] == ["dense", "channel"]
     loose = {form.kind: form for form in layer_forms(layer, 0.5) if form.error > 0}
@@ -212,7 +212,7 @@ def test_what_a_layer_cannot_take_is_said() -> None:
     assert "equal strides" in str(obstacle(uneven, "concatenated"))
     point = dprp.factorize(_model(kernel_size=1), ranks=2).get_layer("it")
     assert "one position" in str(obstacle(point, "separable"))
-    low = dprp.factorize(_model(), "channel", ranks=2)
+    low = dprp.factorize(_model(), decomposition="channel", ranks=2)
     for asked, message in (
         ("summed", r"own factors.*'summed'.*'it'"),
         (Form("separable", (1000,)), r"1\.\.12.*separable 1000"),
@@ -225,7 +225,7 @@ def test_what_a_layer_cannot_take_is_said() -> None:
         (lambda: Form("channel", (0,)), r"`ranks`.*\(0,\)"),
         (lambda: Form("channel", 3), r"`ranks`.*ranks=3"),
         (lambda: Form("channel", (2.5,)), r"`ranks`.*2\.5"),
-        (lambda: dprp.fold(low, fold_plan(Form("dense"))), r"fold\(model, plan=plan\)"),
+        (lambda: dprp.fold(low, form=fold_plan(Form("dense"))), r"fold\(model, plan=plan\)"),
         (lambda: Form.from_dict({"kind": "dense"}), r"`ranks`"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -249,8 +249,8 @@ def test_a_name_that_a_stage_needs_may_be_taken() -> None:
     inputs = keras.Input((9, 9, 4))
     x = layers.Conv2D(6, 3, padding="same", name="it")(inputs)
     x = layers.Conv2D(6, 3, padding="same", name="it_stage1")(x)
-    low = dprp.factorize(keras.Model(inputs, x), "channel", ranks=2)
-    folded = dprp.fold(low, "two_stage")
+    low = dprp.factorize(keras.Model(inputs, x), decomposition="channel", ranks=2)
+    folded = dprp.fold(low, form="two_stage")
     assert [layer.name for layer in folded.layers[1:]] == [
         "it_stage1_1",
         "it",

@@ -30,7 +30,7 @@ SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.i
 def residual() -> tuple[keras.Model, dprp.DPRPModel]:
     keras.utils.set_random_seed(1)
     dense = resnet20(shortcut="A")
-    return dense, dprp.factorize(dense, "spatial")
+    return dense, dprp.factorize(dense, decomposition="spatial")
 
 
 def test_resnet20_at_full_rank_is_larger_by_the_papers_figure(
@@ -103,12 +103,12 @@ def test_two_stage_figures_are_those_of_the_layers_built(
     shape = tuple(dense.get_layer("it").kernel.shape)
     bias = shape[-1]
     for rank in (1, 2, full_rank(shape, matricization)):
-        lowrank = dprp.factorize(dense, matricization, ranks=rank)
-        plan = dprp.choose_forms(lowrank, "two_stage")[0]
+        lowrank = dprp.factorize(dense, decomposition=matricization, ranks=rank)
+        plan = dprp.choose_forms(lowrank, form="two_stage")[0]
         if plan.form == "dense":
             assert "depthwise" in plan.reason
             continue
-        folded = dprp.fold(lowrank, "two_stage")
+        folded = dprp.fold(lowrank, form="two_stage")
         rank = lowrank.ranks["it"]
         assert folded.count_params() - bias == two_stage_parameters(shape, matricization, rank)
         assert plan.folded_parameters == two_stage_parameters(shape, matricization, rank)
@@ -222,7 +222,7 @@ def test_folded_cost_is_what_the_folded_model_costs(matricization: str, rank: in
     x = keras.layers.SeparableConv2D(8, 3, name="skipped")(x)
     x = keras.layers.BatchNormalization()(x)
     outputs = keras.layers.Dense(20, name="dense")(x)
-    lowrank = dprp.factorize(keras.Model(inputs, outputs), matricization, ranks=rank)
+    lowrank = dprp.factorize(keras.Model(inputs, outputs), decomposition=matricization, ranks=rank)
     folded = model_cost(dprp.fold(lowrank))
     assert folded_cost(lowrank) == (folded.parameters, folded.macs)
     if rank == 2:

@@ -423,7 +423,7 @@ def test_files_are_compared_on_images_that_stay_on_disk(root: Path, tmp_path: Pa
     x = keras.Input((8, 8, 3))
     y = keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(x)))
     model = keras.Model(x, y)
-    deploy.export_tflite(model, tmp_path / "a.tflite")
+    deploy.export(model, tmp_path / "a.tflite")
     assert _file_accuracy(tmp_path / "a.tflite", dataset, images=3) == pytest.approx(
         accuracy(model, dataset)
     )

@@ -65,11 +65,11 @@ def test_white_inputs_give_the_plain_truncation(shape: tuple[int, ...], matriciz
     plain = KernelTruncation(kernel, matricization)
     # Inputs of any strength: the share that is lost has no unit.
     ours = OutputTruncation(kernel, matricization, 7.0 * np.eye(math.prod(shape[:-1])))
-    assert (ours.matricization, ours.full_ranks) == (plain.matricization, plain.full_ranks)
+    assert (ours.decomposition, ours.full_ranks) == (plain.decomposition, plain.full_ranks)
     for mine, theirs in zip(ours.spectra, plain.spectra, strict=True):
         np.testing.assert_allclose(mine / mine[0], theirs / theirs[0], atol=1e-6)
     ranks = _half(plain)
-    if ours.matricization == "tucker":
+    if ours.decomposition == "tucker":
         # The plain one is the higher-order SVD, not the best of its ranks.
         assert ours.lost(ranks) <= plain.lost(ranks) + 1e-9
         assert ours.lost(ranks) > 0.8 * plain.lost(ranks)
@@ -332,7 +332,7 @@ def test_unusable_arguments_are_named() -> None:
         OutputTruncation(kernel, "channel", moments, ridge=-1.0)
     with pytest.raises(ValueError, match="`sweeps`"):
         OutputTruncation(kernel, "channel", moments, sweeps=-1)
-    with pytest.raises(ValueError, match="`matricization`"):
+    with pytest.raises(ValueError, match="`decomposition`"):
         OutputTruncation(kernel, "rows", moments)
     with pytest.raises(ValueError, match="`kernel`"):
         OutputTruncation(np.full((3, 3, 2, 4), np.inf), "channel", moments)

@@ -302,7 +302,7 @@ def _unfolded(kernel: np.ndarray, matricization: str) -> list[np.ndarray]:
 @pytest.mark.parametrize("matricization", ["spatial", "channel", "separable", "tucker"])
 def test_without_a_budget_the_ranks_are_those_of_each_matrix(matricization: str) -> None:
     model = _network()
-    plan = select_ranks(model, "vbmf", matricization=matricization)
+    plan = select_ranks(model, method="vbmf", decomposition=matricization)
     for row in plan.layers:
         kernel = keras.ops.convert_to_numpy(model.get_layer(row.name).kernel)
         expected = tuple(
@@ -313,7 +313,9 @@ def test_without_a_budget_the_ranks_are_those_of_each_matrix(matricization: str)
         if matricization == "tucker" and row.name != "head":
             assert row.ranks == (3, 4)
     assert any(row.ranks is not None for row in plan.layers)
-    scaled = select_ranks(model, VariationalBayes(noise_scale=30.0), matricization=matricization)
+    scaled = select_ranks(
+        model, method=VariationalBayes(noise_scale=30.0), decomposition=matricization
+    )
     assert scaled.cost["parameters"] < plan.cost["parameters"]
 
 
@@ -321,7 +323,10 @@ def test_without_a_budget_the_ranks_are_those_of_each_matrix(matricization: str)
 def test_under_a_budget_one_factor_on_the_noise_serves_all_layers(matricization: str) -> None:
     model = _network()
     plan = select_ranks(
-        model, "vbmf", Budget(parameters=0.45, tolerance=0.05), matricization=matricization
+        model,
+        method="vbmf",
+        budget=Budget(parameters=0.45, tolerance=0.05),
+        decomposition=matricization,
     )
     assert 0.4275 <= plan.shares["parameters"] <= 0.45
     scale = plan.history[0]["noise scale"]

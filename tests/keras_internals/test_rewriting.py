@@ -81,12 +81,12 @@ def _check(model: keras.Model, ranks: int = 1) -> tuple[Any, keras.Model, keras.
 
     full = dprp.factorize(model)
     assert _error(full(x, training=False), original) < TOLERANCE
-    assert _error(dprp.fold(full, "two_stage")(x, training=False), original) < TOLERANCE
+    assert _error(dprp.fold(full, form="two_stage")(x, training=False), original) < TOLERANCE
 
     low = dprp.factorize(model, ranks=ranks)
     reduced = low(x, training=False)
     assert _error(reduced, original) > 1e-3
-    folds = {form: dprp.fold(low, form) for form in ("dense", "two_stage")}
+    folds = {form: dprp.fold(low, form=form) for form in ("dense", "two_stage")}
     for folded in folds.values():
         assert _error(folded(x, training=False), reduced) < TOLERANCE
         assert not any(isinstance(layer, SVDLayer) for layer in walk_layers(folded))
@@ -109,7 +109,7 @@ def _check(model: keras.Model, ranks: int = 1) -> tuple[Any, keras.Model, keras.
         np.testing.assert_array_equal(old, _np(variable))
 
     # Every layer with a matrix is a row, factorized or with a reason.
-    table = dprp.summary(full)
+    table = dprp.summarize(full)
     rows = [row.name for row in table.rows]
     assert len(rows) == len(set(rows))
     assert all(row.rank or row.skipped for row in table.rows)
@@ -363,18 +363,20 @@ def test_rows_ranks_and_forms_carry_the_path_where_names_clash() -> None:
     low = dprp.factorize(model, ranks={"inner/b/conv": 2, "conv": 3, "mix": 4})
     expected = dict(zip(paths, (3, 4, 2, 4, 3, 3, 4), strict=True))
     assert low.ranks == expected
-    rows = {row.name: row for row in dprp.summary(low).rows}
+    rows = {row.name: row for row in dprp.summarize(low).rows}
     assert {name: row.rank for name, row in rows.items()} == expected
     costs = {row.name: row.parameters for row in model_cost(low).layers if row.parameters}
     assert {name: rows[name].parameters for name in paths} == {p: costs[p] for p in paths}
     assert {row.name for row in dprp.choose_forms(low)} == set(paths)
-    chosen = dprp.choose_forms(low, "dense", forms={"inner/a/conv": "two_stage", "mix": "summed"})
+    chosen = dprp.choose_forms(
+        low, form="dense", forms={"inner/a/conv": "two_stage", "mix": "summed"}
+    )
     forms = {row.name: row.form for row in chosen}
     assert forms == dict.fromkeys(paths, "dense") | {
         "inner/a/conv": "concatenated",
         **dict.fromkeys((path for path in paths if path.endswith("mix")), "summed"),
     }
-    folded = dprp.fold(low, "dense", forms={"inner/a/conv": "two_stage"})
+    folded = dprp.fold(low, form="dense", forms={"inner/a/conv": "two_stage"})
     assert "inner/a/conv_stage1" not in dict(layer_paths(folded))
     assert "inner/a/conv_branch0" in dict(layer_paths(folded))
     assert "inner/b/conv_branch0" not in dict(layer_paths(folded))
@@ -463,7 +465,7 @@ def test_losses_of_layers_move_along() -> None:
     low(x)
     # The regularizers of the folded stages would act on other weights: those of the kernel go.
     assert sorted(float(loss) for loss in low.losses) == pytest.approx(expected, rel=1e-5)
-    folded = dprp.fold(low, "dense")
+    folded = dprp.fold(low, form="dense")
     folded(x)
     assert sorted(float(loss) for loss in folded.losses) == pytest.approx(expected, rel=1e-5)
 
@@ -481,7 +483,7 @@ def test_adapted_statistics_vocabularies_and_seeds_are_copied() -> None:
     model = keras.Model(inputs, x)
     model(data[:4], training=True)  # moves the seeds on
     low = dprp.factorize(model)
-    dense = dprp.fold(low, "dense")
+    dense = dprp.fold(low, form="dense")
     assert _error(low(data), model(data)) < TOLERANCE
     drawn = _np(model(data[:8], training=True))
     for result in (low, dense):
@@ -511,7 +513,7 @@ def test_masks_pass_through_factorized_layers() -> None:
     model = _stir(keras.Model(tokens, layers.LSTM(3, name="lstm")(x)))
     low = dprp.factorize(model)
     padded, longer = np.array([[3, 4, 0, 0, 0]]), np.array([[3, 4, 5, 0, 0]])
-    for result in (low, dprp.fold(low, "dense"), dprp.fold(low, "two_stage")):
+    for result in (low, dprp.fold(low, form="dense"), dprp.fold(low, form="two_stage")):
         assert _error(result(padded), model(padded)) < TOLERANCE
         assert _error(result(longer), model(longer)) < TOLERANCE
     assert _error(model(longer), model(padded)) > 1e-2
@@ -524,7 +526,7 @@ def test_dtype_policies_stay_with_their_layers() -> None:
     x = layers.Conv2D(4, 3, dtype="bfloat16", name="pure")(x)
     model = keras.Model(inputs, layers.Dense(2, dtype="float32", name="dense")(x))
     low = dprp.factorize(model, ranks=2)
-    for result in (low, dprp.fold(low, "dense"), dprp.fold(low, "two_stage")):
+    for result in (low, dprp.fold(low, form="dense"), dprp.fold(low, form="two_stage")):
         for name in ("half", "norm", "pure", "dense"):
             assert (
                 result.get_layer(name).dtype_policy.name == model.get_layer(name).dtype_policy.name
@@ -555,7 +557,7 @@ def test_the_result_saves_and_loads(tmp_path: Path) -> None:
         model = _stir(MODELS[name]())
         x = _data(model)
         low = dprp.factorize(model, ranks=2)
-        for kind, result in (("low", low), ("folded", dprp.fold(low, "two_stage"))):
+        for kind, result in (("low", low), ("folded", dprp.fold(low, form="two_stage"))):
             path = tmp_path / f"{name}_{kind}.keras"
             result.save(path)
             again = keras.saving.load_model(path)
@@ -610,7 +612,7 @@ def test_quantized_layers_are_copied_as_they_are() -> None:
     model.get_layer("int8").quantize("int8")
     low = dprp.factorize(model)
     assert list(low.ranks) == ["plain"]
-    assert "int8" in str(dprp.summary(low).skipped[0].skipped)
+    assert "int8" in str(dprp.summarize(low).skipped[0].skipped)
     x = _data(model)
     assert _error(low(x), model(x)) < TOLERANCE
 
@@ -624,7 +626,7 @@ def test_an_activation_with_weights_is_a_reason_to_skip() -> None:
     model.get_layer("learned").activation.alpha.assign([0.1, 0.2, 0.3, 0.4])
     low = dprp.factorize(model)
     assert list(low.ranks) == ["leaky"]
-    assert "PReLU" in str(dprp.summary(low).skipped[0].skipped)
+    assert "PReLU" in str(dprp.summarize(low).skipped[0].skipped)
     x = _data(model)
     assert _error(low(x), model(x)) < TOLERANCE
 
@@ -717,7 +719,7 @@ def test_a_model_that_overrides_its_call_is_copied_when_nested() -> None:
     model = keras.Model(inputs, layers.Dense(2, name="last")(inner(inputs)))
     low = dprp.factorize(model)
     assert list(low.ranks) == ["last"]
-    assert "Overriding" in str(dprp.summary(low).skipped[0].skipped)
+    assert "Overriding" in str(dprp.summarize(low).skipped[0].skipped)
     x = _data(model)
     assert _error(low(x), model(x)) < TOLERANCE
 

@@ -40,6 +40,7 @@ from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.training.rank_history import RankHistory
 from dprp_tf.training.rank_pruning import RankPruning
 from dprp_tf.training.saving import load_model
+from dprp_tf.training.settings import DPRPSettings
 
 # float32 sums of up to a few hundred products, relative to the largest output.
 TOLERANCE = 1e-5
@@ -251,7 +252,7 @@ def test_the_kernels_regularizer_and_constraint_are_the_dense_layers() -> None:
         "bias_regularizer": keras.regularizers.L2(0.05),
     }
     model = _model(**options)
-    low = factorize(model, "tucker", ranks=(2, 3))
+    low = factorize(model, decomposition="tucker", ranks=(2, 3))
     dense = model.get_layer("it")
     dense.kernel.assign(low.get_layer("it").kernel)
     _outputs(low)
@@ -322,7 +323,7 @@ def test_tucker2_of_ranks_no_unfolding_has_still_computes_and_does_not_warn() ->
 
 def test_at_full_rank_a_network_keeps_its_function() -> None:
     network = _network()
-    low = factorize(network, "tucker")
+    low = factorize(network, decomposition="tucker")
     assert _error(low, network) < TOLERANCE
     assert [type(layer).__name__ for layer in factorized_layers(low)] == [
         "TuckerConv2D",
@@ -332,10 +333,10 @@ def test_at_full_rank_a_network_keeps_its_function() -> None:
     ]
     assert low.ranks == {"stem": (3, 8), "shared": (8, 8), "point": 8, "head": 10}
     assert [layer.matricization for layer in low_rank_layers(low)] == ["channel", "channel"]
-    rows = {row.name: row for row in dprp.summary(low).rows}
+    rows = {row.name: row for row in dprp.summarize(low).rows}
     assert (rows["stem"].matricization, rows["stem"].rank) == ("tucker", (3, 8))
     assert "depthwise" in str(rows["shift"].skipped)
-    assert "8, 8 of 8, 8" in str(dprp.summary(low))
+    assert "8, 8 of 8, 8" in str(dprp.summarize(low))
 
 
 @pytest.mark.parametrize(("ndim", "options"), WINDOWS[:-1], ids=str)
@@ -343,7 +344,7 @@ def test_cut_and_folded_it_computes_the_kernel_of_tensorly(
     ndim: int, options: dict[str, Any]
 ) -> None:
     original = _model(ndim, **options)
-    low = factorize(original, "tucker", ranks=(3, 4))
+    low = factorize(original, decomposition="tucker", ranks=(3, 4))
     assert _error(low, original) > 1e-2, "cut ranks must show, or the test is vacuous"
     reference = _model(ndim, **options)
     kernel = _np(original.get_layer("it").kernel)
@@ -361,7 +362,7 @@ def test_cut_and_folded_it_computes_the_kernel_of_tensorly(
     assert np.linalg.norm(_np(low.get_layer("it").kernel) - kernel) < 1.0001 * projected
     # What the fold computes is the layer's own kernel to the last digits.
     for form in ("smallest", "two_stage", "dense"):
-        folded = fold(low, form)
+        folded = fold(low, form=form)
         assert _error(folded, low) < TOLERANCE
         assert all(type(layer).__module__.startswith("keras.") for layer in folded.layers)
         assert folded.layers[-1].name == "it"
@@ -377,7 +378,9 @@ def test_cut_and_folded_it_computes_the_kernel_of_tensorly(
 
 def test_pointwise_and_dense_layers_become_their_truncated_svd() -> None:
     network = _network()
-    low = factorize(network, "tucker", ranks={"point": 3, "head": 4, "stem": (2, 5), "shared": 6})
+    low = factorize(
+        network, decomposition="tucker", ranks={"point": 3, "head": 4, "stem": (2, 5), "shared": 6}
+    )
     assert low.ranks == {"stem": (2, 5), "shared": (6, 6), "point": 3, "head": 4}
     for name, rank in (("point", 3), ("head", 4)):
         kernel = _np(network.get_layer(name).kernel)
@@ -399,7 +402,7 @@ def test_pointwise_and_dense_layers_become_their_truncated_svd() -> None:
     ids=str,
 )
 def test_ranks_for_all_are_cut_to_what_a_layer_has(ranks: Any, expected: dict[str, Any]) -> None:
-    assert factorize(_network(), "tucker", ranks=ranks).ranks == expected
+    assert factorize(_network(), decomposition="tucker", ranks=ranks).ranks == expected
 
 
 def _rank_plan(matricization: str = "tucker", **ranks: Any) -> RankPlan:
@@ -429,9 +432,9 @@ def test_a_rank_plan_says_matricization_ranks_and_layers(tmp_path: Path) -> None
     assert type(low.get_layer("stem")) is layers.Conv2D
     assert type(low.get_layer("shared")) is TuckerConv2D
     ranks: Any = {"shared": (3, 4), "head": 5}
-    same = factorize(network, "tucker", ranks=ranks, layers=list(ranks))
+    same = factorize(network, decomposition="tucker", ranks=ranks, layers=list(ranks))
     assert _error(low, same) == 0.0
-    channel = factorize(network, "channel", ranks=_rank_plan("channel", shared=(3,)))
+    channel = factorize(network, decomposition="channel", ranks=_rank_plan("channel", shared=(3,)))
     layer = channel.get_layer("shared")
     assert isinstance(layer, SVDLayer)
     assert (layer.matricization, channel.ranks) == ("channel", {"shared": 3})
@@ -455,7 +458,7 @@ def test_calibration_data_keep_the_outputs(matricization: str) -> None:
     outputs = _np(only(x))
     errors = []
     for data in (None, x):
-        low = factorize(only, matricization, ranks=ranks, calibration_data=data)
+        low = factorize(only, decomposition=matricization, ranks=ranks, calibration_data=data)
         assert low.ranks == ranks
         errors.append(np.linalg.norm(_np(low(x)) - outputs) / np.linalg.norm(outputs))
     assert errors[1] < 0.9 * errors[0]
@@ -466,15 +469,20 @@ def test_calibration_data_keep_the_outputs(matricization: str) -> None:
         kernel = _np(only.get_layer("stem").kernel) @ principal @ principal.T
         np.testing.assert_allclose(_np(low.get_layer("stem").kernel), kernel, atol=2e-3)
     # At full rank there is nothing to keep, and no cut to tell the data's from the kernel's.
-    full = factorize(only, matricization, calibration_data=x)
-    assert _error(full, factorize(only, matricization)) == 0.0
+    full = factorize(only, decomposition=matricization, calibration_data=x)
+    assert _error(full, factorize(only, decomposition=matricization)) == 0.0
 
 
 def test_it_trains_saves_and_loads(
     tmp_path: Path, small_digits: tuple[np.ndarray, np.ndarray]
 ) -> None:
     x, y = small_digits[0][:512], small_digits[1][:512]
-    low = factorize(_classifier(), "tucker", ranks=(3, 5), compression_weight=1.0, threshold=0.3)
+    low = factorize(
+        _classifier(),
+        decomposition="tucker",
+        ranks=(3, 5),
+        settings=DPRPSettings(compression_weight=1.0, threshold=0.3),
+    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     low.compile(keras.optimizers.Adam(0.02), loss)
     before = {layer.name: layer.factors for layer in factorized_layers(low)}
@@ -498,7 +506,7 @@ def test_it_trains_saves_and_loads(
     np.testing.assert_array_equal(_outputs(again), _outputs(low))
     # A model at its first ranks takes over what training left, Tucker layers included.
     low.save_weights(tmp_path / "low.weights.h5")
-    fresh = factorize(_classifier(), "tucker", ranks=(3, 5))
+    fresh = factorize(_classifier(), decomposition="tucker", ranks=(3, 5))
     fresh.load_weights(tmp_path / "low.weights.h5")
     assert fresh.ranks == low.ranks
     np.testing.assert_array_equal(_outputs(fresh), _outputs(low))
@@ -507,10 +515,10 @@ def test_it_trains_saves_and_loads(
 def test_a_folded_model_exports(tmp_path: Path, small_digits: tuple[np.ndarray, Any]) -> None:
     x = small_digits[0][:8]
     original = _classifier()
-    low = factorize(original, "tucker", ranks=(3, 5))
+    low = factorize(original, decomposition="tucker", ranks=(3, 5))
     folded = fold(low)
     assert [row.form for row in choose_forms(low)] == ["dense", "tucker", "channel"]
-    report = deploy.export_tflite(folded, tmp_path / "low.tflite", verification_data=x)
+    report = deploy.export(folded, tmp_path / "low.tflite", verification_data=x)
     outputs = deploy.run_file(report.path, x)
     assert isinstance(outputs, np.ndarray)
     np.testing.assert_allclose(outputs, _np(low(x)), atol=1e-5)
@@ -522,7 +530,7 @@ def test_a_folded_model_exports(tmp_path: Path, small_digits: tuple[np.ndarray, 
 
 def test_costs_are_those_counted_by_hand() -> None:
     model = _model(padding="same", strides=2)  # 9 x 8 x 6 -> 5 x 4 x 8
-    low = factorize(model, "tucker", ranks=(2, 3))
+    low = factorize(model, decomposition="tucker", ranks=(2, 3))
     cost = model_cost(low)
     factors = 6 * 2 + 9 * 2 * 3 + 8 * 3
     assert cost.parameters == factors + 8 == low.get_layer("it").count_params()
@@ -537,41 +545,43 @@ def test_costs_are_those_counted_by_hand() -> None:
 
 
 def test_the_rule_takes_the_smaller_form_and_obeys() -> None:
-    low = factorize(_network(), "tucker", ranks={"shared": (2, 3)}, layers=["stem", "shared"])
+    low = factorize(
+        _network(), decomposition="tucker", ranks={"shared": (2, 3)}, layers=["stem", "shared"]
+    )
     rows = {row.name: row for row in choose_forms(low)}
     # The stem has full ranks (3, 8): 9 + 216 + 64 weights instead of 216.
     assert (rows["stem"].form, rows["stem"].folded_parameters) == ("dense", 216)
     assert "three stages would store 289 weights instead of 216" in rows["stem"].reason
     assert (rows["shared"].form, rows["shared"].folded_parameters) == ("tucker", 16 + 54 + 24)
     assert (rows["shared"].rank, rows["shared"].full_rank) == ((2, 3), (8, 8))
-    assert [row.form for row in choose_forms(low, "dense")] == ["dense"] * 2
-    assert [row.form for row in choose_forms(low, "two_stage")] == ["tucker"] * 2
-    fast = {row.name: row for row in choose_forms(low, "fast")}
+    assert [row.form for row in choose_forms(low, form="dense")] == ["dense"] * 2
+    assert [row.form for row in choose_forms(low, form="two_stage")] == ["tucker"] * 2
+    fast = {row.name: row for row in choose_forms(low, form="fast")}
     assert (fast["stem"].form, fast["shared"].form) == ("dense", "tucker")
     assert f"{94 / 576:.2f}" in fast["shared"].reason
     named = choose_forms(low, forms={"stem": "tucker", "shared": Form("dense")})
     assert [row.form for row in named] == ["tucker", "dense"]
     for form in ("smallest", "dense", "two_stage"):
-        assert _error(fold(low, form), low) < TOLERANCE
-    constrained = factorize(_model(kernel_constraint="max_norm"), "tucker", ranks=2)
-    assert [row.form for row in choose_forms(constrained, "two_stage")] == ["dense"]
+        assert _error(fold(low, form=form), low) < TOLERANCE
+    constrained = factorize(_model(kernel_constraint="max_norm"), decomposition="tucker", ranks=2)
+    assert [row.form for row in choose_forms(constrained, form="two_stage")] == ["dense"]
     assert "constraint" in choose_forms(constrained)[0].reason
 
 
 def test_strides_count_against_the_stage_before_them() -> None:
-    low = factorize(_model(padding="same", strides=2), "tucker", ranks=(5, 3))
+    low = factorize(_model(padding="same", strides=2), decomposition="tucker", ranks=(5, 3))
     # Per output: 4 x 30 + 135 + 24 MACs of the dense 432.
-    assert f"about {279 / 432:.2f} of" in choose_forms(low, "fast")[0].reason
+    assert f"about {279 / 432:.2f} of" in choose_forms(low, form="fast")[0].reason
 
 
 def test_its_forms_are_dense_its_own_and_what_the_kernel_allows() -> None:
-    layer = factorize(_model(), "tucker", ranks=(2, 3)).get_layer("it")
+    layer = factorize(_model(), decomposition="tucker", ranks=(2, 3)).get_layer("it")
     forms = {form.kind: form for form in layer_forms(layer)}
     assert list(forms)[:2] == ["dense", "tucker"]
     assert forms["tucker"].ranks == (2, 3)
     assert forms["channel"].ranks == (3,), "its filters span three dimensions"
     assert [form.kind for form in layer_forms(layer, None)] == ["dense", "tucker"]
-    low = factorize(_model(), "tucker", ranks=(2, 3))
+    low = factorize(_model(), decomposition="tucker", ranks=(2, 3))
     for form in forms.values():
         assert _error(fold(low, forms={"it": form}), low) < TOLERANCE
 
@@ -579,7 +589,7 @@ def test_its_forms_are_dense_its_own_and_what_the_kernel_allows() -> None:
 def test_a_fold_plan_holds_for_tucker_layers_too(tmp_path: Path) -> None:
     import dataclasses
 
-    low = factorize(_model(), "tucker", ranks=(2, 3))
+    low = factorize(_model(), decomposition="tucker", ranks=(2, 3))
     (site,) = layer_sites(low)
     assert site.geometries[0].layer().kernel_shape == (3, 3, 6, 8)
     form = Form("tucker", (2, 3))
@@ -592,15 +602,15 @@ def test_a_fold_plan_holds_for_tucker_layers_too(tmp_path: Path) -> None:
     folded = fold(low, plan=path)
     assert len(folded.layers) == 4
     assert _error(folded, low) < TOLERANCE
-    other = factorize(_model(), "tucker", ranks=(3, 3))
+    other = factorize(_model(), decomposition="tucker", ranks=(3, 3))
     with pytest.raises(ValueError, match=r"`plan` must have been made for.*\['it'\]"):
         fold(other, plan=path)
 
 
 @pytest.mark.slow
 def test_the_planner_measures_tucker_layers(tmp_path: Path) -> None:
-    low = factorize(_network(), "tucker", ranks=(3, 4))
-    found = deploy.plan(low, rounds=3, cache=tmp_path)
+    low = factorize(_network(), decomposition="tucker", ranks=(3, 4))
+    found = deploy.plan_fold(low, rounds=3, cache=tmp_path)
     assert [layer.name for layer in found.layers] == ["stem", "shared", "point", "head"]
     shared = found.layers[1]
     assert "tucker" in {candidate.form.kind for candidate in shared.candidates}
@@ -615,7 +625,7 @@ def test_nested_models_are_rewritten_and_found_by_path() -> None:
 
     inputs = keras.Input((8, 8, 6))
     model = keras.Model(inputs, inner("b")(inner("a")(inputs)))
-    low = factorize(model, "tucker", ranks={"a/conv": (2, 3), "conv": (4, 5)})
+    low = factorize(model, decomposition="tucker", ranks={"a/conv": (2, 3), "conv": (4, 5)})
     assert low.ranks == {"a/conv": (2, 3), "b/conv": (4, 5)}
     assert _error(fold(low), low) < TOLERANCE
     plan = _rank_plan("tucker", **{"b/conv": (2, 2)})
@@ -626,7 +636,7 @@ def test_nested_models_are_rewritten_and_found_by_path() -> None:
 
 
 def _broken() -> keras.Model:
-    low = factorize(_model(), "tucker", ranks=2)
+    low = factorize(_model(), decomposition="tucker", ranks=2)
     core = low.get_layer("it").core
     core.assign(np.full(core.shape, np.nan))
     return low
@@ -637,7 +647,7 @@ def _layer(ranks: Any) -> TuckerConv2D:
 
 
 def _factorized(ranks: Any) -> keras.Model:
-    return factorize(_model(), "tucker", ranks=ranks)
+    return factorize(_model(), decomposition="tucker", ranks=ranks)
 
 
 def _misfit() -> None:
@@ -658,19 +668,28 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: TuckerConv2D(0, 3), r"`filters`.*filters=0"),
     (_misfit, r"factors of layer 'it'.*\(6, 2\).*Received.*\(5, 2\)"),
     (
-        lambda: factorize(_model(), "tucker", ranks={"it": (7, 2)}),
+        lambda: factorize(_model(), decomposition="tucker", ranks={"it": (7, 2)}),
         r"`ranks` of layer 'it'.*1\.\.6, 1\.\.8.*\(7, 2\)",
     ),
     (
-        lambda: factorize(_network(), "tucker", ranks={"head": (2, 2)}),
+        lambda: factorize(_network(), decomposition="tucker", ranks={"head": (2, 2)}),
         r"`ranks` of layer 'head'.*1\.\.10.*\(2, 2\)",
     ),
     (lambda: _factorized({"it": (2, 2, 2)}), r"pairs.*'it': \(2, 2, 2\)"),
-    (lambda: factorize(_model(), "tucker", ranks=(0, 2)), r"`ranks`.*pairs.*\(0, 2\)"),
-    (lambda: factorize(_model(), "channel", ranks=(2, 2)), r"`ranks`.*integer.*\(2, 2\)"),
-    (lambda: factorize(_model(), "channel", ranks={"it": (2, 2)}), r"`ranks`.*\(2, 2\)"),
     (
-        lambda: factorize(_model(), "spatial", ranks=_rank_plan(it=(2, 2))),
+        lambda: factorize(_model(), decomposition="tucker", ranks=(0, 2)),
+        r"`ranks`.*pairs.*\(0, 2\)",
+    ),
+    (
+        lambda: factorize(_model(), decomposition="channel", ranks=(2, 2)),
+        r"`ranks`.*integer.*\(2, 2\)",
+    ),
+    (
+        lambda: factorize(_model(), decomposition="channel", ranks={"it": (2, 2)}),
+        r"`ranks`.*\(2, 2\)",
+    ),
+    (
+        lambda: factorize(_model(), decomposition="spatial", ranks=_rank_plan(it=(2, 2))),
         r"`matricization` must be left out.*'tucker'.*'spatial'",
     ),
     (
@@ -681,11 +700,11 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: factorize(_model(), ranks=_rank_plan(it=None)), r"every layer dense"),
     (lambda: fold(_broken()), r"`model` must have finite.*`core`.*'it'"),
     (
-        lambda: fold(factorize(_model(), "tucker", ranks=2), forms={"it": "channel"}),
+        lambda: fold(factorize(_model(), decomposition="tucker", ranks=2), forms={"it": "channel"}),
         r"`forms`.*'channel'.*'it'.*'tucker'",
     ),
     (
-        lambda: deploy.latency_table(factorize(_model(), "tucker", ranks=2)),
+        lambda: deploy.measure_latency(factorize(_model(), decomposition="tucker", ranks=2)),
         r"SVD layers.*Tucker layers alone",
     ),
     (lambda: TrainSettings(matricization="tucker"), r"`matricization`.*'tucker'"),

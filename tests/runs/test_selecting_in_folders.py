@@ -137,7 +137,9 @@ def test_an_interrupted_search_goes_on_and_ends_alike(
     budget = dprp.Budget(parameters=0.6, tolerance=0.05)
     arguments = {"matricization": "separable", "seed": 3}
     search = BeamSearch(step=6, beams=2, samples=96)
-    whole = select_ranks(dense, search, budget, data, log=tmp_path / "whole.jsonl", **arguments)
+    whole = select_ranks(
+        dense, method=search, budget=budget, data=data, log=tmp_path / "whole.jsonl", **arguments
+    )
     calls = 0
 
     def stop(share: float | None, text: str) -> None:
@@ -148,10 +150,12 @@ def test_an_interrupted_search_goes_on_and_ends_alike(
 
     path = tmp_path / "broken.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        select_ranks(dense, search, budget, data, log=path, progress=stop, **arguments)
+        select_ranks(
+            dense, method=search, budget=budget, data=data, log=path, progress=stop, **arguments
+        )
     before = path.read_text().splitlines()
     assert 5 < len(before) < len((tmp_path / "whole.jsonl").read_text().splitlines())
-    again = select_ranks(dense, search, budget, data, log=path, **arguments)
+    again = select_ranks(dense, method=search, budget=budget, data=data, log=path, **arguments)
     assert again.ranks == whole.ranks
     after = path.read_text().splitlines()
     assert after[: len(before)] == before
@@ -183,9 +187,9 @@ def test_bsr_prepares_the_kernels_and_resumes(
     def run(folder: Path, *callbacks: keras.callbacks.Callback) -> dprp.Compressed:
         return dprp.bsr(
             dense,
-            dprp.Budget(parameters=0.5, tolerance=0.05),
-            (x[:96], y[:96]),
-            (x, y),
+            budget=dprp.Budget(parameters=0.5, tolerance=0.05),
+            data=(x[:96], y[:96]),
+            training_data=(x, y),
             search=BeamSearch(step=6, beams=2, samples=96),
             strength=2.0,
             growth=2.0,
@@ -217,9 +221,9 @@ def test_bsr_prepares_the_kernels_and_resumes(
     with pytest.raises(ValueError, match="same settings"):
         dprp.bsr(
             dense,
-            dprp.Budget(parameters=0.5, tolerance=0.05),
-            (x[:96], y[:96]),
-            (x, y),
+            budget=dprp.Budget(parameters=0.5, tolerance=0.05),
+            data=(x[:96], y[:96]),
+            training_data=(x, y),
             search=BeamSearch(step=6, beams=2, samples=96),
             regularized=replace(tuning, learning_rate=0.1),
             folder=tmp_path / "whole",
@@ -230,9 +234,9 @@ def test_bsr_prepares_the_kernels_and_resumes(
         with pytest.raises(ValueError, match=rf"same settings.*'{differing}'"):
             dprp.bsr(
                 dense,
-                dprp.Budget(parameters=share, tolerance=0.05),
-                (x[:96], y[:96]),
-                (x, y),
+                budget=dprp.Budget(parameters=share, tolerance=0.05),
+                data=(x[:96], y[:96]),
+                training_data=(x, y),
                 search=BeamSearch(step=6, beams=2, samples=96),
                 **{"strength": 2.0, "growth": 2.0, "growth_epochs": 1, **ours},
                 regularized=tuning,
@@ -246,10 +250,20 @@ def test_bsr_cuts_as_its_plan_says(dense: keras.Model, digits: Dataset) -> None:
     data = digits.x_train[:128].astype("float32"), digits.y_train[:128]
     none = dprp.FineTuning(epochs=0)
     budget = dprp.Budget(parameters=0.4, tolerance=0.05)
-    found = dprp.bsr(dense, budget, data, data, search="activation", regularized=none, tuning=none)
+    found = dprp.bsr(
+        dense,
+        budget=budget,
+        data=data,
+        training_data=data,
+        search="activation",
+        regularized=none,
+        tuning=none,
+    )
     assert found.plan.truncation == "output"
     for calibration, same in ((data[0], True), (None, False)):
-        expected = dprp.cut(dense, found.plan, calibration).predict(data[0], verbose=0)
+        expected = dprp.cut(dense, found.plan, calibration_data=calibration).predict(
+            data[0], verbose=0
+        )
         own = found.model.predict(data[0], verbose=0)
         assert np.allclose(own, expected, rtol=1e-3, atol=1e-3) is same
 

@@ -75,12 +75,12 @@ def test_truncations_are_those_of_numpy(
         cut = truncation.kernel(ranks)
         lost = np.sum((cut - kernel) ** 2) / energy
         assert truncation.lost(ranks) == pytest.approx(lost, abs=1e-9)
-        if truncation.matricization == "tucker":
+        if truncation.decomposition == "tucker":
             for axis, rank in zip((-2, -1), ranks, strict=True):
                 unfolded = np.moveaxis(cut, axis, 0).reshape(cut.shape[axis], -1)
                 assert np.linalg.matrix_rank(unfolded, tol=1e-8) <= rank
         else:
-            s = np.linalg.svd(matricize(kernel, truncation.matricization), compute_uv=False)
+            s = np.linalg.svd(matricize(kernel, truncation.decomposition), compute_uv=False)
             assert lost == pytest.approx(np.sum(s[ranks[0] :] ** 2) / energy, abs=1e-9)
     assert truncation.lost(truncation.full_ranks) == pytest.approx(0.0, abs=1e-9)
 
@@ -104,13 +104,13 @@ def test_wrong_ranks_and_kernels_are_refused() -> None:
         truncation.lost((1,))
     with pytest.raises(ValueError, match="finite"):
         KernelTruncation(np.full((2, 2), np.nan), "channel")
-    with pytest.raises(ValueError, match="`matricization`"):
+    with pytest.raises(ValueError, match="`decomposition`"):
         KernelTruncation(np.ones((2, 2)), "rows")
 
 
-@pytest.mark.parametrize("matricization", MATRICIZATIONS)
+@pytest.mark.parametrize("decomposition", MATRICIZATIONS)
 def test_a_plan_costs_what_the_folded_model_does(network: keras.Model, matricization: str) -> None:
-    plan = select_ranks(network, "energy", 0.5, matricization=matricization)
+    plan = select_ranks(network, method="energy", budget=0.5, decomposition=matricization)
     folded = dprp.fold(dprp.factorize(network, ranks=plan))
     trainable = sum(math.prod(weight.shape) for weight in folded.trainable_weights)
     assert plan.cost["parameters"] == trainable
@@ -177,7 +177,7 @@ def test_break_even_is_the_last_rank_that_weighs_less(network: keras.Model) -> N
 _BOUNDS = ({"parameters": 0.6, "macs": 0.45}, {"parameters": 0.35}, {"macs": 0.6})
 
 
-@pytest.mark.parametrize("matricization", MATRICIZATIONS)
+@pytest.mark.parametrize("decomposition", MATRICIZATIONS)
 @pytest.mark.parametrize("method", ["uniform", "energy", "energy_product", "vbmf"])
 @pytest.mark.parametrize(
     "bounds", [_BOUNDS[0], *(pytest.param(b, marks=pytest.mark.slow) for b in _BOUNDS[1:])]
@@ -185,7 +185,7 @@ _BOUNDS = ({"parameters": 0.6, "macs": 0.45}, {"parameters": 0.35}, {"macs": 0.6
 def test_budgets_are_met_within_one_percent(
     network: keras.Model, matricization: str, method: str, bounds: dict[str, float]
 ) -> None:
-    plan = select_ranks(network, method, bounds, matricization=matricization)
+    plan = select_ranks(network, method=method, budget=bounds, decomposition=matricization)
     excess = [plan.shares[name] / bound - 1 for name, bound in bounds.items()]
     assert -0.01 <= max(excess) <= 1e-9
     assert plan.method == method
@@ -193,9 +193,11 @@ def test_budgets_are_met_within_one_percent(
 
 
 def test_bounds_on_activations_and_time(network: keras.Model) -> None:
-    plan = select_ranks(network, "energy", {"parameters": 0.5, "activations": 1.2}, None,
-                        matricization="channel")  # fmt: skip
-    free = select_ranks(network, "energy", {"parameters": 0.5}, matricization="channel")
+    bounds = {"parameters": 0.5, "activations": 1.2}
+    plan = select_ranks(network, method="energy", budget=bounds, decomposition="channel")
+    free = select_ranks(
+        network, method="energy", budget={"parameters": 0.5}, decomposition="channel"
+    )
     assert plan.shares["activations"] <= 1.2 < free.shares["activations"]
     assert plan.shares["parameters"] <= 0.5
     names = {"wide": 24, "strided": 24, "point": 24, "deep": 32, "classes": 10}
@@ -205,36 +207,42 @@ def test_bounds_on_activations_and_time(network: keras.Model) -> None:
     )
     table = LatencyTable(rows, 6.0, "local", "litert", "float32", 1, "ms", "some", "1")
     timed = select_ranks(
-        network, "energy_product", {"milliseconds": 4.0}, matricization="channel", latency=table
+        network,
+        method="energy_product",
+        budget={"milliseconds": 4.0},
+        decomposition="channel",
+        latency=table,
     )
     ranks = {name: rank for name, rank in timed.ranks.items() if isinstance(rank, int)}
     assert 3.96 <= table.model_cost(ranks) <= 4.0 + 1e-9
     assert timed.cost["milliseconds"] == pytest.approx(table.model_cost(ranks))
     with pytest.raises(ValueError, match=r"milliseconds.*latency table"):
-        select_ranks(network, "energy", {"milliseconds": 4.0})
+        select_ranks(network, method="energy", budget={"milliseconds": 4.0})
     with pytest.raises(ValueError, match=r"`latency` must be.*'spatial' form.*'channel' form"):
-        select_ranks(network, "energy", {"milliseconds": 4.0}, latency=table)
+        select_ranks(network, method="energy", budget={"milliseconds": 4.0}, latency=table)
 
 
 def test_what_can_not_be_met_is_named(network: keras.Model) -> None:
     with pytest.raises(BudgetError, match=r"`parameters` must be at least 0\.1508.*=0\.001"):
-        select_ranks(network, "energy", 0.001)
+        select_ranks(network, method="energy", budget=0.001)
     # Each bound can be met by itself: what is told keeps the other.
     for method in ("energy", "energy_product", "uniform"):
         with pytest.raises(
             BudgetError, match=r"=1\.001; the nearest found: [\d.]+ above it"
         ) as told:
-            select_ranks(network, method, {"parameters": 0.3, "activations": 1.001})
+            select_ranks(network, method=method, budget={"parameters": 0.3, "activations": 1.001})
         nearest = float(str(told.value).split("found: ")[1].split()[0])
         bounds = {"parameters": 0.3, "activations": nearest + 1e-5}
-        plan = select_ranks(network, method, Budget(**bounds, tolerance=0.2))
+        plan = select_ranks(network, method=method, budget=Budget(**bounds, tolerance=0.2))
         assert plan.shares["activations"] == pytest.approx(nearest, abs=1e-4)
     inputs = keras.Input((6, 6, 16))
     one = keras.Model(inputs, keras.layers.Conv2D(16, 3, use_bias=False, name="a")(inputs))
     # 2,304 weights: ranks 3 and 4 weigh 1,200 and 1,600.
     with pytest.raises(BudgetError, match=r"0\.520833 below it and 0\.694444 above it"):
-        select_ranks(one, "energy", 0.6)
-    assert select_ranks(one, "energy", Budget(parameters=0.6, tolerance=0.2)).ranks == {"a": 3}
+        select_ranks(one, method="energy", budget=0.6)
+    assert select_ranks(
+        one, method="energy", budget=Budget(parameters=0.6, tolerance=0.2)
+    ).ranks == {"a": 3}
 
 
 @pytest.mark.parametrize(
@@ -255,7 +263,7 @@ def test_unusable_budgets(value: object, message: str) -> None:
 
 
 def test_energy_is_the_smallest_rank_that_keeps_the_share(network: keras.Model) -> None:
-    plan = select_ranks(network, Energy(share=0.8), matricization="channel")
+    plan = select_ranks(network, method=Energy(share=0.8), decomposition="channel")
     for row in plan.layers:
         s = KernelTruncation(network.get_layer(row.name).kernel, "channel").spectra[0]
         kept = np.cumsum(s**2) / np.sum(s**2)
@@ -266,7 +274,7 @@ def test_energy_is_the_smallest_rank_that_keeps_the_share(network: keras.Model) 
 
 
 def test_uniform_is_one_share(network: keras.Model) -> None:
-    plan = select_ranks(network, Uniform(share=0.25), matricization="separable")
+    plan = select_ranks(network, method=Uniform(share=0.25), decomposition="separable")
     for row in plan.layers:
         if row.ranks is not None:
             assert row.ranks == (max(1, round(0.25 * row.full_ranks[0])),)
@@ -301,7 +309,7 @@ def test_product_of_energies_beats_one_share(network: keras.Model) -> None:
     for matricization in MATRICIZATIONS:
         kept = {}
         for method in ("uniform", "energy", "energy_product"):
-            plan = select_ranks(network, method, 0.4, matricization=matricization)
+            plan = select_ranks(network, method=method, budget=0.4, decomposition=matricization)
             kept[method] = sum(math.log(1 - row.lost) for row in plan.layers)
         assert kept["energy_product"] >= kept["energy"] - 1e-6
         assert kept["energy_product"] > kept["uniform"]
@@ -328,14 +336,20 @@ def test_an_accuracy_drop_finds_ranks_whose_costs_lie_far_apart() -> None:
     smallest = 1 + int(np.argmax(np.asarray(kept) >= 0.7))
     assert 1 < smallest < 6
     # An eighth of the parameters per rank: most shares have no rank within one percent.
-    plan = select_ranks(model, "energy", {"accuracy_drop": 0.3}, (x, y), matricization="channel")
+    plan = select_ranks(
+        model, method="energy", budget={"accuracy_drop": 0.3}, data=(x, y), decomposition="channel"
+    )
     assert plan.ranks == {"a": smallest}
 
 
 def test_an_accuracy_drop_is_kept_with_fewer_parameters(network: keras.Model) -> None:
     data = _labelled(network, 96)
     plan = select_ranks(
-        network, "energy_product", {"accuracy_drop": 0.3}, data, matricization="channel"
+        network,
+        method="energy_product",
+        budget={"accuracy_drop": 0.3},
+        data=data,
+        decomposition="channel",
     )
     assert plan.accuracy["dense"] == 1.0
     assert plan.accuracy["planned"] >= 0.7
@@ -344,14 +358,22 @@ def test_an_accuracy_drop_is_kept_with_fewer_parameters(network: keras.Model) ->
     outputs = folded.predict(data[0], verbose=0)
     assert np.mean(np.argmax(outputs, -1) == data[1]) == pytest.approx(plan.accuracy["planned"])
     with pytest.raises(BudgetError, match=r"accuracy_drop=0\.01; the nearest found"):
-        select_ranks(network, "energy", {"parameters": 0.25, "accuracy_drop": 0.01}, data)
+        select_ranks(
+            network, method="energy", budget={"parameters": 0.25, "accuracy_drop": 0.01}, data=data
+        )
     with pytest.raises(ValueError, match="`data` must be given"):
-        select_ranks(network, "energy", {"accuracy_drop": 0.01})
+        select_ranks(network, method="energy", budget={"accuracy_drop": 0.01})
 
 
 def test_plans_print_save_and_load(network: keras.Model, tmp_path: Path) -> None:
     for matricization in ("spatial", "tucker"):
-        plan = select_ranks(network, "energy", 0.5, _labelled(network), matricization=matricization)
+        plan = select_ranks(
+            network,
+            method="energy",
+            budget=0.5,
+            data=_labelled(network),
+            decomposition=matricization,
+        )
         assert "deep" in str(plan)
         assert "of dense" in str(plan)
         path = plan.save(tmp_path / "plan.json")
@@ -366,7 +388,7 @@ def test_plans_print_save_and_load(network: keras.Model, tmp_path: Path) -> None
         {"layers": [{**values["layers"][0], "ranks": [99, 99]}]},
         {"layers": values["layers"] * 2},
         {"cost": {"parameters": -1.0}},
-        {"matricization": "rows"},
+        {"decomposition": "rows"},
         {"history": None},
     ):
         path.write_text(json.dumps({**values, **change}))
@@ -406,7 +428,7 @@ def test_layers_that_can_not_fold_stay_out() -> None:
     assert any("volume" in reason for reason in space.skipped)
     assert list(RankSpace(model, "channel").layers) == ["volume", "last"]
     with pytest.raises(ValueError, match="`method` must be one of"):
-        select_ranks(model, "guess", 0.5)
+        select_ranks(model, method="guess", budget=0.5)
 
 
 def test_a_plan_means_its_own_layer_where_a_nested_one_has_the_same_name() -> None:
@@ -418,10 +440,10 @@ def test_a_plan_means_its_own_layer_where_a_nested_one_has_the_same_name() -> No
     model = keras.Model(inputs, last(nested(inputs)))
     plan = select_ranks(
         model,
-        "energy",
-        Budget(parameters=0.7, tolerance=0.2),
+        method="energy",
+        budget=Budget(parameters=0.7, tolerance=0.2),
         layers=lambda layer: layer is last,
-        matricization="channel",
+        decomposition="channel",
     )
     assert list(plan.ranks) == ["conv"]
     assert dprp.cut(model, plan).count_params() == plan.cost["parameters"]
@@ -439,7 +461,9 @@ def _two_inputs() -> tuple[keras.Model, list[np.ndarray], np.ndarray]:
 def test_models_of_several_inputs() -> None:
     model, x, y = _two_inputs()
     budget = Budget(parameters=0.7, tolerance=0.2)
-    plan = select_ranks(model, "activation", budget, (x, y), layers=(n for n in ("d0", "last")))
+    plan = select_ranks(
+        model, method="activation", budget=budget, data=(x, y), layers=(n for n in ("d0", "last"))
+    )
     assert [row.name for row in plan.layers] == ["d0", "last"]
     predicted = np.argmax(model.predict(x, verbose=0), -1)
     assert plan.accuracy["dense"] == pytest.approx(np.mean(predicted == y))
@@ -490,7 +514,9 @@ def test_a_tuning_goes_on_from_its_own_checkpoint_alone(tmp_path: Path) -> None:
     assert len(other.fit(again, (x, y), folder=tmp_path)) == 3
     for own, expected in zip(again.get_weights(), whole, strict=True):
         np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-7)
-    small = dprp.cut(model, select_ranks(model, "energy", Budget(parameters=0.7, tolerance=0.2)))
+    small = dprp.cut(
+        model, select_ranks(model, method="energy", budget=Budget(parameters=0.7, tolerance=0.2))
+    )
     with pytest.raises(ValueError, match="same settings and model"):
         tuning.fit(small, (x, y), folder=tmp_path)
     next(tmp_path.glob("*.keras")).unlink()
@@ -504,7 +530,15 @@ def test_a_log_is_refused_where_what_is_drawn_differs(tmp_path: Path) -> None:
 
     def run(method: str, **options: object) -> None:
         budget = Budget(parameters=0.7, tolerance=0.2)
-        select_ranks(model, method, budget, (x, y), log=path, matricization="channel", **options)  # type: ignore[arg-type]
+        select_ranks(
+            model,
+            method=method,
+            budget=budget,
+            data=(x, y),
+            log=path,
+            decomposition="channel",
+            **options,
+        )  # type: ignore[arg-type]
 
     run("similarity", seed=1)
     run("similarity", seed=1)

@@ -138,7 +138,7 @@ def test_ranks_fall_and_the_factorized_model_computes_the_same(
     assert set(method.ranks) == set(full)
     assert all(1 <= method.ranks[name] <= full[name] for name in full)
     assert sum(method.ranks.values()) < 0.75 * sum(full.values())
-    low = dprp.factorize(model, matricization, ranks=method.ranks)
+    low = dprp.factorize(model, decomposition=matricization, ranks=method.ranks)
     assert low.ranks == method.ranks
     expected = model.predict(x[960:], verbose=0)
     np.testing.assert_allclose(low.predict(x[960:], verbose=0), expected, atol=2e-4)

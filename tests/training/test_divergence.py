@@ -52,7 +52,9 @@ def _model(structure: str = "retraction", **options: Any) -> dprp.DPRPModel:
     x = keras.layers.BatchNormalization(name="norm")(x)
     x = keras.layers.Dense(4, name="second", activation="relu", kernel_regularizer=regularizer)(x)
     outputs = keras.layers.Dense(CLASSES, name="head")(x)
-    return dprp.factorize(keras.Model(inputs, outputs), structure=structure, **options)
+    return dprp.factorize(
+        keras.Model(inputs, outputs), settings=dprp.DPRPSettings(structure=structure), **options
+    )
 
 
 def _np(value: Any) -> np.ndarray:

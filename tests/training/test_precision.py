@@ -155,9 +155,9 @@ def test_retraction_computes_in_single_and_gives_back_what_it_was_given(
 def test_terms_and_rank_decisions_are_those_of_single_precision(
     policy: str, structure: str
 ) -> None:
-    mixed = dprp.factorize(_plain(), structure=structure)
+    mixed = dprp.factorize(_plain(), settings=dprp.DPRPSettings(structure=structure))
     keras.config.set_dtype_policy("float32")
-    single = dprp.factorize(_plain(), structure=structure)
+    single = dprp.factorize(_plain(), settings=dprp.DPRPSettings(structure=structure))
     keras.config.set_dtype_policy(policy)
     assert mixed.get_layer("conv").compute_dtype == policy.removeprefix("mixed_")
     # Factors that float16 can't hold: 2^-12 apart, and a Gram matrix of 1e5.
@@ -198,7 +198,8 @@ def test_training_shrinks_saves_reloads_and_folds(
 ) -> None:
     x, y = _data()
     model = _compiled(
-        dprp.factorize(_plain(), compression_weight=2.0, threshold=0.4), jit_compile=jit_compile
+        dprp.factorize(_plain(), settings=dprp.DPRPSettings(compression_weight=2.0, threshold=0.4)),
+        jit_compile=jit_compile,
     )
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert scaled == (policy == "mixed_float16")
@@ -286,7 +287,9 @@ def test_a_skipped_step_changes_nothing(period: int) -> None:
         keras.optimizers.SGD(0.1, momentum=0.9), initial_scale=2.0**10
     )
     model = _compiled(
-        dprp.factorize(_plain(), retraction_period=period), optimizer=optimizer, jit_compile=False
+        dprp.factorize(_plain(), settings=dprp.DPRPSettings(retraction_period=period)),
+        optimizer=optimizer,
+        jit_compile=False,
     )
     for _ in range(2 * period + 1):
         model.train_on_batch(x, y)
@@ -330,7 +333,7 @@ def test_exports_are_single_precision_and_say_so(policy: str, runtime: str, tmp_
     from dprp_tf import deploy
 
     folded = dprp.fold(dprp.factorize(_plain(), ranks=2))
-    export = {"tflite": deploy.export_tflite, "onnx": deploy.export_onnx}[runtime]
+    export = {"tflite": deploy.export, "onnx": deploy.export}[runtime]
     result = export(folded, tmp_path / f"small.{runtime}")
     assert "computes in float16" in str(result)
     assert "same weights in float32" in str(result)

@@ -42,7 +42,11 @@ def _model(optimizer: Any = None, frozen: bool = False) -> dprp.DPRPModel:
     dense = keras.Model(inputs, layers.Dense(3, name="head")(x))
     if frozen:
         dense.get_layer("conv").trainable = False
-    model = dprp.factorize(dense, "channel", compression_weight=0.3, threshold=0.05)
+    model = dprp.factorize(
+        dense,
+        decomposition="channel",
+        settings=dprp.DPRPSettings(compression_weight=0.3, threshold=0.05),
+    )
     model.compile(
         optimizer or keras.optimizers.SGD(0.05, momentum=0.9),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -344,7 +348,9 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         model.set_weights(wrong)
     assert model.ranks == FULL
     inputs = keras.Input((8, 4))
-    other = dprp.factorize(keras.Model(inputs, layers.Conv1D(7, 3, name="conv")(inputs)), "channel")
+    other = dprp.factorize(
+        keras.Model(inputs, layers.Conv1D(7, 3, name="conv")(inputs)), decomposition="channel"
+    )
     other.save_weights(tmp_path / "other.weights.h5")
     with pytest.raises(ValueError, match=r"(?s)could not be loaded"):
         model.load_weights(tmp_path / "other.weights.h5")

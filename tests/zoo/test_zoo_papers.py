@@ -323,7 +323,7 @@ def test_every_network_factorizes_trains_and_folds(name: str) -> None:
     lowrank = dprp.factorize(model)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(lowrank(x), expected, rtol=1e-3, atol=1e-4 * scale)
-    skipped = dprp.summary(lowrank).skipped
+    skipped = dprp.summarize(lowrank).skipped
     assert len(skipped) == _SKIPPED.get(name, 0)
     assert all(str(row.skipped).startswith("depthwise") for row in skipped)
 

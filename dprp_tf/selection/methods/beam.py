@@ -494,7 +494,7 @@ def _entries(space: RankSpace, metrics: tuple[str, ...]) -> list[tuple[int, ...]
     found: list[tuple[int, ...] | None] = []
     for name, layer in space.layers.items():
         options = [option for option in layer.options() if option is not None]
-        if layer.matricization != "tucker":
+        if layer.decomposition != "tucker":
             options = [(rank,) for rank in range(1, layer.break_even[0] + 1)]
         cheaper = [ranks for ranks in options if space.settled({name: ranks}, metrics)[name]]
         found.append(cheaper[-1] if cheaper else None)

@@ -251,10 +251,10 @@ class _Search:
         assert problem.budget.accuracy_drop is not None
         self._method, self._problem, self._budget = method, problem, problem.budget
         self._drop = problem.budget.accuracy_drop
-        if method.tuning is not None and problem.train is None:
+        if method.tuning is not None and problem.training_data is None:
             raise ValueError(
-                "`train` must be given, (x, y) or a Dataset, for fine-tuning. Received: "
-                "train=None; give it, or leave out `tuning`."
+                "`training_data` must be given, (x, y) or a Dataset, for fine-tuning. Received: "
+                "training_data=None; give it, or leave out `tuning`."
             )
         space = problem.space
         names = method.targets(space)
@@ -340,12 +340,12 @@ class _Search:
     def _tune(self, tuning: FineTuning, model: keras.Model, ranks: dict[str, Ranks]) -> None:
         path = self._method.tuned_path
         if path is None:
-            tuning.fit(model, self._problem.train, callbacks=[self._bar()])
+            tuning.fit(model, self._problem.training_data, callbacks=[self._bar()])
             return
         # By its ranks: a search of other settings may have left its own there.
         named = hashlib.sha256(repr(sorted(ranks.items())).encode()).hexdigest()[:16]
         checkpoints = path.with_name(f"tuning-{named}")
-        tuning.fit(model, self._problem.train, callbacks=[self._bar()], folder=checkpoints)
+        tuning.fit(model, self._problem.training_data, callbacks=[self._bar()], folder=checkpoints)
         save_model(model, path)
         shutil.rmtree(checkpoints, ignore_errors=True)
 
@@ -406,10 +406,14 @@ def _similarity_at(
 
 def _samples(problem: Problem, count: int, method: str) -> Any:
     """Draw inputs for the feature maps: of the training data, else of the data."""
-    if problem.train is None:
+    if problem.training_data is None:
         x: Any = problem.require_data(method)[0]
     else:
-        x = problem.train[0] if isinstance(problem.train, tuple) else problem.train.x_train
+        x = (
+            problem.training_data[0]
+            if isinstance(problem.training_data, tuple)
+            else problem.training_data.x_train
+        )
     arrays = keras.tree.flatten(x)
     total = len(arrays[0])
     chosen = np.sort(np.random.default_rng(problem.seed).permutation(total)[:count])

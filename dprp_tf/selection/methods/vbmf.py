@@ -97,9 +97,9 @@ class VariationalBayes(Selector):
 def _found(layer: LayerChoices) -> tuple[VariationalRank, ...]:
     """What variational Bayes finds in each matrix of a layer."""
     spectra = layer.truncation.spectra
-    if layer.matricization != "tucker":
+    if layer.decomposition != "tucker":
         return (
-            variational_rank(spectra[0], matrix_shape(layer.kernel_shape, layer.matricization)),
+            variational_rank(spectra[0], matrix_shape(layer.kernel_shape, layer.decomposition)),
         )
     *spatial, channels, filters = layer.kernel_shape
     positions = math.prod(spatial)

@@ -53,7 +53,7 @@ class TrainableCandidate:
             layers[name].kernel.assign(space.layers[name].truncation.kernel(entry))
         lowrank = factorize(
             cut,
-            space.matricization,
+            decomposition=space.decomposition,
             ranks={name: plain_ranks(entry) for name, entry in ranks.items()},
             layers=list(ranks),
         )

@@ -13,10 +13,10 @@ import pytest
 from keras import layers
 from onnx import numpy_helper
 
-from dprp_tf.deploy import evaluate_file, export_onnx, export_tflite, run_file
+from dprp_tf.deploy import evaluate_file, run_file
 from dprp_tf.deploy.exporters.flatbuffer import read_operators
-from dprp_tf.deploy.exporters.onnx import convert_onnx
-from dprp_tf.deploy.exporters.tflite import convert_tflite
+from dprp_tf.deploy.exporters.onnx import convert_onnx, export_onnx
+from dprp_tf.deploy.exporters.tflite import convert_tflite, export_tflite
 from dprp_tf.deploy.running.runtime import load_file
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -107,7 +107,7 @@ def test_onnx_int8_takes_several_inputs(tmp_path: Path) -> None:
         model, path, quantization="int8", calibration_data=data, minimum_agreement=0.8
     )
     assert report.inputs == "calibration_data"
-    tflite = convert_tflite(model, "int8", data)
+    tflite = convert_tflite(model, quantization="int8", calibration_data=data)
     (tmp_path / "two.tflite").write_bytes(tflite)
     wanted = model.predict([data["picture"], data["hints"]], verbose=0)
     for file in (path, tmp_path / "two.tflite"):
@@ -140,8 +140,10 @@ def test_convert_tflite_gives_what_the_export_gives(
     quantization: Any, network: keras.Model, digits: Data, tmp_path: Path
 ) -> None:
     calibration = digits[0][:32]
-    report = export_tflite(network, tmp_path / "a.tflite", quantization, calibration)
-    content = convert_tflite(network, quantization, calibration)
+    report = export_tflite(
+        network, tmp_path / "a.tflite", quantization=quantization, calibration_data=calibration
+    )
+    content = convert_tflite(network, quantization=quantization, calibration_data=calibration)
     (tmp_path / "b.tflite").write_bytes(content)
     assert read_operators(content).counts == report.operators
     outputs = [run_file(tmp_path / name, digits[0][:20]) for name in ("a.tflite", "b.tflite")]
@@ -167,7 +169,9 @@ def test_convert_onnx_gives_what_the_export_gives(
             quantization=quantization,  # type: ignore[arg-type]
             calibration_data=calibration,
         )
-        (tmp_path / "b.onnx").write_bytes(convert_onnx(network, quantization, calibration))  # type: ignore[arg-type]
+        (tmp_path / "b.onnx").write_bytes(
+            convert_onnx(network, quantization=quantization, calibration_data=calibration)
+        )  # type: ignore[arg-type]
         outputs = [run_file(tmp_path / name, digits[0][:20]) for name in ("a.onnx", "b.onnx")]
         np.testing.assert_array_equal(*outputs)
 
@@ -181,4 +185,6 @@ def test_conversions_refuse_what_the_exports_refuse() -> None:
             convert(model, "int2")  # type: ignore[arg-type]
     volume = keras.Sequential([keras.Input((4, 4, 4, 1)), layers.Conv3D(2, 2)])
     with pytest.raises(ValueError, match="computes in int8"):
-        convert_tflite(volume, "int8", np.zeros((2, 4, 4, 4, 1), "float32"))
+        convert_tflite(
+            volume, quantization="int8", calibration_data=np.zeros((2, 4, 4, 4, 1), "float32")
+        )

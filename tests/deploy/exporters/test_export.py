@@ -61,7 +61,11 @@ def test_tflite_agrees_and_keeps_accuracy(
     x, y = digits[0][1200:], digits[1][1200:]
     path = tmp_path / "digits.tflite"
     report = export_tflite(
-        network, path, quantization, calibration_data=digits[0][:128], verification_data=x
+        network,
+        path,
+        quantization=quantization,
+        calibration_data=digits[0][:128],
+        verification_data=x,
     )
     assert report.passed
     assert report.inputs == "verification_data"
@@ -93,7 +97,9 @@ def test_quantized_files_are_smaller_and_in_their_types(
     sizes, weights = {}, {}
     for quantization in PRECISIONS:
         path = tmp_path / f"{quantization}.tflite"
-        report = export_tflite(network, path, quantization, calibration_data=digits[0][:64])
+        report = export_tflite(
+            network, path, quantization=quantization, calibration_data=digits[0][:64]
+        )
         sizes[quantization] = report.size_bytes
         weights[quantization] = read_operators(path.read_bytes()).weight_types
     assert sizes["int8"] < sizes["float16"] < sizes[None]
@@ -125,7 +131,7 @@ def test_integer_io(
     report = export_tflite(
         network,
         path,
-        "int8",
+        quantization="int8",
         calibration_data=digits[0][:128],
         verification_data=x,
         integer_io=True,
@@ -202,7 +208,7 @@ def test_several_inputs_and_outputs(kind: str, form: str, tmp_path: Path) -> Non
         report = export_tflite(
             model,
             path,
-            "int8" if kind == "int8" else None,
+            quantization="int8" if kind == "int8" else None,
             calibration_data=data,
             minimum_agreement=0.8 if kind == "int8" else None,
         )
@@ -288,7 +294,7 @@ def test_a_refused_file_leaves_the_older_one(tmp_path: Path) -> None:
     export_tflite(_small(), path)
     content = path.read_bytes()
     with pytest.raises(ParityError, match="float16 tflite file"):
-        export_tflite(_small(), path, "float16", tolerance=0)
+        export_tflite(_small(), path, quantization="float16", tolerance=0)
     assert path.read_bytes() == content
     assert _left(tmp_path) == ["kept.tflite"]
 
@@ -300,7 +306,7 @@ def test_int8_with_misleading_calibration_fails_on_agreement(
         export_tflite(
             network,
             tmp_path / "bad.tflite",
-            "int8",
+            quantization="int8",
             calibration_data=digits[0][:32] * 0.02,
             verification_data=digits[0][1200:1400],
         )
@@ -311,7 +317,7 @@ def test_int8_with_misleading_calibration_fails_on_agreement(
 
 def test_int8_needs_calibration_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`calibration_data` must be given"):
-        export_tflite(_small(), tmp_path / "a.tflite", "int8")
+        export_tflite(_small(), tmp_path / "a.tflite", quantization="int8")
     assert _left(tmp_path) == []
 
 
@@ -320,7 +326,7 @@ def test_conv3d_has_no_int8(tmp_path: Path) -> None:
     model = keras.Model(volume, layers.Flatten()(layers.Conv3D(3, 2)(volume)))
     x = np.random.default_rng(0).random((8, 4, 4, 4, 2), dtype=np.float32)
     with pytest.raises(ValueError, match=r"CONV_3D.*dynamic"):
-        export_tflite(model, tmp_path / "a.tflite", "int8", calibration_data=x)
+        export_tflite(model, tmp_path / "a.tflite", quantization="int8", calibration_data=x)
     assert _left(tmp_path) == []
 
 
@@ -421,7 +427,7 @@ def test_data_of_the_wrong_shape(argument: str, shape: tuple[int, ...], tmp_path
     data: dict[str, Any] = {"calibration_data": good, "verification_data": good}
     data[argument] = np.zeros(shape, "float32")
     with pytest.raises(ValueError, match=f"`{argument}` must have shape .samples, 6, 6, 3."):
-        export_tflite(_small(), tmp_path / "a.tflite", "int8", **data)
+        export_tflite(_small(), tmp_path / "a.tflite", quantization="int8", **data)
     assert _left(tmp_path) == []
 
 
@@ -486,7 +492,9 @@ def test_export_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model.compile("sgd", "mse")
     x = np.random.default_rng(0).random((8, 6, 6, 3), dtype=np.float32)
     before = model.predict(x, verbose=0)
-    export_tflite(model, tmp_path / "a.tflite", "int8", calibration_data=x, minimum_agreement=0)
+    export_tflite(
+        model, tmp_path / "a.tflite", quantization="int8", calibration_data=x, minimum_agreement=0
+    )
     export_onnx(model, tmp_path / "a.onnx")
     np.testing.assert_array_equal(model.predict(x, verbose=0), before)
     model.fit(x, np.zeros((8, 4)), verbose=0)

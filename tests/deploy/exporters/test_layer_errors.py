@@ -10,7 +10,9 @@ import keras
 import numpy as np
 from keras import layers
 
-from dprp_tf.deploy import export_onnx, export_tflite, run_file
+from dprp_tf.deploy import run_file
+from dprp_tf.deploy.exporters.onnx import export_onnx
+from dprp_tf.deploy.exporters.tflite import export_tflite
 
 SAMPLES = 16
 LIMITS = {"float32": 1e-5, "onnx": 1e-5, "float16": 5e-3, "dynamic": 5e-2, "int8": 5e-2}
@@ -94,7 +96,7 @@ def test_maximum_errors_by_layer_type(
                 report = export_tflite(
                     model,
                     tmp_path / "layer.tflite",
-                    None if kind == "float32" else kind,
+                    quantization=None if kind == "float32" else kind,
                     calibration_data=x,
                     minimum_agreement=0 if kind == "int8" else None,
                 )

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from dprp_tf.deploy import benchmark, compare, export_onnx, export_tflite
+from dprp_tf.deploy import benchmark, compare
+from dprp_tf.deploy.exporters.onnx import export_onnx
+from dprp_tf.deploy.exporters.tflite import export_tflite
 from dprp_tf.deploy.measurement.intervals import ratio_interval
 from dprp_tf.deploy.targets.edge import RUNNER as _RUNNER
 
@@ -38,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     export_tflite(
         small,
         folder / "integer.tflite",
-        "int8",
+        quantization="int8",
         calibration_data=x,
         minimum_agreement=0,
         integer_io=True,

@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import pytest
 
-from dprp_tf.deploy import export_onnx, export_tflite
+from dprp_tf.deploy.exporters.onnx import export_onnx
+from dprp_tf.deploy.exporters.tflite import export_tflite
 from dprp_tf.deploy.measurement.sweep import sweep
 from dprp_tf.deploy.targets import Target, TargetError
 

@@ -42,7 +42,9 @@ def _network(size: int = 12, filters: int = 32) -> keras.Model:
 @pytest.fixture(scope="module")
 def lowrank() -> keras.Model:
     keras.utils.set_random_seed(0)
-    return dprp.factorize(_network(), "separable", ranks=3, layers=["first", "second", "third"])
+    return dprp.factorize(
+        _network(), decomposition="separable", ranks=3, layers=["first", "second", "third"]
+    )
 
 
 class _Counting(Target):
@@ -140,7 +142,7 @@ def test_a_probe_has_the_macs_of_its_copies(lowrank: keras.Model, form: Form) ->
 
 def test_exact_counts_choose_what_counts_least(lowrank: keras.Model, tmp_path: Path) -> None:
     target = _Counting()
-    plan = deploy.plan(lowrank, target, cache=tmp_path)
+    plan = deploy.plan_fold(lowrank, target=target, cache=tmp_path)
     assert plan.unit == "instructions"
     assert plan.processor == "abacus"
     by_name = {layer.name: layer for layer in plan.layers}
@@ -162,11 +164,11 @@ def test_exact_counts_choose_what_counts_least(lowrank: keras.Model, tmp_path: P
 
 def test_what_is_known_is_not_measured_again(lowrank: keras.Model, tmp_path: Path) -> None:
     first, second = _Counting(), _Counting()
-    before = deploy.plan(lowrank, first, cache=tmp_path)
+    before = deploy.plan_fold(lowrank, target=first, cache=tmp_path)
     places = [site.geometries[0] for site in layer_sites(lowrank)]
     costs = FormCosts(Setting(first, "litert", "float32"), cache=tmp_path)
     assert all(costs._read(place) is not None for place in places)
-    after = deploy.plan(lowrank, second, cache=tmp_path)
+    after = deploy.plan_fold(lowrank, target=second, cache=tmp_path)
     assert first.calls[0] > 3, "forms, then the whole model"
     assert len(first.calls) == 2
     assert second.calls == [2, 2], "the yardstick, then the whole model"
@@ -185,17 +187,17 @@ def test_what_is_known_is_not_measured_again(lowrank: keras.Model, tmp_path: Pat
             path.write_text(json.dumps(values), encoding="utf-8")
         assert all(costs._read(place) is None for place in places)
     third = _Counting()
-    assert deploy.plan(lowrank, third, cache=tmp_path) == before
+    assert deploy.plan_fold(lowrank, target=third, cache=tmp_path) == before
     assert third.calls == first.calls
     fourth = _Counting()
-    assert deploy.plan(lowrank, fourth, cache=tmp_path, refresh=True) == before
+    assert deploy.plan_fold(lowrank, target=fourth, cache=tmp_path, refresh=True) == before
     assert fourth.calls == first.calls
 
 
 def test_a_target_where_depthwise_is_dear_keeps_dense(tmp_path: Path) -> None:
-    low = dprp.factorize(_network(), "spatial", ranks=3, layers=["second", "third"])
-    cheap = deploy.plan(low, _Counting(depthwise=1.0), cache=tmp_path / "cheap")
-    dear = deploy.plan(low, _Counting(depthwise=500.0), cache=tmp_path / "dear")
+    low = dprp.factorize(_network(), decomposition="spatial", ranks=3, layers=["second", "third"])
+    cheap = deploy.plan_fold(low, target=_Counting(depthwise=1.0), cache=tmp_path / "cheap")
+    dear = deploy.plan_fold(low, target=_Counting(depthwise=500.0), cache=tmp_path / "dear")
     assert {layer.form.matricization for layer in cheap.layers} == {"spatial"}
     assert cheap.ratio < 1
     assert all(layer.form == Form("dense") for layer in dear.layers)
@@ -215,7 +217,7 @@ class _Lying(_Counting):
 def test_a_plan_that_loses_whole_is_given_up_and_says_so(
     lowrank: keras.Model, tmp_path: Path
 ) -> None:
-    plan = deploy.plan(lowrank, _Lying(), cache=tmp_path)
+    plan = deploy.plan_fold(lowrank, target=_Lying(), cache=tmp_path)
     assert all(layer.form == Form("dense") for layer in plan.layers)
     assert plan.ratio == 1.0
     assert any("was given up" in note for note in plan.notes), plan.notes
@@ -226,7 +228,7 @@ def test_a_plan_that_loses_whole_is_given_up_and_says_so(
 def _site_and_costs(
     costs: Mapping[str, tuple[float, float, float]],
 ) -> tuple[Any, list[Form], dict[Geometry, dict[Form, FormCost]]]:
-    low = dprp.factorize(_network(), "spatial", ranks=3, layers=["second"])
+    low = dprp.factorize(_network(), decomposition="spatial", ranks=3, layers=["second"])
     (site,) = layer_sites(low)
     forms = [Form("dense"), *(Form(kind, (3,)) for kind in costs)]
     table = {Form("dense"): FormCost(10.0, 1.0, 1.0, 1.0)}
@@ -269,7 +271,9 @@ def test_of_forms_within_noise_the_smaller_wins() -> None:
 @pytest.mark.slow
 def test_real_measurements_make_a_plan_that_holds(lowrank: keras.Model, tmp_path: Path) -> None:
     for runtime, precision in (("litert", "float32"), ("onnxruntime", "float32")):
-        plan = deploy.plan(lowrank, runtime=runtime, precision=precision, rounds=5, cache=tmp_path)
+        plan = deploy.plan_fold(
+            lowrank, runtime=runtime, precision=precision, rounds=5, cache=tmp_path
+        )
         assert plan.unit == "ms"
         assert plan.dense_cost > 0
         assert plan.high <= 1.0, "a plan never costs more than the dense model"
@@ -279,34 +283,33 @@ def test_real_measurements_make_a_plan_that_holds(lowrank: keras.Model, tmp_path
         suffix = ".tflite" if runtime == "litert" else ".onnx"
         x = np.random.default_rng(0).standard_normal((2, 12, 12, 8)).astype("float32")
         path = tmp_path / f"planned{suffix}"
-        export = deploy.export_tflite if runtime == "litert" else deploy.export_onnx
-        assert export(folded, path, verification_data=x).passed
+        assert deploy.export(folded, path, verification_data=x).passed
 
 
 def test_a_table_of_costs_by_rank_counts_the_right_thing(
     lowrank: keras.Model, tmp_path: Path
 ) -> None:
-    table = deploy.latency_table(lowrank, _Counting(), ranks=(3, 6, 12), cache=tmp_path)
+    table = deploy.measure_latency(lowrank, target=_Counting(), ranks=(3, 6, 12), cache=tmp_path)
     assert (table.unit, table.processor) == ("instructions", "abacus")
     place = {site.layer.name: site.geometries[0] for site in layer_sites(lowrank)}
     for row in table.layers:
         assert row.ranks == (3, 6, 12)
         for rank, cost in zip(row.ranks, row.costs, strict=True):
             assert cost == pytest.approx(place[row.name].macs(Form("separable", (rank,))), abs=2)
-    dense = dprp.fold(lowrank, "dense")
+    dense = dprp.fold(lowrank, form="dense")
     assert table.dense == pytest.approx(100 + model_cost(dense).macs, abs=5)
     ranks = {"first": 3, "second": 12, "third": 6}
-    low = dprp.factorize(_network(), "separable", ranks=ranks, layers=list(ranks))
+    low = dprp.factorize(_network(), decomposition="separable", ranks=ranks, layers=list(ranks))
     assert table.model_cost(ranks) == pytest.approx(
-        100 + model_cost(dprp.fold(low, "two_stage")).macs, abs=20
+        100 + model_cost(dprp.fold(low, form="two_stage")).macs, abs=20
     )
     with pytest.raises(ValueError, match=r"`ranks`.*\(0,\)"):
-        deploy.latency_table(lowrank, _Counting(), ranks=(0,), cache=tmp_path)
+        deploy.measure_latency(lowrank, target=_Counting(), ranks=(0,), cache=tmp_path)
 
 
 def test_a_spatial_table_knows_every_rank_and_its_quickest_form(tmp_path: Path) -> None:
-    low = dprp.factorize(_network(), "spatial", layers=["second"])
-    table = deploy.latency_table(low, _Counting(depthwise=4.0), cache=tmp_path)
+    low = dprp.factorize(_network(), decomposition="spatial", layers=["second"])
+    table = deploy.measure_latency(low, target=_Counting(depthwise=4.0), cache=tmp_path)
     (row,) = table.layers
     # 8 ranks would take 8 * (9 * 32 + 32 * 32) MACs per position, the dense form 9 * 32 * 32.
     assert row.ranks == tuple(range(1, 8))
@@ -328,17 +331,17 @@ def test_bad_arguments_are_named(lowrank: keras.Model, tmp_path: Path) -> None:
         ({"threads": 0}, r"`threads`.*0"),
     ):
         with pytest.raises(ValueError, match=message):
-            deploy.plan(lowrank, cache=tmp_path, **arguments)
+            deploy.plan_fold(lowrank, cache=tmp_path, **arguments)
     with pytest.raises(ValueError, match="must have SVD layers"):
-        deploy.plan(_network(), cache=tmp_path)
+        deploy.plan_fold(_network(), cache=tmp_path)
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"`cache`.*file"):
-        deploy.plan(lowrank, cache=tmp_path / "file")
+        deploy.plan_fold(lowrank, cache=tmp_path / "file")
     for ranks in (4, (), (2.5,)):
         with pytest.raises(ValueError, match="`ranks`"):
-            deploy.latency_table(lowrank, ranks=ranks, cache=tmp_path)  # type: ignore[arg-type]
+            deploy.measure_latency(lowrank, ranks=ranks, cache=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="ONNX Runtime"):
-        deploy.plan(lowrank, _Counting(), "onnxruntime", cache=tmp_path)
+        deploy.plan_fold(lowrank, target=_Counting(), runtime="onnxruntime", cache=tmp_path)
 
 
 def test_layers_of_equal_name_in_nested_models_are_planned_by_their_paths(tmp_path: Path) -> None:
@@ -349,13 +352,13 @@ def test_layers_of_equal_name_in_nested_models_are_planned_by_their_paths(tmp_pa
     inputs = keras.Input((8, 8, 4))
     both = layers.Add()([twin(inputs) for twin in twins])
     lowrank = dprp.factorize(keras.Model(inputs, both), ranks={"one/it": 1, "two/it": 3})
-    plan = deploy.plan(lowrank, _Counting(), cache=tmp_path)
+    plan = deploy.plan_fold(lowrank, target=_Counting(), cache=tmp_path)
     assert [(row.name, row.rank) for row in plan.layers] == [("one/it", 1), ("two/it", 3)]
     assert [row.reason for row in dprp.choose_forms(lowrank, plan=plan)] == ["measured"] * 2
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype("float32")
     folded = dprp.fold(lowrank, plan=plan)
     np.testing.assert_allclose(folded(x), lowrank(x), atol=1e-5)
-    table = deploy.latency_table(lowrank, _Counting(), ranks=(1, 3), cache=tmp_path)
+    table = deploy.measure_latency(lowrank, target=_Counting(), ranks=(1, 3), cache=tmp_path)
     assert [row.name for row in table.layers] == ["one/it", "two/it"]
     assert table.model_cost(lowrank.ranks) > 0
 
@@ -387,8 +390,8 @@ def test_int8_is_planned_for_models_of_integer_inputs(tmp_path: Path) -> None:
     x = layers.Embedding(20, 16)(tokens)
     x = layers.Conv1D(16, 3, padding="same", name="it")(x)
     model = keras.Model(tokens, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
-    low = dprp.factorize(model, "channel", ranks=2, layers=["it"])
-    plan = deploy.plan(low, precision="int8", rounds=3, cache=tmp_path)
+    low = dprp.factorize(model, decomposition="channel", ranks=2, layers=["it"])
+    plan = deploy.plan_fold(low, precision="int8", rounds=3, cache=tmp_path)
     assert plan.high <= 1
 
 
@@ -406,11 +409,11 @@ def test_a_memory_of_fewer_rounds_does_not_count(lowrank: keras.Model, tmp_path:
 def test_times_of_a_slower_hour_are_brought_to_now(lowrank: keras.Model, tmp_path: Path) -> None:
     slow, quick = _Counting(fixed=0.0), _Counting(fixed=0.0)
     slow._count = lambda path: 3.0 * _Counting._count(slow, path)  # type: ignore[method-assign]
-    deploy.plan(lowrank, slow, cache=tmp_path)
-    plan = deploy.plan(lowrank, quick, cache=tmp_path)
+    deploy.plan_fold(lowrank, target=slow, cache=tmp_path)
+    plan = deploy.plan_fold(lowrank, target=quick, cache=tmp_path)
     assert quick.calls[0] == 2, "remembered"
     assert plan.predicted_cost == pytest.approx(plan.planned_cost, rel=1e-3)
-    table = deploy.latency_table(lowrank, quick, ranks=(3,), cache=tmp_path)
+    table = deploy.measure_latency(lowrank, target=quick, ranks=(3,), cache=tmp_path)
     assert table.model_cost({}) == table.dense
     for layer in plan.layers:
         assert layer.dense.cost == pytest.approx(layer.dense.macs, rel=1e-4)

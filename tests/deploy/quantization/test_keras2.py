@@ -121,7 +121,7 @@ def _normalized() -> keras.Model:
 def _folded(form: str, matricization: str) -> Callable[[], keras.Model]:
     def build() -> keras.Model:
         model = zoo.resnet_small((16, 16, 3), 4, widths=(4, 8), preprocess=(100.0, 50.0))
-        return dprp.fold(dprp.factorize(model, matricization=matricization, ranks=2), form)
+        return dprp.fold(dprp.factorize(model, decomposition=matricization, ranks=2), form=form)
 
     return build
 

@@ -15,9 +15,10 @@ from keras import layers
 
 import dprp_tf as dprp
 from dprp_tf import zoo
-from dprp_tf.deploy import evaluate_file, export_tflite, run_file
+from dprp_tf.deploy import evaluate_file, run_file
 from dprp_tf.deploy.exporters.flatbuffer import read_operators
 from dprp_tf.deploy.exporters.parity import compressed_size
+from dprp_tf.deploy.exporters.tflite import export_tflite
 from dprp_tf.deploy.quantization.keras2 import to_keras2
 from dprp_tf.deploy.quantization.training import (
     QuantizedModel,
@@ -46,8 +47,8 @@ def network(trained_on_digits: Callable[[tuple[int, int]], keras.Model]) -> kera
 @pytest.fixture(scope="module")
 def folded(network: keras.Model) -> keras.Model:
     """Parallel depthwise branches, concatenated, before a pointwise convolution."""
-    lowrank = dprp.factorize(network, matricization="spatial", ranks=2)
-    return dprp.fold(lowrank, "two_stage")
+    lowrank = dprp.factorize(network, decomposition="spatial", ranks=2)
+    return dprp.fold(lowrank, form="two_stage")
 
 
 def _accuracy(model: Any, x: np.ndarray, y: np.ndarray) -> float:
@@ -326,7 +327,7 @@ def test_study_writes_rows_and_a_table_and_resumes(
         y_test=y[1200:1500],
     )
     network.save(tmp_path / "dense.keras")
-    lowrank = dprp.factorize(network, matricization="channel", ranks=6)
+    lowrank = dprp.factorize(network, decomposition="channel", ranks=6)
     lowrank.save(tmp_path / "lowrank.keras")
     arguments = [
         *("--model", str(tmp_path / "dense.keras"), str(tmp_path / "lowrank.keras")),

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from dprp_tf.deploy import evaluate_file, export_onnx, export_tflite, run_file
+from dprp_tf.deploy import evaluate_file, run_file
+from dprp_tf.deploy.exporters.onnx import export_onnx
+from dprp_tf.deploy.exporters.tflite import export_tflite
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def test_any_number_of_samples(
     x = np.random.default_rng(0).normal(size=(samples, 6, 6, 3)).astype("float32")
     wanted = model.predict(x, verbose=0)
     for threads in (1, 2):
-        np.testing.assert_allclose(run_file(files[suffix], x, threads), wanted, atol=1e-5)
+        np.testing.assert_allclose(run_file(files[suffix], x, threads=threads), wanted, atol=1e-5)
     np.testing.assert_allclose(run_file(files[suffix], {"image": x}), wanted, atol=1e-5)
     np.testing.assert_allclose(run_file(files[suffix], [x]), wanted, atol=1e-5)
 
@@ -115,7 +117,7 @@ parent.__path__ = list(spec.submodule_search_locations)
 sys.modules["dprp_tf"] = parent
 import dprp_tf.deploy
 heavy = ("tensorflow", "keras", "jax", "tf2onnx", "onnx", "onnxruntime", "ai_edge_litert", "rich")
-assert callable(dprp_tf.deploy.benchmark) and callable(dprp_tf.deploy.export_tflite)
+assert callable(dprp_tf.deploy.benchmark) and callable(dprp_tf.deploy.export)
 print(sorted(set(heavy) & set(sys.modules)))
 """
     done = subprocess.run(

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from dprp_tf.deploy import export_onnx, export_tflite
+from dprp_tf.deploy.exporters.onnx import export_onnx
+from dprp_tf.deploy.exporters.tflite import export_tflite
 from dprp_tf.deploy.running.runtime import load_file
 from dprp_tf.deploy.targets.edge import RUNNER
 
@@ -33,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     export_tflite(
         single,
         folder / "integer.tflite",
-        "int8",
+        quantization="int8",
         calibration_data=samples,
         minimum_agreement=0,
         integer_io=True,

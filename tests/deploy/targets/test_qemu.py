@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from dprp_tf.deploy import benchmark, export_onnx, export_tflite
+from dprp_tf.deploy import benchmark
+from dprp_tf.deploy.exporters.onnx import export_onnx
+from dprp_tf.deploy.exporters.tflite import export_tflite
 from dprp_tf.deploy.targets import LocalTarget, TargetError, resolve_target
 from dprp_tf.deploy.targets.cores import CORES
 from dprp_tf.deploy.targets.qemu import EmulatedTarget
@@ -81,7 +83,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, samples: np.ndarray) -> dict
     export_tflite(
         large,
         folder / "integer.tflite",
-        "int8",
+        quantization="int8",
         calibration_data=samples,
         minimum_agreement=0,
         integer_io=True,

@@ -28,7 +28,9 @@ import psutil
 import pytest
 from keras import layers
 
-from dprp_tf.deploy import benchmark, compare, export_onnx, export_tflite
+from dprp_tf.deploy import benchmark, compare
+from dprp_tf.deploy.exporters.onnx import export_onnx
+from dprp_tf.deploy.exporters.tflite import export_tflite
 from dprp_tf.deploy.measurement.benchmark import measure_files
 from dprp_tf.deploy.targets import (
     ADBTarget,

@@ -71,7 +71,7 @@ def _reference(problem: Problem, step: int, beams: int) -> dict[str, Ranks]:
         for name, rank in zip(names, vector, strict=True):
             kernel = np.asarray(problem.model.get_layer(name).kernel)
             if rank < full[name]:
-                cut = KernelTruncation(kernel, space.matricization).kernel((rank,))
+                cut = KernelTruncation(kernel, space.decomposition).kernel((rank,))
                 network.get_layer(name).kernel.assign(cut)
         return _closeness(y, np.asarray(network(x)))
 

@@ -189,7 +189,10 @@ def test_predicts_as_the_factorized_and_folded_model(
     space = RankSpace(model, matricization)
     ranks: dict[str, Ranks] = {"first": (2,), "second": (1,), "head": (2,)}
     low = dprp.factorize(
-        model, matricization, ranks={"first": 2, "second": 1, "head": 2}, layers=list(ranks)
+        model,
+        decomposition=matricization,
+        ranks={"first": 2, "second": 1, "head": 2},
+        layers=list(ranks),
     )
     folded = dprp.fold(low, forms=dict.fromkeys(ranks, "dense"))
     found = next(CandidateEvaluator(model, space, x, np.zeros(_COUNT, int)).predictions([ranks]))

@@ -301,7 +301,9 @@ def test_bad_input_is_named(call: Callable[[], Any], message: str) -> None:
 def test_a_factorized_model_takes_them_by_name() -> None:
     inputs = keras.Input((6, 6, 2))
     outputs = keras.layers.Dense(4)(keras.layers.Flatten()(keras.layers.Conv2D(3, 3)(inputs)))
-    model = dprp.factorize(keras.Model(inputs, outputs), compression="geman")
+    model = dprp.factorize(
+        keras.Model(inputs, outputs), settings=dprp.DPRPSettings(compression="geman")
+    )
     assert model.settings.compression == GemanPenalty()
     s = [np.asarray(_array(layer.s), "float64") for layer in model.low_rank_layers]
     expected = np.mean([np.sum(v / (v + 0.1)) for v in s])
