@@ -23,7 +23,8 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     code = "\n".join(blocks)
     assert code.count("epochs=30") == 2
-    assert code.count("plan(lowrank, target)") == code.count("table(lowrank, target)") == 1
+    assert code.count("plan_fold(lowrank, target=target)") == 1
+    assert code.count("measure_latency(lowrank, target=target)") == 1
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (320, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, (320, 1))
@@ -34,8 +35,11 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for shown, quick in (
         ("zoo.resnet20(", "zoo.resnet_cifar(8, "),
         ("epochs=30", "epochs=1"),
-        ("plan(lowrank, target)", "plan(lowrank, target, rounds=3)"),
-        ("table(lowrank, target)", "table(lowrank, target, rounds=3, ranks=(2,))"),
+        ("plan_fold(lowrank, target=target)", "plan_fold(lowrank, target=target, rounds=3)"),
+        (
+            "measure_latency(lowrank, target=target)",
+            "measure_latency(lowrank, target=target, rounds=3, ranks=(2,))",
+        ),
         ("stop_epoch=24", "stop_epoch=1"),
         # So few timings may come out with rank 1 at more than the printed share of dense.
         ("0.6 * table.dense", "0.98 * table.dense"),

@@ -210,10 +210,10 @@ def benchmark(
     Example:
 
     >>> import tempfile, keras
-    >>> from dprp_tf.deploy import export_onnx
+    >>> from dprp_tf.deploy import export
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> path = Path(tempfile.mkdtemp()) / "dense.onnx"
-    >>> _ = export_onnx(model, path)
+    >>> _ = export(model, path)
     >>> result = benchmark(path, repeats=5)
     >>> result.runtime, result.repeats, result.median_ms > 0
     ('ONNX Runtime', 5, True)
@@ -262,10 +262,10 @@ def compare(
     Example:
 
     >>> import tempfile, keras
-    >>> from dprp_tf.deploy import export_onnx
+    >>> from dprp_tf.deploy import export
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> path = Path(tempfile.mkdtemp()) / "dense.onnx"
-    >>> _ = export_onnx(model, path)
+    >>> _ = export(model, path)
     >>> compare([path, path], repeats=5).ratios[0].ratio
     1.0
     """
@@ -320,10 +320,10 @@ def measure_files(
     Example:
 
     >>> import tempfile, keras
-    >>> from dprp_tf.deploy import export_onnx
+    >>> from dprp_tf.deploy import export
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> path = Path(tempfile.mkdtemp()) / "dense.onnx"
-    >>> _ = export_onnx(model, path)
+    >>> _ = export(model, path)
     >>> [len(result.samples) for result in measure_files([path], repeats=5, memory=False)]
     [5]
     """

@@ -149,10 +149,10 @@ def sweep(
     Example:
 
     >>> import tempfile, keras
-    >>> from dprp_tf.deploy import export_onnx
+    >>> from dprp_tf.deploy import export
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> path = Path(tempfile.mkdtemp()) / "dense.onnx"
-    >>> _ = export_onnx(model, path)
+    >>> _ = export(model, path)
     >>> found = sweep([path], threads=(1, 2), repeats=3)
     >>> [(run.target, run.threads) for run in found.runs]
     [('local', 1), ('local', 2)]

@@ -86,7 +86,7 @@ def plan_fold(
     >>> inputs = keras.Input((16, 16, 32))
     >>> outputs = keras.layers.Conv2D(32, 3, padding="same", name="a")(inputs)
     >>> lowrank = dprp.factorize(keras.Model(inputs, outputs), decomposition="channel", ranks=4)
-    >>> found = plan(lowrank, rounds=3, cache=tempfile.mkdtemp())
+    >>> found = plan_fold(lowrank, rounds=3, cache=tempfile.mkdtemp())
     >>> [candidate.form.kind for candidate in found.layers[0].candidates][:2], found.ratio <= 1
     (['dense', 'channel'], True)
     """

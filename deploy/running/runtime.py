@@ -252,10 +252,10 @@ def run_file(
     Example:
 
     >>> import tempfile, keras, numpy as np
-    >>> from dprp_tf.deploy import export_onnx
+    >>> from dprp_tf.deploy import export
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> path = Path(tempfile.mkdtemp()) / "dense.onnx"
-    >>> _ = export_onnx(model, path)
+    >>> _ = export(model, path)
     >>> run_file(path, np.zeros((3, 4), "float32")).shape
     (3, 2)
     """
@@ -288,10 +288,10 @@ def evaluate_file(
     Example:
 
     >>> import tempfile, keras, numpy as np
-    >>> from dprp_tf.deploy import export_onnx
+    >>> from dprp_tf.deploy import export
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Activation("softmax")])
     >>> path = Path(tempfile.mkdtemp()) / "softmax.onnx"
-    >>> _ = export_onnx(model, path)
+    >>> _ = export(model, path)
     >>> evaluate_file(path, np.eye(2, dtype="float32"), np.array([0, 1]))
     1.0
     """

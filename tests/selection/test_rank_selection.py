@@ -25,6 +25,7 @@ from dprp_tf.selection.methods.uniform import Uniform
 from dprp_tf.selection.selecting import select_ranks
 from dprp_tf.selection.solving.filling import fill
 from dprp_tf.selection.solving.program import Bound, choose
+from dprp_tf.training.fine_tuning import classification_loss
 
 MATRICIZATIONS = ("spatial", "channel", "separable", "tucker")
 
@@ -108,7 +109,7 @@ def test_wrong_ranks_and_kernels_are_refused() -> None:
         KernelTruncation(np.ones((2, 2)), "rows")
 
 
-@pytest.mark.parametrize("decomposition", MATRICIZATIONS)
+@pytest.mark.parametrize("matricization", MATRICIZATIONS)
 def test_a_plan_costs_what_the_folded_model_does(network: keras.Model, matricization: str) -> None:
     plan = select_ranks(network, method="energy", budget=0.5, decomposition=matricization)
     folded = dprp.fold(dprp.factorize(network, ranks=plan))
@@ -177,7 +178,7 @@ def test_break_even_is_the_last_rank_that_weighs_less(network: keras.Model) -> N
 _BOUNDS = ({"parameters": 0.6, "macs": 0.45}, {"parameters": 0.35}, {"macs": 0.6})
 
 
-@pytest.mark.parametrize("decomposition", MATRICIZATIONS)
+@pytest.mark.parametrize("matricization", MATRICIZATIONS)
 @pytest.mark.parametrize("method", ["uniform", "energy", "energy_product", "vbmf"])
 @pytest.mark.parametrize(
     "bounds", [_BOUNDS[0], *(pytest.param(b, marks=pytest.mark.slow) for b in _BOUNDS[1:])]
@@ -482,7 +483,7 @@ def test_the_default_loss_needs_classes() -> None:
         dprp.FineTuning(epochs=1).fit(model, data)
     assert len(dprp.FineTuning(epochs=1, loss="binary_crossentropy").fit(model, data)) == 1
     soft = keras.layers.Dense(2, activation=keras.layers.Softmax())
-    loss = dprp.fine_tuning.classification_loss(keras.Model(inputs, soft(inputs)), data[1])
+    loss = classification_loss(keras.Model(inputs, soft(inputs)), data[1])
     assert loss.get_config()["from_logits"] is False
 
 
@@ -542,7 +543,7 @@ def test_a_log_is_refused_where_what_is_drawn_differs(tmp_path: Path) -> None:
 
     run("similarity", seed=1)
     run("similarity", seed=1)
-    for options in ({"seed": 2}, {"seed": 1, "train": (x, y)}):
+    for options in ({"seed": 2}, {"seed": 1, "training_data": (x, y)}):
         with pytest.raises(ValueError, match="log of this search"):
             run("similarity", **options)
     path.unlink()

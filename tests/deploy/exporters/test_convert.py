@@ -180,9 +180,9 @@ def test_conversions_refuse_what_the_exports_refuse() -> None:
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     for convert in (convert_tflite, convert_onnx):
         with pytest.raises(ValueError, match="`calibration_data` must be given"):
-            convert(model, "int8")
+            convert(model, quantization="int8")
         with pytest.raises(ValueError, match="`quantization` must be one of"):
-            convert(model, "int2")  # type: ignore[arg-type]
+            convert(model, quantization="int2")  # type: ignore[arg-type]
     volume = keras.Sequential([keras.Input((4, 4, 4, 1)), layers.Conv3D(2, 2)])
     with pytest.raises(ValueError, match="computes in int8"):
         convert_tflite(

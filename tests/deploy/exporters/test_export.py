@@ -18,12 +18,11 @@ from dprp_tf.deploy import (
     ExportReport,
     ParityError,
     evaluate_file,
-    export_onnx,
-    export_tflite,
     run_file,
 )
 from dprp_tf.deploy.exporters.flatbuffer import read_operators
-from dprp_tf.deploy.exporters.tflite import _check_operators
+from dprp_tf.deploy.exporters.onnx import export_onnx
+from dprp_tf.deploy.exporters.tflite import _check_operators, export_tflite
 from dprp_tf.deploy.running.runtime import load_file
 
 PRECISIONS: list[Any] = [None, "float16", "dynamic", "int8"]

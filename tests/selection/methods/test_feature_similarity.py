@@ -560,8 +560,10 @@ def test_what_can_not_be_is_refused(trained: tuple[keras.Model, Data, Data]) -> 
     problem, _ = _problem(trained, Budget(parameters=0.5))
     with pytest.raises(ValueError, match="accuracy_drop"):
         FeatureSimilarity(tuning=_TUNING).select(problem)
-    without = Problem(**{**vars(problem), "train": None, "budget": Budget(accuracy_drop=0.1)})
-    with pytest.raises(ValueError, match="`train`"):
+    without = Problem(
+        **{**vars(problem), "training_data": None, "budget": Budget(accuracy_drop=0.1)}
+    )
+    with pytest.raises(ValueError, match="`training_data`"):
         FeatureSimilarity(tuning=_TUNING).select(without)
     with pytest.raises(BudgetError, match="parameters"):
         FeatureSimilarity(samples=10).select(_problem(trained, Budget(parameters=0.01))[0])
