@@ -194,11 +194,11 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # First, so that `-m "not slow"` sees it.
+    # First, so that `-m "not long"` sees it.
     if keras.backend.backend() == "jax":
         for item in items:
-            if item.get_closest_marker("slow_on_jax") is not None:
-                item.add_marker(pytest.mark.slow)
+            if item.get_closest_marker("long_on_jax") is not None:
+                item.add_marker(pytest.mark.long)
     # Files stay whole, as `--dist loadfile` hands them out.
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else 99)
 

@@ -308,6 +308,7 @@ def _spoil(value: Any, data: st.DataObject) -> str:
     return f"{key!r} is {JUNK[junk]!r:.80}, was {was!r:.80}"
 
 
+@pytest.mark.slow
 @settings(_many, max_examples=150)
 @given(data=st.data())
 def test_spoiled_configurations_never_lose_weights(

@@ -128,6 +128,7 @@ def test_what_counts_as_unclean() -> None:
     assert not _TIMESTAMP.search("0.1 s, 12:30")
 
 
+@pytest.mark.slow
 def test_quickstart(tmp_path: Path) -> None:
     notebook, facts = _execute(
         "quickstart",
@@ -150,6 +151,7 @@ def test_quickstart(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_deploy_to_raspberry_pi(tmp_path: Path) -> None:
     notebook, facts = _execute(
         "deploy_to_raspberry_pi",
@@ -177,7 +179,7 @@ def test_deploy_to_raspberry_pi(tmp_path: Path) -> None:
     ).stat().st_size
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_latency_study(tmp_path: Path) -> None:
     notebook, facts = _execute(
         "latency_study",

@@ -60,7 +60,7 @@ def test_train_leaves_a_run_folder_with_fallen_ranks(run: Path) -> None:
     assert len(list(run.glob("checkpoint-*.keras"))) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_goes_on_where_it_was(run: Path) -> None:
     before = json.loads((run / "history.json").read_text())["runs"]["dprp"]
     results = answer(*train_arguments(run, epochs=3))
@@ -105,6 +105,7 @@ def test_inspect_fold_and_export(
     assert int8["max_error"] > onnx["max_error"]
 
 
+@pytest.mark.slow
 def test_bench_and_report(
     run: Path, exported: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_bench_and_report(
     assert [entry["target"] for entry in kept["failures"]] == ["ssh://nobody@127.0.0.1:1"]
 
 
+@pytest.mark.slow
 def test_demo_ends_with_verified_files_and_a_report(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     results = answer("demo", "--folder", folder, "--epochs", 1)
@@ -258,6 +260,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not (bad["folder"] / "r" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_onnx_is_quantized_too_and_unknown_kinds_are_named(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "small.onnx"
     arguments = ("export", run / "model.keras", path, "--data", "digits", "--image-size", 8)

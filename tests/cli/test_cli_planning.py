@@ -61,6 +61,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_time_becomes_ranks_and_a_plan_and_a_verified_file(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +101,7 @@ def test_a_budget_that_cannot_be_met_is_one_line(table: Path, tmp_path: Path) ->
     assert "Traceback" not in result.output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_start_that_failed_does_not_lock_the_folder(table: Path, tmp_path: Path) -> None:
     arguments = ("--latency-table", table, "--budget", 1e-6, "--folder", tmp_path / "run")
     assert invoke(*TRAIN, "--epochs", 1, *arguments).exit_code == 2

@@ -75,9 +75,10 @@ def _known(model: keras.Model) -> list[tuple[str, bool]]:
     return [(path, layer.trainable) for path, layer in layer_paths(model)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(at, marks=pytest.mark.slow) if at in SLOW else at for at in FAMILIES],
+    [pytest.param(at, marks=pytest.mark.long) if at in SLOW else at for at in FAMILIES],
 )
 def test_every_family_keeps_its_function(
     name: str, benchmark: ModuleType, record_error: Record

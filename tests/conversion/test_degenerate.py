@@ -95,7 +95,7 @@ def _compile(model: keras.Model) -> keras.Model:
 # --- factorize, fold ---------------------------------------------------------------------------
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 @pytest.mark.parametrize("matricization", decomposition.MATRICIZATIONS)
 def test_factorized_and_folded_it_computes_the_same(matricization: str) -> None:
     plain = _plain()
@@ -126,8 +126,9 @@ def test_factorized_and_folded_it_computes_the_same(matricization: str) -> None:
 # --- training ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["retraction", "smoothed", "paper"])
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_every_structure_trains_and_prunes_them(structure: str) -> None:
     x, y = _data()
     names = None if structure == "retraction" else ["zeros", "equal_values", "rank_one"]
@@ -156,7 +157,7 @@ def test_every_structure_trains_and_prunes_them(structure: str) -> None:
     np.testing.assert_allclose(_np(folded(x)), _np(model(x)), atol=1e-5)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_batches_of_one_and_of_none() -> None:
     x, y = _data()
     model = _compile(dprp.factorize(_plain(["zeros", "equal_values"])))
@@ -167,7 +168,7 @@ def test_batches_of_one_and_of_none() -> None:
 
 
 @pytest.mark.parametrize("layers", ["convolution", "dense"])
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_no_rows_are_treated_as_a_plain_model_treats_them(layers: str) -> None:
     inputs = keras.Input((5, 5, 2))
     x = keras.layers.Conv2D(3, 3, name="conv")(inputs) if layers == "convolution" else inputs
@@ -233,7 +234,7 @@ def test_weights_whose_squares_are_no_float32(size: float, gradient: Any) -> Non
     np.testing.assert_allclose(_np(layer.kernel), kernel, rtol=1e-4, atol=1e-43)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_a_model_of_huge_weights_is_factorized_pruned_and_folded() -> None:
     inputs = keras.Input((6,))
     plain = keras.Model(inputs, keras.layers.Dense(5, name="huge")(inputs))
@@ -272,7 +273,7 @@ def test_a_model_of_huge_weights_is_factorized_pruned_and_folded() -> None:
 @example((1, 1), (1, 1), 1, 1, 1, "spatial", "random_normal")
 @example((1, 1), (6, 6), 1, 1, 1, "separable", "zeros")
 @example((1, 5), (6, 1), 3, 1, 2, "channel", "ones")
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_any_window_on_any_image(
     image: tuple[int, int],
     window: tuple[int, int],
@@ -306,7 +307,7 @@ def test_any_window_on_any_image(
 @pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="exporting needs the TensorFlow backend"
 )
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_exported_they_compute_the_same(tmp_path: Path) -> None:
     from dprp_tf import deploy
 

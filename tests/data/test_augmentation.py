@@ -60,7 +60,7 @@ def _compiled(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return tf.function(function, jit_compile=True)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 5),
@@ -83,6 +83,7 @@ def test_every_output_is_a_crop_of_its_own_image(
     np.testing.assert_array_equal(images, given_images)
 
 
+@pytest.mark.slow
 def test_every_crop_occurs_about_equally_often() -> None:
     images = _coordinates(3600, 5, 4)
     outputs = np.asarray(random_crop_and_flip(images, seed=5, padding=1))

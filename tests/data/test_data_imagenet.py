@@ -355,6 +355,7 @@ _SETTINGS = TrainSettings(
 )
 
 
+@pytest.mark.slow
 def test_a_network_trains_and_is_evaluated_from_disk(root: Path, tmp_path: Path) -> None:
     dataset = data.load(f"imagenet:{root}", image_size=16)
     model = train(tmp_path, _SETTINGS, dataset)

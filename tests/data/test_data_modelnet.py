@@ -135,6 +135,7 @@ def test_a_pass_is_decided_by_seed_and_epoch(tmp_path: Path) -> None:
     assert (everything[0] != everything[1]).any()
 
 
+@pytest.mark.slow
 def test_a_volumetric_network_trains_on_them_with_falling_ranks(tmp_path: Path) -> None:
     # Columns along the one or the other horizontal axis, or upright ones.
     random = np.random.default_rng(0)

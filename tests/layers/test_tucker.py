@@ -607,7 +607,7 @@ def test_a_fold_plan_holds_for_tucker_layers_too(tmp_path: Path) -> None:
         fold(other, plan=path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_planner_measures_tucker_layers(tmp_path: Path) -> None:
     low = factorize(_network(), decomposition="tucker", ranks=(3, 4))
     found = deploy.plan_fold(low, rounds=3, cache=tmp_path)

@@ -12,15 +12,29 @@ LINES = Tally("random networks, 1 axis")
 VOLUMES = Tally("random networks, 3 axes")
 
 
-@searching(65)
+@searching(16)
 @given(program=programs(1))
 def test_random_networks_on_sequences(program: Program) -> None:
     LINES.check(program)
 
 
-@searching(38)
+@pytest.mark.slow
+@searching(49)
+@given(program=programs(1))
+def test_more_random_networks_on_sequences(program: Program) -> None:
+    LINES.check(program)
+
+
+@searching(10)
 @given(program=programs(3))
 def test_random_networks_on_volumes(program: Program) -> None:
+    VOLUMES.check(program)
+
+
+@pytest.mark.slow
+@searching(28)
+@given(program=programs(3))
+def test_more_random_networks_on_volumes(program: Program) -> None:
     VOLUMES.check(program)
 
 

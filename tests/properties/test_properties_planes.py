@@ -11,9 +11,16 @@ from random_networks import Program, Tally, programs, searching
 TALLY = Tally("random networks, 2 axes")
 
 
-@searching(100)
+@searching(25)
 @given(program=programs(2))
 def test_random_networks_on_images(program: Program) -> None:
+    TALLY.check(program)
+
+
+@pytest.mark.slow
+@searching(75)
+@given(program=programs(2))
+def test_more_random_networks_on_images(program: Program) -> None:
     TALLY.check(program)
 
 

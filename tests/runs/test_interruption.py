@@ -149,6 +149,7 @@ def _assert_equal_runs(found: Path, expected: Path, method: str = "dprp") -> Non
     assert {n for n in names if n.startswith(".")} <= {".lock"}
 
 
+@pytest.mark.slow
 def test_a_run_killed_three_times_equals_one_never_killed(
     start: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -172,7 +173,7 @@ def test_a_run_killed_three_times_equals_one_never_killed(
     assert (folder / "results.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["dprp", "dense"])
 def test_killed_before_each_rename(start: Path, tmp_path: Path, method: str) -> None:
     expected = tmp_path / "whole"

@@ -178,6 +178,7 @@ class _Stop(keras.callbacks.Callback):
         self._epoch -= 1
 
 
+@pytest.mark.slow
 def test_bsr_prepares_the_kernels_and_resumes(
     dense: keras.Model, digits: Dataset, tmp_path: Path
 ) -> None:
@@ -286,6 +287,7 @@ def test_settings_mean_what_they_say(dense: keras.Model, digits: Dataset, tmp_pa
     assert dropping.tuning == tuned.tuning
 
 
+@pytest.mark.slow
 def test_what_a_search_fine_tuned_is_not_fine_tuned_again(
     dense: keras.Model, digits: Dataset, tmp_path: Path
 ) -> None:

@@ -181,7 +181,7 @@ _BOUNDS = ({"parameters": 0.6, "macs": 0.45}, {"parameters": 0.35}, {"macs": 0.6
 @pytest.mark.parametrize("matricization", MATRICIZATIONS)
 @pytest.mark.parametrize("method", ["uniform", "energy", "energy_product", "vbmf"])
 @pytest.mark.parametrize(
-    "bounds", [_BOUNDS[0], *(pytest.param(b, marks=pytest.mark.slow) for b in _BOUNDS[1:])]
+    "bounds", [_BOUNDS[0], *(pytest.param(b, marks=pytest.mark.long) for b in _BOUNDS[1:])]
 )
 def test_budgets_are_met_within_one_percent(
     network: keras.Model, matricization: str, method: str, bounds: dict[str, float]

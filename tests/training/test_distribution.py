@@ -242,17 +242,20 @@ def _require_equal(trainings: Trainings, name: str) -> None:
         assert theirs["learning_rate"] == ours["learning_rate"]
 
 
+@pytest.mark.slow
 def test_ranks_fall_in_the_training_all_are_compared_with(trainings: Trainings) -> None:
     ranks = [entry["total_rank"] for entry in trainings.history("alone")]
     assert len(ranks) == EPOCHS
     assert ranks[-1] < ranks[0]
 
 
+@pytest.mark.slow
 def test_two_devices_train_what_one_does(trainings: Trainings) -> None:
     assert trainings.mirrored_code == 0, trainings.mirrored_output
     _require_equal(trainings, "mirrored")
 
 
+@pytest.mark.slow
 def test_the_replicas_of_two_devices_are_equal_to_the_last_bit(trainings: Trainings) -> None:
     lines = trainings.lines("mirrored")
     assert [line["epoch"] for line in lines] == [1, 2, 3]
@@ -261,6 +264,7 @@ def test_the_replicas_of_two_devices_are_equal_to_the_last_bit(trainings: Traini
         assert len(set(line["digests"])) == 1
 
 
+@pytest.mark.slow
 def test_a_lost_worker_ends_the_other_with_a_message(trainings: Trainings) -> None:
     assert trainings.lost_code == -signal.SIGKILL
     assert trainings.chief_code == 75, trainings.chief_output
@@ -270,12 +274,14 @@ def test_a_lost_worker_ends_the_other_with_a_message(trainings: Trainings) -> No
     assert "Traceback" not in trainings.chief_output
 
 
+@pytest.mark.slow
 def test_a_lost_worker_leaves_whole_epochs(trainings: Trainings) -> None:
     assert [entry["epoch"] for entry in trainings.before] == [1]
     assert "state.json" in trainings.left
     assert "model.keras" not in trainings.left
 
 
+@pytest.mark.slow
 def test_two_workers_started_again_train_what_one_does(trainings: Trainings) -> None:
     for code, output in trainings.again:
         assert code == 0, output
@@ -283,6 +289,7 @@ def test_two_workers_started_again_train_what_one_does(trainings: Trainings) -> 
     assert trainings.history("workers")[0] == trainings.before[0]
 
 
+@pytest.mark.slow
 def test_two_workers_hold_the_same_at_every_epoch(trainings: Trainings) -> None:
     first, second = trainings.lines("worker-0"), trainings.lines("worker-1")
     assert [line["epoch"] for line in first] == [2, 3]
@@ -292,12 +299,14 @@ def test_two_workers_hold_the_same_at_every_epoch(trainings: Trainings) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_replicas_take_over_what_the_first_one_has(trainings: Trainings) -> None:
     assert trainings.agreed("mirrored")["first"] == [7.25, 7.25]
     for process in ("worker-0", "worker-1"):
         assert trainings.agreed(process)["first"] == [7.25]
 
 
+@pytest.mark.slow
 def test_workers_take_over_what_the_chief_has(trainings: Trainings) -> None:
     for process in ("worker-0", "worker-1"):
         agreed = trainings.agreed(process)
@@ -306,18 +315,20 @@ def test_workers_take_over_what_the_chief_has(trainings: Trainings) -> None:
         assert agreed["values"] == [[0.0, 0.5], [1.0, 0.5]]
 
 
+@pytest.mark.slow
 def test_only_the_chief_writes_the_run_folder(trainings: Trainings) -> None:
     left = sorted(path.name for path in (trainings.folder / "workers").iterdir())
     alone = sorted(path.name for path in (trainings.folder / "alone").iterdir())
     assert left == alone
 
 
+@pytest.mark.slow
 def test_batch_normalization_is_left_as_it_was(trainings: Trainings) -> None:
     for name in ("mirrored", "workers"):
         assert not trainings.model(name).get_layer("norm").synchronized
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_jax_two_devices_train_what_one_does(trainings: Trainings) -> None:
     pytest.importorskip("jax", reason="JAX is not installed")
     process = trainings.start(
@@ -335,7 +346,7 @@ def test_on_jax_two_devices_train_what_one_does(trainings: Trainings) -> None:
     _require_equal(trainings, "jax")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("victim", "how"), [(0, signal.SIGKILL), (0, signal.SIGSTOP), (1, signal.SIGSTOP)]
 )

@@ -188,14 +188,14 @@ def test_a_weight_broken_between_epochs(
         assert "orth" in error.terms
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_a_weight_broken_after_a_step(prepared: Any) -> None:
     plant = _At(1, _plant("second", "u", np.nan), batch=2)
     error = _failure(prepared(), callbacks=[plant])
     assert (error.epoch, error.step, error.layer) == (2, 4, "second")
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_a_weight_broken_by_an_epochs_last_step(prepared: Any) -> None:
     # No loss was NaN, yet what ModelCheckpoint would write is.
     plant = _At(1, _plant("norm", "moving_mean", np.inf), batch=STEPS - 1)
@@ -204,7 +204,7 @@ def test_a_weight_broken_by_an_epochs_last_step(prepared: Any) -> None:
     assert "though the loss was finite" in str(error)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_the_penalty_as_printed_at_rank_one_and_a_huge_learning_rate() -> None:
     model = _compiled(_model("paper", ranks=1), keras.optimizers.SGD(10.0))
     sizes: list[dict[str, float]] = []
@@ -232,6 +232,7 @@ def test_the_penalty_as_printed_at_rank_one_and_a_huge_learning_rate() -> None:
     assert all(np.isfinite(size) for size in earlier.values())
 
 
+@pytest.mark.slow
 def test_retraction_with_a_huge_learning_rate() -> None:
     error = _failure(_compiled(_model(), keras.optimizers.SGD(1e25)))
     assert error.epoch == 1
@@ -253,7 +254,7 @@ def test_an_infinite_regularizer() -> None:
     assert "kernel_regularizer is inf while its weights are finite" in str(error)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_activations_that_overflow_name_the_layer_that_grew(prepared: Any) -> None:
     model = prepared()
 
@@ -267,7 +268,7 @@ def test_activations_that_overflow_name_the_layer_that_grew(prepared: Any) -> No
     assert "`s` of layer 'head' has grown to" in str(error)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_inputs_too_large_for_the_network() -> None:
     x, _ = _batches()
     inputs = keras.Input((6,))
@@ -279,7 +280,7 @@ def test_inputs_too_large_for_the_network() -> None:
     assert "Scale the inputs" in str(error)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_a_sample_weight_that_is_not_finite(prepared: Any) -> None:
     x, y = _batches()
     weights = np.ones(len(x), "float32")
@@ -290,7 +291,7 @@ def test_a_sample_weight_that_is_not_finite(prepared: Any) -> None:
     assert raised.value.step == STEPS
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_labels_out_of_range_are_told_from_the_rest() -> None:
     # Only some devices compute NaN from such labels: the loss does it here on all of them.
     def loss(y_true: Any, y_pred: Any) -> Any:
@@ -306,7 +307,7 @@ def test_labels_out_of_range_are_told_from_the_rest() -> None:
     assert f"to 7 where the model has {CLASSES} outputs" in str(error)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_the_record_begins_anew_with_each_epoch_and_each_fit(prepared: Any) -> None:
     x, _ = _batches()
     bad = x.copy()
@@ -322,8 +323,8 @@ def test_the_record_begins_anew_with_each_epoch_and_each_fit(prepared: Any) -> N
 # --- loss scaling ------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.slow_on_jax
+@pytest.mark.long
+@pytest.mark.long_on_jax
 def test_a_gradient_that_overflows_under_loss_scaling_is_no_failure() -> None:
     model = _model()
     optimizer = keras.optimizers.LossScaleOptimizer(
@@ -345,7 +346,7 @@ def test_a_gradient_that_overflows_under_loss_scaling_is_no_failure() -> None:
 
 
 @pytest.mark.parametrize("save_freq", ["epoch", 3], ids=["epochs", "steps"])
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_the_last_good_checkpoint_stays(save_freq: Any, tmp_path: Path, prepared: Any) -> None:
     path = tmp_path / "model.keras"
     saver = keras.callbacks.ModelCheckpoint(path, save_freq=save_freq)
@@ -363,7 +364,7 @@ def test_the_last_good_checkpoint_stays(save_freq: Any, tmp_path: Path, prepared
     assert broken_weights(keras.saving.load_model(path)) == []
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_terminate_on_nan_ends_the_training_as_keras_says(prepared: Any) -> None:
     x, _ = _batches()
     x[BATCH] = np.nan
@@ -375,7 +376,7 @@ def test_terminate_on_nan_ends_the_training_as_keras_says(prepared: Any) -> None
     assert model.stop_training
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_rank_pruning_says_the_same(prepared: Any) -> None:
     model = prepared()
     pruning = dprp.RankPruning()
@@ -391,7 +392,7 @@ def test_rank_pruning_says_the_same(prepared: Any) -> None:
     assert model.ranks["second"] == 4
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_a_sound_training_says_nothing() -> None:
     model = _compiled(_model(), metrics=["accuracy"])
     x, y = _batches()
@@ -402,7 +403,7 @@ def test_a_sound_training_says_nothing() -> None:
     assert "failure_record" not in model.evaluate(x, y, verbose=0, return_dict=True)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_the_record_is_no_part_of_the_saved_model(tmp_path: Path, prepared: Any) -> None:
     model = prepared()
     _fit(model, epochs=1)
@@ -413,7 +414,7 @@ def test_the_record_is_no_part_of_the_saved_model(tmp_path: Path, prepared: Any)
     _fit(loaded, epochs=1)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_a_plain_model_can_be_guarded_too() -> None:
     inputs = keras.Input((6,))
     outputs = keras.layers.Dense(CLASSES, name="head")(inputs)
@@ -449,6 +450,7 @@ def _flat(dataset: Dataset) -> dprp.DPRPModel:
     return _compiled(dprp.factorize(keras.Model(inputs, keras.layers.Dense(10, name="head")(x))))
 
 
+@pytest.mark.slow
 def test_with_the_data_on_the_device(digits: Dataset) -> None:
     broken = replace(digits, x_train=digits.x_train.copy())
     broken.x_train[7] = np.nan
@@ -469,10 +471,10 @@ def test_with_the_data_on_the_device(digits: Dataset) -> None:
 
 @pytest.mark.parametrize(
     ("method", "on_device"),
-    [pytest.param("dprp", False, marks=pytest.mark.slow), ("dprp", True), ("dense", False)],
+    [pytest.param("dprp", False, marks=pytest.mark.long), ("dprp", True), ("dense", False)],
     ids=["host", "device", "dense"],
 )
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_a_run_goes_on_from_its_last_good_epoch(
     method: str, on_device: bool, digits: Dataset, tmp_path: Path
 ) -> None:
@@ -499,7 +501,7 @@ def test_a_run_goes_on_from_its_last_good_epoch(
     assert json.loads((folder / "state.json").read_text())["epoch"] == 4
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_the_command_line_says_it_in_one_line(digits: Dataset, tmp_path: Path) -> None:
     start = tmp_path / "start.keras"
     inputs = keras.Input(digits.image_shape)

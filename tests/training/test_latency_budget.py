@@ -186,8 +186,9 @@ def _data() -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((32, 8, 8, 4)).astype("float32"), rng.integers(0, 3, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.backend
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_training_reaches_the_budget_step_by_step_and_keeps_its_energy() -> None:
     model = _model(compression_weight=0.01, threshold=1e-6)
     table = _table(*_ROWS)
@@ -214,7 +215,7 @@ def test_training_reaches_the_budget_step_by_step_and_keeps_its_energy() -> None
 
 
 @pytest.mark.backend
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_without_a_stop_the_last_epoch_meets_the_budget() -> None:
     model = _model(compression_weight=0.0, threshold=1e-6)
     pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=4.0)
@@ -224,7 +225,7 @@ def test_without_a_stop_the_last_epoch_meets_the_budget() -> None:
 
 
 @pytest.mark.backend
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_layers_left_out_keep_their_rank_and_their_time() -> None:
     model = _model(compression_weight=0.0, threshold=1e-6)
     pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=6.0, layers=["second"])
@@ -294,6 +295,7 @@ def test_the_least_budget_is_reached_to_the_last_digit() -> None:
     assert model.ranks == {"first": 1, "second": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.backend
 def test_a_budget_that_was_not_reached_is_told() -> None:
     model = _model(compression_weight=0.0, threshold=1e-6)

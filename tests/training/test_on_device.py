@@ -52,14 +52,15 @@ def whole(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return folder, train(folder, SETTINGS, digits)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
+@pytest.mark.long_on_jax
 def test_ranks_fall_and_the_loss_too(whole: Any) -> None:
     history = _history(whole[0])
     assert history[-1]["total_rank"] < history[0]["total_rank"]
     assert history[-1]["app_loss"] < history[0]["app_loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     whole: Any, digits: Dataset, tmp_path: Path
 ) -> None:
@@ -81,12 +82,13 @@ def test_every_image_comes_once_per_epoch_in_another_order() -> None:
     assert len({*keys.tolist(), *other.tolist()}) == 6
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_a_batch_larger_than_the_data_is_refused(whole: Any, digits: Dataset) -> None:
     with pytest.raises(ValueError, match=r"`batch_size` must lie in 1\.\.160.*batch_size=999"):
         fit_on_device(whole[1], digits, batch_size=999, epochs=1)
 
 
+@pytest.mark.slow
 def test_reproduce_writes_the_papers_figures_beside_ours(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,9 +186,9 @@ def test_terms_and_rank_decisions_are_those_of_single_precision(
 @pytest.mark.parametrize(
     ("policy", "jit_compile"),
     [
-        pytest.param("mixed_float16", False, marks=pytest.mark.slow_on_jax),
-        pytest.param("mixed_bfloat16", False, marks=pytest.mark.slow_on_jax),
-        pytest.param("mixed_float16", True, marks=pytest.mark.slow),
+        pytest.param("mixed_float16", False, marks=pytest.mark.long_on_jax),
+        pytest.param("mixed_bfloat16", False, marks=pytest.mark.long_on_jax),
+        pytest.param("mixed_float16", True, marks=pytest.mark.long),
     ],
     ids=["float16", "bfloat16", "float16 compiled by XLA"],
     indirect=["policy"],
@@ -251,8 +251,8 @@ def test_training_shrinks_saves_reloads_and_folds(
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
-@pytest.mark.slow_on_jax
-@pytest.mark.slow
+@pytest.mark.long_on_jax
+@pytest.mark.long
 def test_compiled_by_xla_a_step_is_the_same(policy: str) -> None:
     x, y = _data(8)
     losses = []
@@ -265,7 +265,7 @@ def test_compiled_by_xla_a_step_is_the_same(policy: str) -> None:
     assert losses[0][2][0] < losses[0][0][0]
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_the_policy_is_the_given_models_even_under_another() -> None:
     keras.config.set_dtype_policy("mixed_float16")
     plain = _plain()
@@ -280,7 +280,7 @@ def test_the_policy_is_the_given_models_even_under_another() -> None:
 
 
 @pytest.mark.parametrize("period", [1, 3])
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_a_skipped_step_changes_nothing(period: int) -> None:
     x, y = _data(8)
     optimizer = keras.optimizers.LossScaleOptimizer(
@@ -328,7 +328,7 @@ def test_a_skipped_step_changes_nothing(period: int) -> None:
 )
 @pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
 @pytest.mark.parametrize("runtime", ["tflite", "onnx"])
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_exports_are_single_precision_and_say_so(policy: str, runtime: str, tmp_path: Path) -> None:
     from dprp_tf import deploy
 

@@ -403,10 +403,10 @@ def _evaluate(model: keras.Model) -> dict[str, float]:
     return by_hand
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 @pytest.mark.parametrize(
     "structure",
-    ["retraction", *(pytest.param(s, marks=pytest.mark.slow) for s in STRUCTURES[1:])],
+    ["retraction", *(pytest.param(s, marks=pytest.mark.long) for s in STRUCTURES[1:])],
 )
 def test_a_fit_that_shrinks_and_another_after_it(structure: str, tmp_path: Path) -> None:
     # Orthogonality with the paper's weight would need the paper's patience: a milder one here.
@@ -519,6 +519,7 @@ def test_a_shrink_in_the_middle_of_a_fit_is_traced_once_and_trains_on() -> None:
         assert history[f"val_{name}"][-1] == pytest.approx(value, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_shrinking_with_several_steps_per_call() -> None:
     x, y = _data(48)
     model = _model()

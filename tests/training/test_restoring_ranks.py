@@ -128,9 +128,9 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("loss scaling", marks=pytest.mark.slow),
-        pytest.param("AdamW", marks=pytest.mark.slow),
-        pytest.param("average of weights", marks=pytest.mark.slow),
+        pytest.param("loss scaling", marks=pytest.mark.long),
+        pytest.param("AdamW", marks=pytest.mark.long),
+        pytest.param("average of weights", marks=pytest.mark.long),
     ],
 )
 def test_weights_of_lower_ranks_load_into_the_model_as_built(name: str, tmp_path: Path) -> None:
@@ -163,7 +163,8 @@ def test_weights_of_lower_ranks_load_into_the_model_as_built(name: str, tmp_path
         trained.load_weights(tmp_path / file)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
+@pytest.mark.long_on_jax
 def test_higher_ranks_come_back_and_train_on() -> None:
     model = _model()
     _fit(model, 1)
@@ -190,6 +191,7 @@ def test_higher_ranks_come_back_and_train_on() -> None:
     assert history.history["val_loss"][-1] == pytest.approx(fresh["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_early_stopping_gives_back_the_best_ranks(tmp_path: Path) -> None:
     x, _ = _data()
     model, snapshot = _model(), _Snapshot(x)
@@ -209,7 +211,7 @@ def test_early_stopping_gives_back_the_best_ranks(tmp_path: Path) -> None:
     np.testing.assert_array_equal(_np(again(x)), _np(model(x)))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_early_stopping_with_rank_pruning() -> None:
     x, y = _data()
     model, snapshot = _model(), _Snapshot(x)
@@ -224,8 +226,9 @@ def test_early_stopping_with_rank_pruning() -> None:
     np.testing.assert_allclose(_np(model(x)), snapshot.outputs[best], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow_on_jax
-@pytest.mark.parametrize("moment", [(3, 2), pytest.param((2, 0), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.long_on_jax
+@pytest.mark.parametrize("moment", [(3, 2), pytest.param((2, 0), marks=pytest.mark.long)])
 def test_backup_and_restore_goes_on_with_the_same_ranks(
     tmp_path: Path, moment: tuple[int, int]
 ) -> None:
@@ -255,8 +258,8 @@ def test_backup_and_restore_goes_on_with_the_same_ranks(
     assert not (tmp_path / "killed").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.slow_on_jax
+@pytest.mark.long
+@pytest.mark.long_on_jax
 def test_backup_within_an_epoch_keeps_the_ranks(tmp_path: Path) -> None:
     killed = _model()
     backup = {"backup_dir": tmp_path / "backup", "save_freq": 3, "double_checkpoint": True}
@@ -270,7 +273,7 @@ def test_backup_within_an_epoch_keeps_the_ranks(tmp_path: Path) -> None:
     assert history.history["total_rank"] == [5, 4, 4]
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_model_checkpoint_of_weights_alone_keeps_the_best(tmp_path: Path) -> None:
     x, _ = _data()
     model, snapshot = _model(), _Snapshot(x)
@@ -285,7 +288,8 @@ def test_model_checkpoint_of_weights_alone_keeps_the_best(tmp_path: Path) -> Non
     assert totals == [4, 8, 5, 5]
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
+@pytest.mark.long_on_jax
 def test_model_checkpoint_of_the_model_goes_on(tmp_path: Path) -> None:
     model = _model()
     checkpoint = keras.callbacks.ModelCheckpoint(
@@ -300,7 +304,7 @@ def test_model_checkpoint_of_the_model_goes_on(tmp_path: Path) -> None:
         np.testing.assert_allclose(_np(mine), _np(other), rtol=1e-5, atol=1e-6, err_msg=mine.path)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_frozen_layers_take_over_ranks_too(tmp_path: Path) -> None:
     model = _model(frozen=True)
     resize(model, {model.get_layer("conv"): 2})
@@ -312,7 +316,7 @@ def test_frozen_layers_take_over_ranks_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(_np(other(x)), _np(model(x)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pressure_stays_off_when_a_backup_is_restored_after_its_end(tmp_path: Path) -> None:
     pruning = dprp.RankPruning(stop_epoch=2)
     model = _model()
@@ -331,7 +335,7 @@ def test_pressure_stays_off_when_a_backup_is_restored_after_its_end(tmp_path: Pa
     assert set(seen) == {0.0}
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.long_on_jax
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     model = _model()
     weights = model.get_weights()
@@ -357,7 +361,8 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     assert model.ranks == FULL
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.slow
+@pytest.mark.long_on_jax
 def test_averages_of_weights_begin_at_factors_that_came_back() -> None:
     _skip_averages_on_jax()
     model = _model(keras.optimizers.SGD(0.01, use_ema=True))

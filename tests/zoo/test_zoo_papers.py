@@ -21,7 +21,7 @@ from dprp_tf.layers import low_rank_layers
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.runs.training import train
 
-_SLOW = pytest.mark.slow
+_SLOW = pytest.mark.long
 
 
 @pytest.fixture
@@ -211,6 +211,7 @@ def test_networks_cost_what_keras_applications_cost(
     assert mine.macs == expected.macs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "theirs", "epsilon"),
     [
@@ -303,6 +304,7 @@ def test_every_network_of_the_papers_has_a_small_form_here() -> None:
     assert set(_SMALL) == {name for name in zoo.ZOO if not name.startswith("resnet")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 from dprp_tf.deploy import run_file
@@ -78,6 +79,7 @@ def _sees_a_nudged_weight(model: keras.Model, path: Path, x: np.ndarray) -> bool
     return difference > 1e-4
 
 
+@pytest.mark.slow
 def test_maximum_errors_by_layer_type(
     tmp_path: Path, record_error: Callable[[str, str, float], None]
 ) -> None:

@@ -268,7 +268,7 @@ def test_of_forms_within_noise_the_smaller_wins() -> None:
     assert _choose(site, forms, measured).form == smaller
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_measurements_make_a_plan_that_holds(lowrank: keras.Model, tmp_path: Path) -> None:
     for runtime, precision in (("litert", "float32"), ("onnxruntime", "float32")):
         plan = deploy.plan_fold(

@@ -145,6 +145,7 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bridge_computes_the_same_and_brings_weights_back(
     name: str, rng: np.random.Generator, record_error: Callable[[str, str, float], None]

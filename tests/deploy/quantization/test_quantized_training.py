@@ -58,6 +58,7 @@ def _accuracy(model: Any, x: np.ndarray, y: np.ndarray) -> float:
 # Quantization-aware training
 
 
+@pytest.mark.slow
 def test_quantizers_stand_behind_what_the_runtime_runs_as_one(folded: keras.Model) -> None:
     model = to_keras2(folded, decompose=True).model
     consumers = _consumers(model)
@@ -124,6 +125,7 @@ def test_quantization_aware_training(folded: keras.Model, digits: Data, tmp_path
     assert float(np.abs(plain - written).max()) > 0.2 * float(np.abs(outputs).max())
 
 
+@pytest.mark.slow
 def test_quantized_training_of_softmax_and_integer_io(digits: Data, tmp_path: Path) -> None:
     keras.utils.set_random_seed(5)
     inputs = keras.Input((8, 8, 1), name="image")
@@ -245,6 +247,7 @@ def _kernels(model: keras.Model) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 def test_clustered_weights(folded: keras.Model, digits: Data, tmp_path: Path) -> None:
     x, y = digits[0][:1200], digits[1][:1200]
     before = [weight.copy() for weight in folded.get_weights()]
@@ -295,6 +298,7 @@ def test_sparsity_is_reached_in_however_few_steps(samples: int) -> None:
     assert float((sparse.get_weights()[0] == 0).mean()) == 0.5
 
 
+@pytest.mark.slow
 def test_compressed_size_is_that_of_a_zip_archive(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     values = np.random.default_rng(0).normal(size=700_000).astype("float32")
@@ -313,7 +317,7 @@ def test_compressed_size_is_that_of_a_zip_archive(tmp_path: Path) -> None:
 # The study
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_study_writes_rows_and_a_table_and_resumes(
     network: keras.Model, digits: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def test_it_is_written_for_python_3_9() -> None:
     )
 
 
+@pytest.mark.slow
 def test_describe(tmp_path: Path) -> None:
     answer = _answer("--describe", cwd=tmp_path)
     machine = answer["machine"]

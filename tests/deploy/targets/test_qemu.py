@@ -100,6 +100,7 @@ def counts(target: EmulatedTarget, files: dict[str, Path]) -> dict[str, float]:
     return {Path(entry["path"]).name: entry["instructions"] for entry in answer["models"]}
 
 
+@pytest.mark.slow
 def test_describe(target: EmulatedTarget, sandbox: Sandbox) -> None:
     emulated = target.describe()
     assert emulated["machine"]["architecture"] == "aarch64"
@@ -109,6 +110,7 @@ def test_describe(target: EmulatedTarget, sandbox: Sandbox) -> None:
     assert emulated["runtimes"] == LocalTarget().describe()["runtimes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["large.tflite", "large.onnx"])
 def test_floats_equal_this_machines(
     name: str, target: EmulatedTarget, files: dict[str, Path], samples: np.ndarray
@@ -123,6 +125,7 @@ def test_floats_equal_this_machines(
     np.testing.assert_allclose(received, wanted, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("core", sorted(CORES))
 def test_integers_equal_this_machines(
     core: str, sandbox: Sandbox, files: dict[str, Path], samples: np.ndarray
@@ -137,6 +140,7 @@ def test_integers_equal_this_machines(
     assert np.abs(received.astype(int) - wanted.astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 def test_counts_repeat(
     target: EmulatedTarget, files: dict[str, Path], counts: dict[str, float]
 ) -> None:
@@ -186,6 +190,7 @@ def test_cores_have_their_own_kernels(
     assert answer["models"][0]["instructions"] < 0.8 * counts[path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["tflite", "onnx"])
 def test_cold_start(suffix: str, target: EmulatedTarget, files: dict[str, Path]) -> None:
     path = files[f"large.{suffix}"]

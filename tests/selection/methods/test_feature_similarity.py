@@ -409,6 +409,7 @@ def searched(
     return method, budget, folder, method.select(again), more
 
 
+@pytest.mark.slow
 def test_the_search_meets_its_accuracy_and_compresses(
     trained: tuple[keras.Model, Data, Data], searched: Any
 ) -> None:

@@ -237,7 +237,7 @@ def test_random_networks(program: Program) -> None:
     _check_program(program, cases=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(programs(1, 2, 3))
 def test_many_random_networks(program: Program) -> None:
