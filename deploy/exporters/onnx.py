@@ -21,6 +21,7 @@ from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.deploy.running.runtime import load_file
 from dprp_tf.files.atomic import atomic_path
+from dprp_tf.files.extras import require
 
 if TYPE_CHECKING:
     import keras
@@ -82,6 +83,7 @@ def export_onnx(
         ParityError: If the outputs differ by more than allowed; nothing is left at `path`.
         ValueError: If an argument does not fit, the model holds layers from outside Keras, or it
             needs operators that ONNX does not have.
+        ImportError: If onnx, onnxruntime or tf2onnx is missing.
         OSError: If `path` can't be written.
 
     Example:
@@ -173,6 +175,9 @@ def _check_arguments(quantization: str | None, calibration_data: Any, opset: int
         raise ValueError(
             f"`opset` must lie in {_OPSETS[0]}..{_OPSETS[1]}. Received: opset={opset}."
         )
+    with quiet():
+        for module in ("onnx", "onnxruntime", "tf2onnx"):
+            require(module, extra="export", feature="Writing an .onnx file")
 
 
 def _calibration(

@@ -11,6 +11,7 @@ import numpy as np
 
 from dprp_tf.deploy.running.batches import check_batches
 from dprp_tf.deploy.running.quiet import quiet
+from dprp_tf.files.extras import require
 
 __all__ = ["RuntimeModel", "evaluate_file", "load_file", "require_model_file", "run_file"]
 
@@ -113,11 +114,14 @@ class RuntimeModel:
 
 class _LiteRTModel(RuntimeModel):
     def _load(self, threads: int) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
+        litert = require(
+            "ai_edge_litert.interpreter", extra="export", feature="Running a .tflite file"
+        )
         try:
             with quiet():
-                self._interpreter = Interpreter(model_path=str(self.path), num_threads=threads)
+                self._interpreter = litert.Interpreter(
+                    model_path=str(self.path), num_threads=threads
+                )
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise _unreadable(self.path, error) from error
@@ -140,8 +144,7 @@ class _LiteRTModel(RuntimeModel):
 
 class _OnnxModel(RuntimeModel):
     def _load(self, threads: int) -> None:
-        import onnxruntime
-
+        onnxruntime = require("onnxruntime", extra="export", feature="Running an .onnx file")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -23,6 +23,7 @@ class LocalTarget(EdgeRunnerTarget):
     """
 
     spec = "local"
+    remedy = '; or: pip install "dprp-tf[export]"'
 
     def _run(self, arguments: Sequence[str | Path], written: Path | None) -> Finished:
         command = [sys.executable, "-P", str(RUNNER)]
