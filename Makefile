@@ -3,22 +3,26 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check doctest backends slow clean
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-all check clean
 
 demo: $(STAMP)
 	$(BIN)/dprp demo --folder runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "backend and not slow"
+	$(PYTEST) -m "not slow"
+	KERAS_BACKEND=jax $(PYTEST) -m "backend and not slow"
+
+# Everything but the studies marked `long`.
+test-all: $(STAMP)
+	$(PYTEST) -m "not long"
+	KERAS_BACKEND=jax $(PYTEST) -m "backend and not long"
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow
 
 clean:
 	rm -rf .venv runs build *.egg-info
