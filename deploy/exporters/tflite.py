@@ -19,6 +19,7 @@ from dprp_tf.deploy.exporters.parity import (
 from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.deploy.running.runtime import load_file
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.files.atomic import atomic_path
 from dprp_tf.files.extras import require
 
@@ -172,11 +173,7 @@ def _check_arguments(
 
 
 def _check_quantization(quantization: str | None, calibration_data: Any, integer_io: bool) -> None:
-    if quantization not in _QUANTIZATIONS:
-        raise ValueError(
-            f"`quantization` must be one of {_QUANTIZATIONS}. Received: "
-            f"quantization={quantization!r}."
-        )
+    check_choice("quantization", quantization, _QUANTIZATIONS)
     if quantization == "int8" and calibration_data is None:
         raise ValueError(
             "`calibration_data` must be given for quantization='int8': typical inputs, 100 or "

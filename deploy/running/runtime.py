@@ -11,6 +11,7 @@ import numpy as np
 
 from dprp_tf.deploy.running.batches import check_batches
 from dprp_tf.deploy.running.quiet import quiet
+from dprp_tf.files.arguments import check_integer
 from dprp_tf.files.extras import require
 
 __all__ = ["RuntimeModel", "evaluate_file", "load_file", "require_model_file", "run_file"]
@@ -59,9 +60,7 @@ class RuntimeModel:
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         self.path = require_model_file(path)
-        if threads < 1:
-            raise ValueError(f"`threads` must be 1 or more. Received: threads={threads}.")
-        self._load(threads)
+        self._load(check_integer("threads", threads))
 
     def run(self, inputs: Any) -> dict[str, np.ndarray]:
         """Run the file on a batch of any size.

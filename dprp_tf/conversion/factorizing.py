@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dprp_tf import decomposition
 from dprp_tf.conversion.calibration import input_moments
+from dprp_tf.files.arguments import check_choice, is_integer
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 from dprp_tf.layers import (
@@ -136,11 +137,7 @@ def factorize(
 
     if matricization is None:
         matricization = "spatial"
-    if matricization not in decomposition.DECOMPOSITIONS:
-        raise ValueError(
-            f"`matricization` must be one of {decomposition.DECOMPOSITIONS}. "
-            f"Received: matricization={matricization!r}"
-        )
+    check_choice("matricization", matricization, decomposition.DECOMPOSITIONS)
     if retraction_period is None:
         retraction_period = 1 if matricization == "spatial" else 10
     settings = DPRPSettings(
@@ -265,13 +262,8 @@ def _cut_to(ranks: _Rank) -> _RankRule:
 
 def _are_ranks(value: object, matricization: str) -> bool:
     if matricization == "tucker" and isinstance(value, (tuple, list)):
-        return len(value) == 2 and all(map(_is_rank, value))
-    return _is_rank(value)
-
-
-def _is_rank(value: object) -> bool:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return whole and int(value) >= 1  # type: ignore[call-overload]
+        return len(value) == 2 and all(map(is_integer, value))
+    return is_integer(value)
 
 
 def _full_ranks(layer: keras.layers.Layer, matricization: str) -> tuple[int, ...]:

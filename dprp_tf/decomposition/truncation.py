@@ -17,6 +17,7 @@ from dprp_tf.decomposition.matricization import (
 )
 from dprp_tf.decomposition.svd import Factors, decompose
 from dprp_tf.decomposition.tucker import full_tucker_ranks
+from dprp_tf.files.arguments import check_choice
 
 __all__ = ["DECOMPOSITIONS", "KernelTruncation", "Truncation", "resolve_decomposition"]
 
@@ -43,11 +44,7 @@ def resolve_decomposition(kernel_shape: tuple[int, ...], matricization: str) -> 
     >>> resolve_decomposition((3, 3, 4, 8), "tucker"), resolve_decomposition((4, 8), "tucker")
     ('tucker', 'channel')
     """
-    if matricization not in DECOMPOSITIONS:
-        raise ValueError(
-            f"`matricization` must be one of {DECOMPOSITIONS}. "
-            f"Received: matricization={matricization!r}"
-        )
+    check_choice("matricization", matricization, DECOMPOSITIONS)
     if matricization != "tucker":
         return resolve(kernel_shape, matricization)
     return "tucker" if resolve(kernel_shape, "spatial") == "spatial" else "channel"
