@@ -11,10 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
-from matplotlib.figure import Figure
 
 from dprp_tf import data, deploy
 from dprp_tf.conversion.folding import choose_forms, fold
@@ -22,11 +21,15 @@ from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset
 from dprp_tf.decomposition import MATRICIZATIONS
 from dprp_tf.files.atomic import atomic_path, read_json, write_json
+from dprp_tf.files.extras import require
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.runs.training import train
 from dprp_tf.training.saving import load_model
 from dprp_tf.training.settings import STRUCTURES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["configurations", "main", "plot", "run_one", "time_folds"]
 
@@ -184,7 +187,8 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     >>> len(plot([]).axes)
     2
     """
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    matplotlib = require("matplotlib.figure", extra="report", feature="Drawing a figure")
+    figure = matplotlib.Figure(figsize=(11, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     colours = dict(zip(MATRICIZATIONS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
     markers = dict(zip(STRUCTURES, ("o", "s", "^"), strict=True))

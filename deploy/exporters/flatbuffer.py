@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from dprp_tf.files.extras import require
+
 __all__ = ["Operators", "read_operators"]
 
 _WITH_WEIGHTS = frozenset(
@@ -45,6 +47,7 @@ def read_operators(content: bytes) -> Operators:
 
     Raises:
         ValueError: If `content` is not a .tflite file.
+        ImportError: If ai-edge-litert is missing.
 
     Example:
 
@@ -53,13 +56,14 @@ def read_operators(content: bytes) -> Operators:
       ...
     ValueError: `content` must be a .tflite file. Received: 8 bytes without its identifier.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     if content[4:8] != b"TFL3":
         raise ValueError(
             "`content` must be a .tflite file. Received: "
             f"{len(content)} bytes without its identifier."
         )
+    schema = require(
+        "ai_edge_litert.schema_py_generated", extra="export", feature="Reading a .tflite file"
+    )
     model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
     operator_names = _names(schema.BuiltinOperator)
     type_names = _names(schema.TensorType)

@@ -20,7 +20,9 @@ from dprp_tf.deploy.exporters.parity import (
 from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.deploy.running.runtime import load_file
+from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.files.atomic import atomic_path
+from dprp_tf.files.extras import require
 
 if TYPE_CHECKING:
     import keras
@@ -83,6 +85,7 @@ def export_onnx(
         ParityError: If the outputs differ by more than allowed; nothing is left at `path`.
         ValueError: If an argument does not fit, the model holds layers from outside Keras, or it
             needs operators that ONNX does not have.
+        ImportError: If onnx, onnxruntime or tf2onnx is missing.
         OSError: If `path` can't be written.
 
     Example:
@@ -161,20 +164,16 @@ def convert_onnx(
 
 
 def _check_arguments(quantization: str | None, calibration_data: Any, opset: int) -> None:
-    if quantization not in _QUANTIZATIONS:
-        raise ValueError(
-            f"`quantization` must be one of {_QUANTIZATIONS} for ONNX. Received: "
-            f"quantization={quantization!r}."
-        )
+    check_choice("quantization", quantization, _QUANTIZATIONS)
     if quantization == "int8" and calibration_data is None:
         raise ValueError(
             "`calibration_data` must be given for quantization='int8': typical inputs, 100 or "
             "more, e.g. calibration_data=x_train[:256]. Received: calibration_data=None."
         )
-    if not _OPSETS[0] <= opset <= _OPSETS[1]:
-        raise ValueError(
-            f"`opset` must lie in {_OPSETS[0]}..{_OPSETS[1]}. Received: opset={opset}."
-        )
+    check_integer("opset", opset, *_OPSETS)
+    with quiet():
+        for module in ("onnx", "onnxruntime", "tf2onnx"):
+            require(module, extra="export", feature="Writing an .onnx file")
 
 
 def _calibration(

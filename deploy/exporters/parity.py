@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dprp_tf.files.arguments import check_number
+
 if TYPE_CHECKING:
     from dprp_tf.deploy.exporters.source import Source
 
@@ -249,13 +251,10 @@ def check_limits(tolerance: float | None, minimum_agreement: float | None) -> No
 
     >>> check_limits(0.01, 0.95)
     """
-    if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"`tolerance` must be 0 or more. Received: tolerance={tolerance}.")
-    if minimum_agreement is not None and not 0 <= minimum_agreement <= 1:
-        raise ValueError(
-            "`minimum_agreement` must lie in 0..1. Received: "
-            f"minimum_agreement={minimum_agreement}."
-        )
+    if tolerance is not None:
+        check_number("tolerance", tolerance, minimum=0)
+    if minimum_agreement is not None:
+        check_number("minimum_agreement", minimum_agreement, 0, 1)
 
 
 def check_parity(

@@ -19,7 +19,9 @@ from dprp_tf.deploy.exporters.parity import (
 from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.deploy.running.runtime import load_file
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.files.atomic import atomic_path
+from dprp_tf.files.extras import require
 
 if TYPE_CHECKING:
     import keras
@@ -78,6 +80,7 @@ def export_tflite(
         ParityError: If the outputs differ by more than allowed; nothing is left at `path`.
         ValueError: If an argument does not fit, the model holds layers from outside Keras, needs
             operators that LiteRT does not have, or has convolutions without an int8 kernel.
+        ImportError: If ai-edge-litert is missing.
         OSError: If `path` can't be written.
 
     Example:
@@ -172,11 +175,7 @@ def _check_arguments(
 
 
 def _check_quantization(quantization: str | None, calibration_data: Any, integer_io: bool) -> None:
-    if quantization not in _QUANTIZATIONS:
-        raise ValueError(
-            f"`quantization` must be one of {_QUANTIZATIONS}. Received: "
-            f"quantization={quantization!r}."
-        )
+    check_choice("quantization", quantization, _QUANTIZATIONS)
     if quantization == "int8" and calibration_data is None:
         raise ValueError(
             "`calibration_data` must be given for quantization='int8': typical inputs, 100 or "
@@ -187,6 +186,8 @@ def _check_quantization(quantization: str | None, calibration_data: Any, integer
             "`integer_io` needs quantization='int8'. Received: integer_io=True, "
             f"quantization={quantization!r}."
         )
+    # Before the conversion, which may take minutes and whose result is read with it.
+    require("ai_edge_litert", extra="export", feature="Writing a .tflite file")
 
 
 def _require_fixed_shapes(source: Source) -> None:

@@ -15,6 +15,7 @@ from dprp_tf.deploy.measurement.intervals import CONFIDENCE, ratio_interval
 from dprp_tf.deploy.running.runtime import require_model_file
 from dprp_tf.deploy.targets import Target, resolve_target
 from dprp_tf.deploy.targets.edge import write_arrays
+from dprp_tf.files.arguments import check_integer
 from dprp_tf.files.tables import Tabular
 
 if TYPE_CHECKING:
@@ -333,10 +334,7 @@ def measure_files(
         ("warmup", warmup, 0),
         ("repeats", repeats, 1),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ValueError(
-                f"`{name}` must be an integer of {minimum} or more. Received: {name}={value!r}."
-            )
+        check_integer(name, value, minimum)
     checked = [require_model_file(path, "paths") for path in paths]
     with tempfile.TemporaryDirectory() as folder:
         given = None if inputs is None else write_arrays(_first(inputs), Path(folder) / "inputs")

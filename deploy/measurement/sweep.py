@@ -14,6 +14,7 @@ import numpy as np
 from dprp_tf.deploy.measurement.benchmark import Comparison, Ratio, benchmark, compare
 from dprp_tf.deploy.running.runtime import evaluate_file, require_model_file
 from dprp_tf.deploy.targets import Target, resolve_target
+from dprp_tf.files.arguments import check_integer
 
 __all__ = ["Sweep", "SweepFailure", "SweepRun", "sweep"]
 
@@ -167,10 +168,7 @@ def sweep(
         if not values:
             raise ValueError(f"`{name}` must hold one entry or more. Received: none.")
     for count in counts:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(
-                f"`threads` must hold integers of 1 or more. Received: threads={counts}."
-            )
+        check_integer("threads", count)
     accuracies: list[float | None] = [None] * len(checked)
     if data is not None:
         for index, path in enumerate(checked):

@@ -19,6 +19,7 @@ from dprp_tf.deploy.measurement.benchmark import measure_files
 from dprp_tf.deploy.measurement.intervals import ratio_interval
 from dprp_tf.deploy.planning.probes import Geometry, Site, probe
 from dprp_tf.deploy.targets import Target, TargetError
+from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.files.cache import cache_folder
 
@@ -86,17 +87,13 @@ class Setting:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.runtime not in RUNTIMES:
-            raise ValueError(
-                f"`runtime` must be one of {list(RUNTIMES)}. Received: runtime={self.runtime!r}"
-            )
+        check_choice("runtime", self.runtime, RUNTIMES)
         if self.precision not in PRECISIONS[self.runtime]:
             raise ValueError(
                 f"`precision` must be one of {list(PRECISIONS[self.runtime])} for "
                 f"runtime={self.runtime!r}. Received: precision={self.precision!r}"
             )
-        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
-            raise ValueError(f"`threads` must be 1 or more. Received: threads={self.threads!r}")
+        check_integer("threads", self.threads)
 
     @property
     def exact(self) -> bool:
@@ -195,10 +192,7 @@ class FormCosts:
         refresh: bool = False,
         progress: Callable[[str], None] = lambda step: None,
     ) -> None:
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < _LEAST_ROUNDS:
-            raise ValueError(
-                f"`rounds` must be an integer of {_LEAST_ROUNDS} or more. Received: {rounds!r}"
-            )
+        check_integer("rounds", rounds, minimum=_LEAST_ROUNDS)
         self.folder = Path(cache) if cache is not None else cache_folder("form_costs")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

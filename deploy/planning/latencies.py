@@ -17,6 +17,7 @@ from dprp_tf.deploy.measurement.benchmark import measure_files
 from dprp_tf.deploy.planning.form_costs import FormCosts, Setting
 from dprp_tf.deploy.planning.probes import Site, layer_sites
 from dprp_tf.deploy.targets import Target, resolve_target
+from dprp_tf.files.arguments import is_integer
 from dprp_tf.layers import SVDLayer
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def measure_latency(
         )
     if ranks is not None:
         several = isinstance(ranks, Sequence) and len(ranks) > 0
-        if not several or not all(isinstance(rank, int) and rank >= 1 for rank in ranks):
+        if not several or not all(map(is_integer, ranks)):
             raise ValueError(
                 f"`ranks` must be a sequence of integers of 1 or more. Received: ranks={ranks!r}"
             )

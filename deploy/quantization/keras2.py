@@ -15,6 +15,7 @@ import numpy as np
 
 from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.running.quiet import quiet
+from dprp_tf.files.extras import require
 from dprp_tf.keras_internals.graphs import call_behind, graph_of, history_of, nodes
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Keras2Model", "load_keras2", "load_optimization", "to_keras2"]
 
 _LEGACY = "TF_USE_LEGACY_KERAS"
-_INSTALL = "Install it with: pip install tf-keras tensorflow-model-optimization."
+_FEATURE = "Training for quantization, sparsity or clusters"
 
 # Layers of the same name, arguments and order of weights in both versions.
 _SAME = frozenset(
@@ -130,11 +131,7 @@ def load_keras2() -> Any:
     '2'
     """
     with quiet(), _undisturbed():
-        try:
-            import tf_keras
-        except ImportError as error:
-            raise ImportError(f"Quantization-aware training needs tf-keras. {_INSTALL}") from error
-    return tf_keras
+        return require("tf_keras", extra="qat", feature=_FEATURE)
 
 
 def load_optimization() -> Any:
@@ -152,13 +149,7 @@ def load_optimization() -> Any:
     'tensorflow_model_optimization'
     """
     with quiet(), _undisturbed():
-        try:
-            import tensorflow_model_optimization
-        except ImportError as error:
-            raise ImportError(
-                f"This function needs tensorflow-model-optimization. {_INSTALL}"
-            ) from error
-    return tensorflow_model_optimization
+        return require("tensorflow_model_optimization", extra="qat", feature=_FEATURE)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from dprp_tf.deploy.quantization.keras2 import (
 )
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.deploy.running.runtime import load_file
+from dprp_tf.files.arguments import check_integer, check_number
 from dprp_tf.files.atomic import atomic_path
 from dprp_tf.keras_internals.graphs import layers_inside
 
@@ -316,8 +317,7 @@ def cluster_weights(
     >>> len(np.unique(cluster_weights(model, x, y, clusters=3).get_weights()[0]))
     3
     """
-    if clusters < 2:
-        raise ValueError(f"`clusters` must be 2 or more. Received: clusters={clusters}.")
+    check_integer("clusters", clusters, minimum=2)
     _check_training(epochs, batch_size, learning_rate)
     clustering = load_optimization().clustering.keras
 
@@ -405,8 +405,7 @@ def sparsify(
     >>> float((sparsify(model, x, y, batch_size=2).get_weights()[0] == 0).mean())
     0.5
     """
-    if not 0 < sparsity < 1:
-        raise ValueError(f"`sparsity` must lie between 0 and 1. Received: sparsity={sparsity}.")
+    check_number("sparsity", sparsity, above=0, below=1)
     _check_training(epochs, batch_size, learning_rate)
     pruning = load_optimization().sparsity.keras
     bridge = to_keras2(model)
@@ -468,15 +467,9 @@ def _trained_in_wraps(
 
 
 def _check_training(epochs: int, batch_size: int, learning_rate: float) -> None:
-    if epochs < 1:
-        raise ValueError(f"`epochs` must be 1 or more. Received: epochs={epochs}.")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be 1 or more. Received: batch_size={batch_size}.")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(
-            "`learning_rate` must be a finite number above 0. Received: "
-            f"learning_rate={learning_rate}."
-        )
+    check_integer("epochs", epochs)
+    check_integer("batch_size", batch_size)
+    check_number("learning_rate", learning_rate, above=0)
 
 
 def _refuse_without_int8(model: Any) -> None:

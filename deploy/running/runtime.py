@@ -11,6 +11,8 @@ import numpy as np
 
 from dprp_tf.deploy.running.batches import check_batches
 from dprp_tf.deploy.running.quiet import quiet
+from dprp_tf.files.arguments import check_integer
+from dprp_tf.files.extras import require
 
 __all__ = ["RuntimeModel", "evaluate_file", "load_file", "require_model_file", "run_file"]
 
@@ -58,9 +60,7 @@ class RuntimeModel:
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         self.path = require_model_file(path)
-        if threads < 1:
-            raise ValueError(f"`threads` must be 1 or more. Received: threads={threads}.")
-        self._load(threads)
+        self._load(check_integer("threads", threads))
 
     def run(self, inputs: Any) -> dict[str, np.ndarray]:
         """Run the file on a batch of any size.
@@ -113,11 +113,14 @@ class RuntimeModel:
 
 class _LiteRTModel(RuntimeModel):
     def _load(self, threads: int) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
+        litert = require(
+            "ai_edge_litert.interpreter", extra="export", feature="Running a .tflite file"
+        )
         try:
             with quiet():
-                self._interpreter = Interpreter(model_path=str(self.path), num_threads=threads)
+                self._interpreter = litert.Interpreter(
+                    model_path=str(self.path), num_threads=threads
+                )
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise _unreadable(self.path, error) from error
@@ -140,8 +143,7 @@ class _LiteRTModel(RuntimeModel):
 
 class _OnnxModel(RuntimeModel):
     def _load(self, threads: int) -> None:
-        import onnxruntime
-
+        onnxruntime = require("onnxruntime", extra="export", feature="Running an .onnx file")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -5,19 +5,32 @@ Importing this package starts nothing and loads no runtime.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dprp_tf.deploy.targets.adb import ADBTarget
 from dprp_tf.deploy.targets.local import LocalTarget
+from dprp_tf.deploy.targets.qemu import EmulatedTarget
 from dprp_tf.deploy.targets.ssh import SSHTarget
 from dprp_tf.deploy.targets.target import Target, TargetError
 
 __all__ = [
+    "TARGETS",
     "ADBTarget",
+    "EmulatedTarget",
     "LocalTarget",
     "SSHTarget",
     "Target",
     "TargetError",
     "resolve_target",
 ]
+
+# By what precedes the colon of a spec.
+TARGETS: Mapping[str, type[Target]] = {
+    "local": LocalTarget,
+    "qemu": EmulatedTarget,
+    "ssh": SSHTarget,
+    "adb": ADBTarget,
+}
 
 
 def resolve_target(spec: str | Target) -> Target:
@@ -41,22 +54,20 @@ def resolve_target(spec: str | Target) -> Target:
     >>> resolve_target("raspberrypi")
     Traceback (most recent call last):
       ...
-    ValueError: `target` must be "local", "qemu:cortex-a72", "ssh://user@host[:port]" or \
+    ValueError: `target` must be like "local", "qemu:cortex-a72", "ssh://user@host:22" or \
 "adb://serial". Received: target='raspberrypi'.
     """
     if isinstance(spec, Target):
         return spec
-    if spec == "local":
-        return LocalTarget()
-    if isinstance(spec, str) and spec.startswith("qemu:"):
-        from dprp_tf.deploy.targets.qemu import EmulatedTarget
-
-        return EmulatedTarget(spec)
-    if isinstance(spec, str) and spec.startswith("ssh://"):
-        return SSHTarget.from_spec(spec)
-    if isinstance(spec, str) and spec.startswith("adb://"):
-        return ADBTarget.from_spec(spec)
-    raise ValueError(
-        '`target` must be "local", "qemu:cortex-a72", "ssh://user@host[:port]" or '
-        f'"adb://serial". Received: target={spec!r}.'
-    )
+    kind = TARGETS.get(spec.partition(":")[0]) if isinstance(spec, str) else None
+    if kind is None:
+        *others, last = (f'"{each.example}"' for each in TARGETS.values())
+        raise ValueError(
+            f"`target` must be like {', '.join(others)} or {last}. Received: target={spec!r}."
+        )
+    try:
+        return kind.from_spec(spec)
+    except ValueError as error:
+        if repr(spec) in str(error):
+            raise
+        raise ValueError(f"{error} It is part of target={spec!r}.") from error

@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -69,6 +69,8 @@ class ADBTarget(Target):
     'adb://emulator-5554'
     """
 
+    example = "adb://serial"
+
     def __init__(self, serial: str, benchmark_model: str | Path = _BINARY) -> None:
         if not _SERIAL.fullmatch(serial):
             raise ValueError(
@@ -87,7 +89,7 @@ class ADBTarget(Target):
             self.spec += f"?binary={urllib.parse.quote(self._binary, safe='/')}"
 
     @classmethod
-    def from_spec(cls, spec: str) -> ADBTarget:
+    def from_spec(cls, spec: str) -> Self:
         """Make a target of its text.
 
         Args:

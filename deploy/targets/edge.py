@@ -43,7 +43,12 @@ class EdgeRunnerTarget(Target):
     """A machine on which `edge_runner.py` runs, here or far away.
 
     A subclass says how to run it; arguments, answers and failures are the same everywhere.
+
+    Attributes:
+        remedy: What to do here where a runtime is lacking, as the end of a sentence.
     """
+
+    remedy = ""
 
     @abc.abstractmethod
     def _run(self, arguments: Sequence[str | Path], written: Path | None) -> Finished:
@@ -157,7 +162,7 @@ class EdgeRunnerTarget(Target):
         for line in lines:
             told = line.removeprefix(_PREFIX)
             if told.startswith(_LACKING) or _NO_MODULE in line:
-                return TargetError(f"{self.spec} lacks what {names} needs: {told}")
+                return TargetError(f"{self.spec} lacks what {names} needs: {told}{self.remedy}")
         for line in lines:
             if line.startswith(_PREFIX):
                 return ValueError(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from dprp_tf.deploy.targets.edge import RUNNER, EdgeRunnerTarget, Finished
 
@@ -22,7 +23,26 @@ class LocalTarget(EdgeRunnerTarget):
     True
     """
 
+    example = "local"
     spec = "local"
+    remedy = '; or: pip install "dprp-tf[export]"'
+
+    @classmethod
+    def from_spec(cls, spec: str) -> Self:
+        """Make the target of its text, which is `"local"` alone.
+
+        Args:
+            spec: The text.
+
+        Returns:
+            The target.
+
+        Raises:
+            ValueError: If it is anything else.
+        """
+        if spec != cls.example:
+            raise ValueError(f'`target` must be "local". Received: target={spec!r}.')
+        return cls()
 
     def _run(self, arguments: Sequence[str | Path], written: Path | None) -> Finished:
         command = [sys.executable, "-P", str(RUNNER)]

@@ -9,12 +9,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dprp_tf.deploy.targets.cores import CORES
 from dprp_tf.deploy.targets.edge import RUNNER, EdgeRunnerTarget, Finished
 from dprp_tf.deploy.targets.sandbox import Sandbox, build_sandbox
 from dprp_tf.deploy.targets.target import TargetError
+from dprp_tf.files.arguments import check_number
 from dprp_tf.files.cache import cache_folder
 
 __all__ = ["EmulatedTarget"]
@@ -48,7 +49,23 @@ class EmulatedTarget(EdgeRunnerTarget):
     'instructions'
     """
 
+    example = "qemu:cortex-a72"
     unit = "instructions"
+
+    @classmethod
+    def from_spec(cls, spec: str) -> Self:
+        """Make a target of its text.
+
+        Args:
+            spec: `qemu:` and the name of a core.
+
+        Returns:
+            The target; nothing is built yet.
+
+        Raises:
+            ValueError: If the core is none that is known.
+        """
+        return cls(spec)
 
     def __init__(
         self,
@@ -62,8 +79,7 @@ class EmulatedTarget(EdgeRunnerTarget):
                 f"`target` must be one of {[_SCHEME + name for name in CORES]} to emulate arm64. "
                 f"Received: target={spec!r}."
             )
-        if timeout_s <= 0:
-            raise ValueError(f"`timeout_s` must be above 0. Received: timeout_s={timeout_s}.")
+        check_number("timeout_s", timeout_s, above=0)
         self.spec = spec
         self._core = core
         self._sandbox = sandbox

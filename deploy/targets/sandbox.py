@@ -179,7 +179,8 @@ def _versions() -> dict[str, str]:
         return {name: importlib.metadata.version(name) for name in _RUNTIMES}
     except importlib.metadata.PackageNotFoundError as error:
         raise TargetError(
-            f"The arm64 sandbox takes the runtimes' versions from this Python, which lacks {error}."
+            f"The arm64 sandbox takes the runtimes' versions from this Python, which lacks "
+            f'{error}. Install it with: pip install "dprp-tf[export]"'
         ) from error
 
 

@@ -13,11 +13,12 @@ import tempfile
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from dprp_tf.deploy.targets.edge import RUNNER, EdgeRunnerTarget, Finished
 from dprp_tf.deploy.targets.spec import split_spec
 from dprp_tf.deploy.targets.target import TargetError
+from dprp_tf.files.arguments import check_integer
 
 __all__ = ["SSHTarget"]
 
@@ -69,6 +70,8 @@ class SSHTarget(EdgeRunnerTarget):
     'ssh://pi@raspberrypi.local:22?python=venv/bin/python'
     """
 
+    example = "ssh://user@host:22"
+
     def __init__(
         self,
         user: str,
@@ -86,21 +89,12 @@ class SSHTarget(EdgeRunnerTarget):
             )
         if not _HOST.fullmatch(host):
             raise ValueError(f"`host` must be a host name or address. Received: host={host!r}.")
-        if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-            raise ValueError(f"`port` must be an integer of 1 to 65535. Received: port={port!r}.")
+        check_integer("port", port, 1, 65535)
         if not python or python.startswith("-") or not python.isprintable():
             raise ValueError(
                 f"`python` must name the Python of the device. Received: python={python!r}."
             )
-        if (
-            isinstance(connect_timeout, bool)
-            or not isinstance(connect_timeout, int)
-            or connect_timeout < 1
-        ):
-            raise ValueError(
-                "`connect_timeout` must be an integer of 1 or more, in seconds. Received: "
-                f"connect_timeout={connect_timeout!r}."
-            )
+        check_integer("connect_timeout", connect_timeout)
         self.user, self.host, self.port = user, host, port
         # No shell there expands ~, since every argument is quoted; it starts at home anyway.
         self.python = "./" + python.removeprefix("~/") if python.startswith("~/") else python
@@ -113,7 +107,7 @@ class SSHTarget(EdgeRunnerTarget):
             self.spec += f"?python={urllib.parse.quote(python, safe='/~')}"
 
     @classmethod
-    def from_spec(cls, spec: str) -> SSHTarget:
+    def from_spec(cls, spec: str) -> Self:
         """Make a target of its text.
 
         Args:

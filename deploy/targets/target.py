@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -20,14 +20,31 @@ class Target(abc.ABC):
     """A machine that runs exported files and says what they cost there.
 
     Attributes:
+        example: A spec as a user may write it; `TARGETS` finds the class by what precedes `:`.
         spec: How a user names it: `"local"`, `"qemu:cortex-a72"`, `"ssh://user@host:22"`,
             `"adb://serial"`.
         unit: What its costs count: `"ms"`, or `"instructions"` where time means nothing because
             the processor is emulated.
     """
 
+    example: ClassVar[str]
     spec: str
     unit: str = "ms"
+
+    @classmethod
+    def from_spec(cls, spec: str) -> Self:
+        """Make a target of its text; nothing is run or connected.
+
+        Args:
+            spec: What the user wrote.
+
+        Returns:
+            The target, whose `spec` makes the same target again.
+
+        Raises:
+            ValueError: If a part of it is not allowed, or the class has no text that names it.
+        """
+        raise ValueError(f"{cls.__name__} must be made in Python. Received: target={spec!r}.")
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:

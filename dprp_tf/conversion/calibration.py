@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from dprp_tf.files.arguments import check_integer
 from dprp_tf.keras_internals.graphs import layer_keys
 
 __all__ = ["input_moments", "patches"]
@@ -86,11 +87,9 @@ def input_moments(
             "`x` must hold one input or more, as many for each input of the model. Received: "
             f"{[len(array) for array in arrays]} inputs"
         )
-    if batch_size < 1 or (positions is not None and positions < 1):
-        raise ValueError(
-            "`batch_size` and `positions` must be 1 or more. "
-            f"Received: batch_size={batch_size}, positions={positions}"
-        )
+    check_integer("batch_size", batch_size)
+    if positions is not None:
+        check_integer("positions", positions)
     graph = FlatGraph(model)
     sources = {
         key: [step.inputs[0] for step in graph.calls(layer)] for key, layer in wanted.items()

@@ -23,6 +23,7 @@ from dprp_tf.decomposition import (
     resolve_decomposition,
     tucker2,
 )
+from dprp_tf.files.arguments import check_choice, is_integer
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 from dprp_tf.layers import (
@@ -118,13 +119,8 @@ def factorize(
         def layers(layer: keras.layers.Layer) -> bool:
             return id(layer) in planned
 
-    if decomposition is None:
-        decomposition = "spatial"
-    if decomposition not in DECOMPOSITIONS:
-        raise ValueError(
-            f"`decomposition` must be one of {DECOMPOSITIONS}. "
-            f"Received: decomposition={decomposition!r}"
-        )
+    decomposition = decomposition or "spatial"
+    check_choice("decomposition", decomposition, DECOMPOSITIONS)
     candidates, _ = factorizable(model, layers)
     rule = _rank_rule(ranks, candidates, decomposition)
     chosen = {
@@ -237,13 +233,8 @@ def _cut_to(ranks: _Rank) -> _RankRule:
 
 def _are_ranks(value: object, decomposition: str) -> bool:
     if decomposition == "tucker" and isinstance(value, (tuple, list)):
-        return len(value) == 2 and all(map(_is_rank, value))
-    return _is_rank(value)
-
-
-def _is_rank(value: object) -> bool:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return whole and int(value) >= 1  # type: ignore[call-overload]
+        return len(value) == 2 and all(map(is_integer, value))
+    return is_integer(value)
 
 
 def _full_ranks(layer: keras.layers.Layer, decomposition: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from dprp_tf.costs.fold_plan import FoldPlan
 from dprp_tf.costs.form import KINDS, Form
 from dprp_tf.costs.kernels import two_stage_effort
 from dprp_tf.costs.layer_forms import obstacle, own_form, same_factors, smallest_form
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.keras_internals.graphs import walk_layers
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 from dprp_tf.layers import FactorizedLayer, factorized_keys, factorized_layers, plain_ranks
@@ -101,8 +102,7 @@ def _choices(
 ) -> list[tuple[FoldedLayer, Form]]:
     if isinstance(form, FoldPlan):
         raise ValueError("`form` must be a text; give a plan as fold(model, plan=plan).")
-    if form not in _CHOICES:
-        raise ValueError(f"`form` must be one of {_CHOICES}. Received: form={form!r}")
+    check_choice("form", form, _CHOICES)
     if isinstance(plan, (str, os.PathLike)):
         plan = FoldPlan.load(plan)
     layers = factorized_keys(model)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
+from dprp_tf.files.arguments import check_number
+
 __all__ = ["METRICS", "Budget", "BudgetError"]
 
 METRICS = ("parameters", "macs", "activations", "milliseconds")
@@ -100,10 +102,10 @@ class Budget:
                 f"A budget must have a bound on one of {(*METRICS, 'accuracy_drop')}. Received none"
             )
         for name, value in {**given, "tolerance": self.tolerance}.items():
-            number = isinstance(value, Real) and not isinstance(value, bool)
-            least_ok = name in ("accuracy_drop", "tolerance")
-            if not number or not math.isfinite(value) or (value <= 0 and not least_ok) or value < 0:
-                raise ValueError(f"`{name}` must be a number above 0. Received: {name}={value!r}")
+            if name in ("accuracy_drop", "tolerance"):
+                check_number(name, value, minimum=0)
+            else:
+                check_number(name, value, above=0)
         for name in ("parameters", "macs"):
             if given.get(name, 0.0) > 1.0:
                 raise ValueError(

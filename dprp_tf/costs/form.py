@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 from dprp_tf.costs.kernels import two_stage_kernels
+from dprp_tf.files.arguments import check_choice, is_integer
 
 __all__ = ["KINDS", "OWN_KIND", "Form"]
 
@@ -65,13 +65,10 @@ class Form:
     error: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"`kind` must be one of {KINDS}. Received: kind={self.kind!r}")
+        check_choice("kind", self.kind, KINDS)
         expected = {"dense": 0, "tucker": 2}.get(self.kind, 1)
-        whole = isinstance(self.ranks, Sequence) and all(
-            isinstance(rank, Integral) for rank in self.ranks
-        )
-        if not whole or len(self.ranks) != expected or any(rank < 1 for rank in self.ranks):
+        whole = isinstance(self.ranks, Sequence) and all(map(is_integer, self.ranks))
+        if not whole or len(self.ranks) != expected:
             raise ValueError(
                 f"`ranks` of a {self.kind!r} form must be {expected} positive integers. "
                 f"Received: ranks={self.ranks!r}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from dprp_tf import decomposition
 from dprp_tf.costs.form import KINDS, OWN_KIND, Form
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.layers import FactorizedLayer
 
 __all__ = ["obstacle", "own_form", "same_factors", "smallest_form"]
@@ -25,8 +26,7 @@ def obstacle(layer: Any, kind: str) -> str | None:
     Raises:
         ValueError: If `kind` is unknown.
     """
-    if kind not in KINDS:
-        raise ValueError(f"`kind` must be one of {KINDS}. Received: kind={kind!r}")
+    check_choice("kind", kind, KINDS)
     if kind == "dense":
         return None
     if layer.kernel_constraint is not None:

@@ -25,20 +25,13 @@ def load_digits(
     Returns:
         The dataset; its augmentation shifts by a pixel.
 
-    Raises:
-        ImportError: If scikit-learn is missing.
-
     Example:
 
     >>> load_digits((8, 8)).image_shape
     (8, 8, 1)
     """
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise ImportError(
-            'The source "digits" needs scikit-learn: pip install scikit-learn.'
-        ) from error
+    from sklearn import datasets
+
     digits = datasets.load_digits()
     images = (digits.images[..., None] * (255 / 16)).astype(np.float32)
     images = resize(images, size)

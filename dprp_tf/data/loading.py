@@ -13,6 +13,7 @@ from dprp_tf.data.imagenet import load_imagenet
 from dprp_tf.data.keras_sets import KERAS_SETS, load_keras_set
 from dprp_tf.data.modelnet import load_modelnet
 from dprp_tf.data.npz import load_npz
+from dprp_tf.files.arguments import is_integer
 
 __all__ = ["LAYOUTS", "SOURCES", "load"]
 
@@ -131,10 +132,10 @@ def _load_layout(
 def _image_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if image_size is None:
         return None
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or not all(isinstance(n, int) and n >= 1 for n in size):
+    size = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(size) != 2 or not all(map(is_integer, size)):
         raise ValueError(
             "`image_size` must be a number of pixels or (height, width), at least 1. Received: "
             f"image_size={image_size}."
         )
-    return size[0], size[1]
+    return int(size[0]), int(size[1])

@@ -9,6 +9,7 @@ import numpy as np
 from dprp_tf.data.augmentation import Augmentation, ResizedCrop, adjust
 from dprp_tf.data.dataset import Dataset
 from dprp_tf.data.streaming import StreamedImages
+from dprp_tf.files.arguments import check_integer
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -70,14 +71,11 @@ def batches(
     """
     import tensorflow as tf
 
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}.")
-    if padding is not None and padding < 0:
-        raise ValueError(f"`padding` must be at least 0. Received: padding={padding}.")
-    if not 0 <= seed < 2**31:
-        raise ValueError(f"`seed` must lie from 0 to 2**31 - 1. Received: seed={seed}.")
-    if epoch < 0:
-        raise ValueError(f"`epoch` must be at least 0. Received: epoch={epoch}.")
+    check_integer("batch_size", batch_size)
+    if padding is not None:
+        check_integer("padding", padding, minimum=0)
+    check_integer("seed", seed, 0, 2**31 - 1)
+    check_integer("epoch", epoch, minimum=0)
     count = len(dataset.x_train)
     steps = count // batch_size if drop_remainder else -(-count // batch_size)
     if steps == 0:
@@ -130,8 +128,7 @@ def evaluation_batches(dataset: Dataset, batch_size: int) -> tf.data.Dataset:
     """
     import tensorflow as tf
 
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size}.")
+    check_integer("batch_size", batch_size)
     images, labels = dataset.x_test, dataset.y_test.astype(np.int32)
     with tf.device("CPU"):
         if isinstance(images, StreamedImages):

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dprp_tf.files.arguments import check_choice
+
 __all__ = ["MATRICIZATIONS", "dematricize", "full_rank", "matricize", "matrix_shape", "resolve"]
 
 MATRICIZATIONS = ("spatial", "channel", "separable")
@@ -35,11 +37,7 @@ def resolve(kernel_shape: Sequence[int], matricization: str) -> str:
     >>> resolve((1, 1, 16, 32), "spatial")
     'channel'
     """
-    if matricization not in MATRICIZATIONS:
-        raise ValueError(
-            f"`matricization` must be one of {MATRICIZATIONS}. "
-            f"Received: matricization={matricization!r}"
-        )
+    check_choice("matricization", matricization, MATRICIZATIONS)
     if len(kernel_shape) < 2 or any(int(size) < 1 for size in kernel_shape):
         raise ValueError(
             "`kernel_shape` must be (*spatial, input channels, filters) with positive sizes. "

@@ -12,6 +12,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_tri
 
 from dprp_tf.decomposition.matricization import dematricize, matricize
 from dprp_tf.decomposition.truncation import KernelTruncation
+from dprp_tf.files.arguments import check_integer, check_number
 
 __all__ = ["OutputTruncation"]
 
@@ -94,10 +95,9 @@ class OutputTruncation:
         ridge: float = 1e-4,
         sweeps: int | None = None,
     ) -> None:
-        if not (math.isfinite(ridge) and ridge >= 0):
-            raise ValueError(f"`ridge` must be a number of 0 or more. Received: ridge={ridge}")
-        if sweeps is not None and sweeps < 0:
-            raise ValueError(f"`sweeps` must be 0 or more. Received: sweeps={sweeps}")
+        check_number("ridge", ridge, minimum=0)
+        if sweeps is not None:
+            check_integer("sweeps", sweeps, minimum=0)
         self._kernel = np.asarray(kernel)
         self._plain = KernelTruncation(self._kernel, decomposition)
         self.decomposition = self._plain.decomposition

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dprp_tf.files.arguments import check_integer, check_number
+
 __all__ = [
     "Factors",
     "canonical_order",
@@ -83,8 +85,7 @@ def decompose(matrix: NDArray[np.floating], rank: int | None = None) -> Factors:
         )
     limit = min(matrix.shape)
     rank = limit if rank is None else rank
-    if not 1 <= rank <= limit:
-        raise ValueError(f"`rank` must lie in 1..{limit}. Received: rank={rank}")
+    check_integer("rank", rank, 1, limit)
     dtype = matrix.dtype if np.issubdtype(matrix.dtype, np.floating) else np.dtype(np.float64)
     if limit >= _GRAM_SIDE and dtype.itemsize <= 4:
         factors = _from_gram(matrix, rank, dtype)
@@ -228,8 +229,7 @@ def retained_rank(s: NDArray[np.floating], threshold: float, minimum: int = 1) -
     >>> retained_rank(np.array([5.0, 4.0, 0.3, 0.2]), threshold=0.1)
     2
     """
-    if not 0.0 < threshold < 1.0:
-        raise ValueError(f"`threshold` must lie in (0, 1). Received: threshold={threshold}")
+    check_number("threshold", threshold, above=0, below=1)
     magnitudes = np.abs(np.asarray(s, dtype=np.float64))
     if not np.all(np.isfinite(magnitudes)):
         raise ValueError(f"`s` must be finite. Received: s={s}")
@@ -262,8 +262,7 @@ def energy_rank(s: NDArray[np.floating], discarded: float, minimum: int = 1) -> 
     >>> energy_rank(np.array([3.0, 1.0, 0.1]), discarded=0.01)
     2
     """
-    if not 0.0 <= discarded < 1.0:
-        raise ValueError(f"`discarded` must lie in [0, 1). Received: discarded={discarded}")
+    check_number("discarded", discarded, minimum=0, below=1)
     squares = np.square(np.asarray(s, dtype=np.float64))
     if not np.all(np.isfinite(squares)):
         raise ValueError(f"`s` must be finite. Received: s={s}")

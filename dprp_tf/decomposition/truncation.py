@@ -17,6 +17,7 @@ from dprp_tf.decomposition.matricization import (
 )
 from dprp_tf.decomposition.svd import Factors, decompose
 from dprp_tf.decomposition.tucker import full_tucker_ranks
+from dprp_tf.files.arguments import check_choice
 
 __all__ = ["DECOMPOSITIONS", "KernelTruncation", "Truncation", "resolve_decomposition"]
 
@@ -43,11 +44,7 @@ def resolve_decomposition(kernel_shape: tuple[int, ...], decomposition: str) -> 
     >>> resolve_decomposition((3, 3, 4, 8), "tucker"), resolve_decomposition((4, 8), "tucker")
     ('tucker', 'channel')
     """
-    if decomposition not in DECOMPOSITIONS:
-        raise ValueError(
-            f"`decomposition` must be one of {DECOMPOSITIONS}. "
-            f"Received: decomposition={decomposition!r}"
-        )
+    check_choice("decomposition", decomposition, DECOMPOSITIONS)
     if decomposition != "tucker":
         return resolve(kernel_shape, decomposition)
     return "tucker" if resolve(kernel_shape, "spatial") == "spatial" else "channel"

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq, minimize_scalar
 
+from dprp_tf.files.arguments import check_number
+
 __all__ = ["VariationalRank", "variational_rank"]
 
 _GRID = 1024
@@ -74,10 +76,8 @@ def variational_rank(
     3
     """
     values, (height, width) = _spectrum(matrix_or_spectrum, shape)
-    if noise_variance is not None and not (math.isfinite(noise_variance) and noise_variance > 0):
-        raise ValueError(
-            f"`noise_variance` must be a number above 0. Received: noise_variance={noise_variance}"
-        )
+    if noise_variance is not None:
+        check_number("noise_variance", noise_variance, above=0)
     small, large = min(height, width), max(height, width)
     scale = float(values[0])
     if scale == 0.0:

@@ -1,3 +1,3 @@
-"""Files written whole or not at all, locks, settings of a folder, tables on disk."""
+"""Files written whole or not at all, locks, settings, tables; checks of arguments and packages."""
 
 __all__: list[str] = []

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from dprp_tf.files.arguments import check_choice, check_integer, is_integer
 from dprp_tf.layers.factorized import FactorizedLayer
 
 __all__ = ["FactorizedConvolution"]
@@ -42,22 +43,15 @@ class FactorizedConvolution(FactorizedLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(filters, int) or filters < 1:
-            raise ValueError(f"`filters` must be a positive integer. Received: filters={filters!r}")
-        self.filters = filters
+        self.filters = check_integer("filters", filters)
         self.kernel_size = self._axes("kernel_size", kernel_size)
         self.strides = self._axes("strides", strides)
         self.dilation_rate = self._axes("dilation_rate", dilation_rate)
         paddings = ("valid", "same", "causal") if self.ndim == 1 else ("valid", "same")
         self.padding = str(padding).lower()
-        if self.padding not in paddings:
-            raise ValueError(f"`padding` must be one of {paddings}. Received: padding={padding!r}")
+        check_choice("padding", self.padding, paddings)
         self.data_format = data_format or keras.config.image_data_format()
-        if self.data_format not in ("channels_last", "channels_first"):
-            raise ValueError(
-                "`data_format` must be 'channels_last' or 'channels_first'. "
-                f"Received: data_format={data_format!r}"
-            )
+        check_choice("data_format", self.data_format, ("channels_last", "channels_first"))
         if max(self.strides) > 1 and max(self.dilation_rate) > 1:
             raise ValueError(
                 "`strides` above 1 and `dilation_rate` above 1 can't be combined. "
@@ -66,13 +60,13 @@ class FactorizedConvolution(FactorizedLayer):
         self.input_spec = keras.layers.InputSpec(min_ndim=self.ndim + 2, max_ndim=self.ndim + 2)
 
     def _axes(self, name: str, value: int | tuple[int, ...]) -> tuple[int, ...]:
-        sizes = (value,) * self.ndim if isinstance(value, int) else tuple(value)
-        if len(sizes) != self.ndim or any(not isinstance(n, int) or n < 1 for n in sizes):
+        sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,) * self.ndim
+        if len(sizes) != self.ndim or not all(map(is_integer, sizes)):
             raise ValueError(
                 f"`{name}` must be a positive integer or {self.ndim} of them. "
                 f"Received: {name}={value!r}"
             )
-        return sizes
+        return tuple(map(int, sizes))
 
     def build(self, input_shape: Any) -> None:
         axis = -1 if self.data_format == "channels_last" else 1

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import keras
 
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.layers.factorized import FactorizedLayer
 
 __all__ = ["FACTORIZATIONS", "is_registered", "layer_class", "layer_named", "low_rank_layer"]
@@ -43,11 +44,7 @@ def low_rank_layer(
     >>> SVDDense.stands_for.__name__, layer_class(keras.layers.Dense).__name__
     ('Dense', 'SVDDense')
     """
-    if factorization not in FACTORIZATIONS:
-        raise ValueError(
-            f"`factorization` must be one of {FACTORIZATIONS}. "
-            f"Received: factorization={factorization!r}"
-        )
+    check_choice("factorization", factorization, FACTORIZATIONS)
 
     def register(kind: _Class) -> _Class:
         known = _BY_DENSE.get((stands_for, factorization))

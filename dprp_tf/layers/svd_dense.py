@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from dprp_tf.files.arguments import check_integer
 from dprp_tf.layers.registry import low_rank_layer
 from dprp_tf.layers.svd_layer import SVDLayer
 
@@ -44,9 +45,7 @@ class SVDDense(SVDLayer):
 
     def __init__(self, units: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(units, int) or units < 1:
-            raise ValueError(f"`units` must be a positive integer. Received: units={units!r}")
-        self.units = units
+        self.units = check_integer("units", units)
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from dprp_tf import decomposition
 from dprp_tf.decomposition import Factors
+from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.keras_internals.graphs import layer_keys, walk_layers
 from dprp_tf.layers.factorized import FactorizedLayer
 
@@ -67,14 +67,8 @@ class SVDLayer(FactorizedLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if matricization not in decomposition.MATRICIZATIONS:
-            raise ValueError(
-                f"`matricization` must be one of {decomposition.MATRICIZATIONS}. "
-                f"Received: matricization={matricization!r}"
-            )
-        if rank is not None and (not isinstance(rank, (int, np.integer)) or rank < 1):
-            raise ValueError(f"`rank` must be None or an integer of 1 or more. Received: {rank!r}")
-        self._initial_rank = None if rank is None else int(rank)
+        check_choice("matricization", matricization, decomposition.MATRICIZATIONS)
+        self._initial_rank = None if rank is None else check_integer("rank", rank)
         self.matricization = matricization
         self.balanced_gradients = bool(balanced_gradients)
 

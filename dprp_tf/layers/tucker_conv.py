@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from dprp_tf.decomposition import TuckerFactors, full_tucker_ranks, tucker2
+from dprp_tf.files.arguments import is_integer
 from dprp_tf.layers.convolution import FactorizedConvolution
 from dprp_tf.layers.registry import low_rank_layer
 
@@ -57,8 +58,8 @@ class TuckerConvolution(FactorizedConvolution):
         **kwargs: Any,
     ) -> None:
         super().__init__(filters, kernel_size, **kwargs)
-        pair = None if ranks is None or isinstance(ranks, (str, int)) else tuple(ranks)
-        bad = pair is None or len(pair) != 2 or not all(_is_rank(rank) for rank in pair)
+        pair = tuple(ranks) if isinstance(ranks, Sequence) else None
+        bad = pair is None or len(pair) != 2 or not all(map(is_integer, pair))
         if ranks is not None and bad:
             raise ValueError(
                 "`ranks` must be None or (r_in, r_out), two integers of 1 or more. "
@@ -158,11 +159,6 @@ class TuckerConvolution(FactorizedConvolution):
     def get_config(self) -> dict[str, Any]:
         """Return the constructor arguments, with the ranks of now."""
         return {**super().get_config(), "ranks": self.ranks or None}
-
-
-def _is_rank(value: Any) -> bool:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return whole and value >= 1
 
 
 _SHARED = """

@@ -18,6 +18,7 @@ from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.decomposition import OutputTruncation, Truncation
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.layers.factorizable import factorizable
 from dprp_tf.selection.candidate_log import CandidateLog
 from dprp_tf.selection.methods.accuracy_drop import smallest_within_drop
@@ -123,10 +124,7 @@ def select_ranks(
     bounds = None if budget is None else Budget.of(budget)
     if truncation is None:
         truncation = "output" if isinstance(selector, ActivationAware) else "kernel"
-    if truncation not in _TRUNCATIONS:
-        raise ValueError(
-            f"`truncation` must be one of {_TRUNCATIONS}. Received: truncation={truncation!r}"
-        )
+    check_choice("truncation", truncation, _TRUNCATIONS)
     labelled = None if data is None else labelled_arrays(data)
     if layers is not None and not callable(layers) and not isinstance(layers, str):
         layers = list(layers)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+
+from dprp_tf.files.arguments import check_integer, check_number, is_integer
 
 __all__ = ["check_arguments", "check_width"]
 
@@ -38,9 +39,7 @@ def check_arguments(
     >>> check_arguments((32, 32, 3), 10, 1e-4, network="VGG-16", least=32)
     """
     names = (*axes, "channels")
-    if len(input_shape) != len(names) or not all(
-        isinstance(n, int) and n >= 1 for n in input_shape
-    ):
+    if len(input_shape) != len(names) or not all(map(is_integer, input_shape)):
         raise ValueError(
             f"`input_shape` must be ({', '.join(axes)} and channels), each a whole number of at "
             f"least 1. Received: input_shape={tuple(input_shape)}."
@@ -50,13 +49,8 @@ def check_arguments(
             f"`input_shape` must have {' and '.join(axes)} of at least {least} for {network}, "
             f"whose maps are empty otherwise. Received: input_shape={tuple(input_shape)}.{hint}"
         )
-    if classes < 2:
-        raise ValueError(f"`classes` must be at least 2. Received: classes={classes}.")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(
-            "`weight_decay` must be a finite number of at least 0. Received: "
-            f"weight_decay={weight_decay}."
-        )
+    check_integer("classes", classes, minimum=2)
+    check_number("weight_decay", weight_decay, minimum=0)
 
 
 def check_width(alpha: float = 1.0, dropout: float = 0.0) -> None:
@@ -73,7 +67,5 @@ def check_width(alpha: float = 1.0, dropout: float = 0.0) -> None:
 
     >>> check_width(alpha=0.5, dropout=0.2)
     """
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"`alpha` must be a finite number above 0. Received: alpha={alpha}.")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` must lie in [0, 1). Received: dropout={dropout}.")
+    check_number("alpha", alpha, above=0)
+    check_number("dropout", dropout, minimum=0, below=1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from dprp_tf.files.arguments import check_integer, check_number
 from dprp_tf.zoo.arguments import check_arguments
 from dprp_tf.zoo.blocks import (
     CHANNELS_LAST,
@@ -74,7 +75,7 @@ def densenet121(
     check_arguments(
         input_shape, classes, weight_decay, network="DenseNet-121", least=_LEAST, hint=hint
     )
-    _check_growth_rate(growth_rate)
+    check_integer("growth_rate", growth_rate)
     decay = weight_decay / 2
     inputs, x = sample_input(input_shape, preprocess)
     x = convolution(x, 2 * growth_rate, "stem", decay, kernel_size=7, strides=2)
@@ -140,9 +141,8 @@ def densenet_cifar(
     check_arguments(
         input_shape, classes, weight_decay, network="DenseNet for CIFAR", least=_LEAST_CIFAR
     )
-    _check_growth_rate(growth_rate)
-    if not 0 < compression <= 1:
-        raise ValueError(f"`compression` must lie in (0, 1]. Received: compression={compression}.")
+    check_integer("growth_rate", growth_rate)
+    check_number("compression", compression, above=0, maximum=1)
     decay = weight_decay / 2
     inputs, x = sample_input(input_shape, preprocess)
     stem = 2 * growth_rate if bottleneck and compression < 1 else 16
@@ -233,8 +233,3 @@ def _preactivated(
         batch_norm=False,
         activation=None,
     )
-
-
-def _check_growth_rate(growth_rate: int) -> None:
-    if growth_rate < 1:
-        raise ValueError(f"`growth_rate` must be at least 1. Received: growth_rate={growth_rate}.")

@@ -6,6 +6,7 @@ from typing import Literal
 
 import keras
 
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.zoo.arguments import check_arguments, check_width
 from dprp_tf.zoo.blocks import (
     CHANNELS_LAST,
@@ -93,8 +94,7 @@ def googlenet(
     """
     check_arguments(input_shape, classes, weight_decay)
     check_width(alpha, dropout)
-    if form not in ("batch_norm", "paper"):
-        raise ValueError(f'`form` must be "batch_norm" or "paper". Received: form={form!r}.')
+    check_choice("form", form, ("batch_norm", "paper"))
     decay = weight_decay / 2
     inputs, x = sample_input(input_shape, preprocess)
     x = _convolution(x, 64, "stem1", alpha, decay, form, kernel_size=7, strides=2)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import keras
 
+from dprp_tf.files.arguments import check_choice, is_integer
 from dprp_tf.zoo.arguments import check_arguments
 from dprp_tf.zoo.blocks import (
     CHANNELS_LAST,
@@ -187,12 +188,12 @@ def _check(
     block: str,
 ) -> None:
     check_arguments(input_shape, classes, weight_decay)
-    if not widths or any(width < 1 for width in widths):
+    if not widths or not all(map(is_integer, widths)):
         raise ValueError(
             "`widths` must hold the filters of at least one stage, each at least 1. "
             f"Received: widths={tuple(widths)}."
         )
-    if len(blocks) != len(widths) or any(count < 1 for count in blocks):
+    if len(blocks) != len(widths) or not all(map(is_integer, blocks)):
         received = blocks[0] if len(set(blocks)) == 1 else tuple(blocks)
         raise ValueError(
             "`blocks` must be at least 1, one number for all stages or one for each of the "
@@ -203,8 +204,7 @@ def _check(
             '`stem` must be "cifar" (3x3) or "imagenet" (7x7 and pooling). Received: '
             f"stem={stem!r}."
         )
-    if block not in ("basic", "bottleneck"):
-        raise ValueError(f'`block` must be "basic" or "bottleneck". Received: block={block!r}.')
+    check_choice("block", block, ("basic", "bottleneck"))
     if shortcut not in ("A", "B"):
         raise ValueError(
             '`shortcut` must be "A" (zero-padded channels, no parameters) or "B" (1x1 '

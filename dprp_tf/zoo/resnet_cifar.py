@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from dprp_tf.files.arguments import check_integer
 from dprp_tf.zoo.preprocessing import Preprocess
 from dprp_tf.zoo.residual import Shortcut, residual_network
 from dprp_tf.zoo.variants import variant_of
@@ -57,8 +58,7 @@ def resnet_cifar(
             "`depth` must be 6n + 2 with n at least 1 (8, 14, 20, 26, 32, ...). Received: "
             f"depth={depth}. The nearest are {lower} and {lower + 6}."
         )
-    if width < 1:
-        raise ValueError(f"`width` must be at least 1. Received: width={width}.")
+    check_integer("width", width)
     return residual_network(
         input_shape,
         classes,

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from dprp_tf.files.arguments import check_integer
 from dprp_tf.zoo.preprocessing import Preprocess
 from dprp_tf.zoo.residual import Block, Shortcut, residual_network
 from dprp_tf.zoo.variants import variant_of
@@ -69,8 +70,7 @@ def resnet_imagenet(
             f"`depth` must be one of {sorted(_DEPTHS)}. Received: depth={depth}. For images of "
             "32 pixels use resnet_cifar, whose depths are 6n + 2."
         )
-    if width < 1:
-        raise ValueError(f"`width` must be at least 1. Received: width={width}.")
+    check_integer("width", width)
     block, blocks = _DEPTHS[depth]
     return residual_network(
         input_shape,

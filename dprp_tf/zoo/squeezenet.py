@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import keras
 
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.zoo.arguments import check_arguments, check_width
 from dprp_tf.zoo.blocks import (
     CHANNELS_LAST,
@@ -84,8 +85,7 @@ def squeezenet(
     >>> squeezenet("1.1", (32, 32, 3), classes=5, alpha=1 / 16).output_shape
     (None, 5)
     """
-    if version not in _STEMS:
-        raise ValueError(f'`version` must be "1.0" or "1.1". Received: version={version!r}.')
+    check_choice("version", version, sorted(_STEMS))
     check_arguments(
         input_shape,
         classes,

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.zoo.arguments import check_arguments, check_width
 from dprp_tf.zoo.blocks import (
     CHANNELS_LAST,
@@ -297,6 +298,5 @@ def _classifier(
 def _check(
     depth: int, input_shape: tuple[int, int, int], classes: int, weight_decay: float
 ) -> None:
-    if depth not in _DEPTHS:
-        raise ValueError(f"`depth` must be one of {sorted(_DEPTHS)}. Received: depth={depth}.")
+    check_choice("depth", depth, sorted(_DEPTHS))
     check_arguments(input_shape, classes, weight_decay, network=f"VGG-{depth}", least=_LEAST)

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from dprp_tf.data.augmentation.draws import KERAS, batch_index, seed_key, tensorflow
+from dprp_tf.files.arguments import check_integer
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -49,8 +50,8 @@ class Augmentation(abc.ABC):
         Raises:
             ValueError: If `images` has other axes, or `seed` is outside its range.
         """
-        if isinstance(seed, (int, np.integer)) and not 0 <= seed < 2**32:
-            raise ValueError(f"`seed` must lie from 0 to 2**32 - 1. Received: seed={seed}.")
+        if isinstance(seed, (int, np.integer)):
+            check_integer("seed", seed, 0, 2**32 - 1)
         images = keras.ops.convert_to_tensor(images)
         self._check(images)
         return self._apply(KERAS, images, KERAS.cast(seed, "uint32"), batch_index(KERAS, images))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dprp_tf.data.augmentation.base import Augmentation
 from dprp_tf.data.augmentation.draws import draw, mix
+from dprp_tf.files.arguments import check_integer
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -43,8 +44,7 @@ class CropAndFlip(Augmentation):
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.padding < 0:
-            raise ValueError(f"`padding` must be at least 0. Received: padding={self.padding}.")
+        check_integer("padding", self.padding, minimum=0)
 
     def _apply(self, ops: SimpleNamespace, images: Any, seed: Any, index: Any) -> Any:
         padding = self.padding

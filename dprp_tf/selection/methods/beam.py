@@ -13,6 +13,7 @@ import numpy as np
 
 from dprp_tf.costs.budget import Budget
 from dprp_tf.costs.rank_space import Ranks, RankSpace
+from dprp_tf.files.arguments import check_integer, check_number
 from dprp_tf.selection.scoring.evaluator import CandidateEvaluator, Evaluation
 from dprp_tf.selection.selector import Problem, Selection, Selector
 from dprp_tf.selection.solving.filling import fill, require_feasible
@@ -86,15 +87,12 @@ class BeamSearch(Selector):
                     "`searches` must be pairs (step, beams), one or more. "
                     f"Received: searches={self.searches}"
                 )
-        if self.level is not None and not 0.0 < self.level < 1.0:
-            raise ValueError(f"`level` must lie in (0, 1). Received: level={self.level}")
+        if self.level is not None:
+            check_number("level", self.level, above=0, below=1)
         numbers = {"step": self.step, "beams": self.beams, "samples": self.samples}
         numbers |= {f"searches[{i}]": min(pair) for i, pair in enumerate(self.searches or ())}
         for name, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"`{name}` must be a whole number, 1 or more. Received: {name}={value!r}"
-                )
+            check_integer(name, value)
 
     @property
     def settings(self) -> tuple[tuple[int, int], ...]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.rank_space import Ranks, RankSpace
+from dprp_tf.files.arguments import check_choice, check_integer, check_number
 from dprp_tf.selection.scoring.evaluator import top_1_accuracy
 from dprp_tf.selection.scoring.feature_maps import FeatureMaps
 from dprp_tf.selection.scoring.trainable_candidate import TrainableCandidate
@@ -130,18 +131,11 @@ class FeatureSimilarity(Selector):
 
     def __post_init__(self) -> None:
         for name in ("threshold", "block_threshold", "step"):
-            value = getattr(self, name)
-            if not 0.0 < value < 1.0:
-                raise ValueError(f"`{name}` must lie in (0, 1). Received: {name}={value}")
-        if not 0.0 < self.share <= 1.0:
-            raise ValueError(f"`share` must lie in (0, 1]. Received: share={self.share}")
+            check_number(name, getattr(self, name), above=0, below=1)
+        check_number("share", self.share, above=0, maximum=1)
         for name in ("samples", "batch_size", "memory"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be 1 or more. Received: {name}={getattr(self, name)}"
-                )
-        if self.pairs not in PAIRS:
-            raise ValueError(f"`pairs` must be one of {PAIRS}. Received: pairs={self.pairs!r}")
+            check_integer(name, getattr(self, name))
+        check_choice("pairs", self.pairs, PAIRS)
 
     @property
     def tuned_path(self) -> Path | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dprp_tf.costs.rank_space import Ranks
+from dprp_tf.files.arguments import check_number
 from dprp_tf.selection.methods.common_level import at_common_level
 from dprp_tf.selection.selector import Problem, Selection, Selector
 
@@ -37,8 +38,7 @@ class Uniform(Selector):
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise ValueError(f"`share` must lie in (0, 1]. Received: share={self.share}")
+        check_number("share", self.share, above=0, maximum=1)
 
     def select(self, problem: Problem) -> Selection:
         """Choose ranks; see the class."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dprp_tf.costs.rank_space import LayerChoices, Ranks
 from dprp_tf.decomposition import VariationalRank, matrix_shape, variational_rank
+from dprp_tf.files.arguments import check_number
 from dprp_tf.selection.methods.common_level import at_common_level
 from dprp_tf.selection.selector import Problem, Selection, Selector
 
@@ -49,10 +50,7 @@ class VariationalBayes(Selector):
     noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.noise_scale) and self.noise_scale > 0):
-            raise ValueError(
-                f"`noise_scale` must be a number above 0. Received: noise_scale={self.noise_scale}"
-            )
+        check_number("noise_scale", self.noise_scale, above=0)
 
     def select(self, problem: Problem) -> Selection:
         """Choose ranks; see the class."""

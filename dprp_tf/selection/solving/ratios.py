@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from dprp_tf.costs.rank_space import LayerChoices, Ranks
+from dprp_tf.files.arguments import check_choice
 
 __all__ = ["PAIRS", "ladder", "ranks_at_ratio", "ratio_of"]
 
@@ -56,8 +57,7 @@ def ranks_at_ratio(layer: LayerChoices, ratio: float, pairs: str = "equal") -> R
     >>> ranks_at_ratio(layer, 0.5), ranks_at_ratio(layer, 0.99), ranks_at_ratio(layer, 0.0)
     ((7,), (1,), None)
     """
-    if pairs not in PAIRS:
-        raise ValueError(f"`pairs` must be one of {PAIRS}. Received: pairs={pairs!r}")
+    check_choice("pairs", pairs, PAIRS)
     if ratio <= _ROUNDING:
         return None
     allowed = math.floor((1.0 - ratio) * layer.parameters(None) + _ROUNDING)

@@ -227,7 +227,7 @@ def test_specs() -> None:
     for spec in ("qemu:max", "qemu:", "cortex-a72", "qemu:cortex-a72,pauth=off"):
         with pytest.raises(ValueError, match="qemu:cortex-a53"):
             EmulatedTarget(spec)
-    with pytest.raises(ValueError, match="`timeout_s` must be above 0"):
+    with pytest.raises(ValueError, match="`timeout_s` must be a finite number above 0"):
         EmulatedTarget(timeout_s=0)
 
 

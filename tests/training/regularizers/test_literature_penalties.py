@@ -250,24 +250,6 @@ def test_kernels_whose_svd_has_no_derivative(
 # --- names, configs, bad input -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "penalty",
-    [*(case[0] for case in CASES), WeightedNuclearNorm(3, epsilon=0.2)],
-    ids=lambda case: repr(case)[:24],
-)
-def test_a_penalty_comes_back_from_its_config(penalty: RankRegularizer) -> None:
-    config = keras.saving.serialize_keras_object(penalty)
-    again = keras.saving.deserialize_keras_object(config)
-    assert again == penalty
-    assert hash(again) == hash(penalty)
-    assert (
-        dprp.DPRPSettings.from_config(
-            dprp.DPRPSettings(compression=penalty).get_config()
-        ).compression
-        == penalty
-    )
-
-
 def test_every_name_gives_a_penalty_of_its_own() -> None:
     made = [regularizers.get(name, rank=3) for name in regularizers.NAMES]
     assert len({type(penalty) for penalty in made}) == len(regularizers.NAMES) == 15

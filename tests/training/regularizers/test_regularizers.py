@@ -17,7 +17,6 @@ from dprp_tf.training.regularizers import (
     FunnelPenalty,
     L1Penalty,
     L2Penalty,
-    RankRegularizer,
     TailPenalty,
     orthogonality,
     retained_ranks,
@@ -263,17 +262,6 @@ def test_names_and_instances() -> None:
     assert regularizers.get(None, 0.07) is None
     mine = FunnelPenalty(0.4)
     assert regularizers.get(mine, 0.07) is mine
-
-
-@pytest.mark.parametrize(
-    "penalty", [TailPenalty(0.03), L1Penalty(), L2Penalty(), FunnelPenalty(0.7)], ids=repr
-)
-def test_a_penalty_comes_back_from_its_config(penalty: RankRegularizer) -> None:
-    config = keras.saving.serialize_keras_object(penalty)
-    again = keras.saving.deserialize_keras_object(config)
-    assert again == penalty
-    assert hash(again) == hash(penalty)
-    assert again.get_config() == penalty.get_config()
 
 
 def test_penalties_differ_by_type_and_config() -> None:
