@@ -334,7 +334,7 @@ def test_at_full_rank_a_network_keeps_its_function() -> None:
     assert low.ranks == {"stem": (3, 8), "shared": (8, 8), "point": 8, "head": 10}
     assert [layer.matricization for layer in low_rank_layers(low)] == ["channel", "channel"]
     rows = {row.name: row for row in dprp.summarize(low).rows}
-    assert (rows["stem"].matricization, rows["stem"].rank) == ("tucker", (3, 8))
+    assert (rows["stem"].decomposition, rows["stem"].rank) == ("tucker", (3, 8))
     assert "depthwise" in str(rows["shift"].skipped)
     assert "8, 8 of 8, 8" in str(dprp.summarize(low))
 
@@ -595,7 +595,7 @@ def test_a_fold_plan_holds_for_tucker_layers_too(tmp_path: Path) -> None:
     form = Form("tucker", (2, 3))
     made = fold_plan(form)
     row = dataclasses.replace(
-        made.layers[0], kernel_shape=(3, 3, 6, 8), matricization="tucker", rank=(2, 3)
+        made.layers[0], kernel_shape=(3, 3, 6, 8), decomposition="tucker", rank=(2, 3)
     )
     plan = dataclasses.replace(made, layers=(row,))
     path = plan.save(tmp_path / "plan.json")
@@ -690,7 +690,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: factorize(_model(), decomposition="spatial", ranks=_rank_plan(it=(2, 2))),
-        r"`matricization` must be left out.*'tucker'.*'spatial'",
+        r"`decomposition` must be left out.*'tucker'.*'spatial'",
     ),
     (
         lambda: factorize(_model(), ranks=_rank_plan(it=(2, 2)), layers=["it"]),

@@ -59,8 +59,8 @@ def _select(model: keras.Model, method: str, digits: Data, budget: Budget) -> Ra
         method,
         budget,
         (x[512:640], y[512:640]),
-        train=(x[:128], y[:128]),
-        matricization="channel",
+        training_data=(x[:128], y[:128]),
+        decomposition="channel",
         seed=5,
     )
 
