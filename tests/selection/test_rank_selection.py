@@ -25,6 +25,7 @@ from dprp_tf.selection.methods.uniform import Uniform
 from dprp_tf.selection.selecting import select_ranks
 from dprp_tf.selection.solving.filling import fill
 from dprp_tf.selection.solving.program import Bound, choose
+from dprp_tf.training.fine_tuning import classification_loss
 
 MATRICIZATIONS = ("spatial", "channel", "separable", "tucker")
 
@@ -458,7 +459,7 @@ def test_the_default_loss_needs_classes() -> None:
         dprp.FineTuning(epochs=1).fit(model, data)
     assert len(dprp.FineTuning(epochs=1, loss="binary_crossentropy").fit(model, data)) == 1
     soft = keras.layers.Dense(2, activation=keras.layers.Softmax())
-    loss = dprp.fine_tuning.classification_loss(keras.Model(inputs, soft(inputs)), data[1])
+    loss = classification_loss(keras.Model(inputs, soft(inputs)), data[1])
     assert loss.get_config()["from_logits"] is False
 
 
