@@ -14,7 +14,7 @@ import numpy as np
 from dprp_tf.deploy.measurement.benchmark import Comparison, Ratio, benchmark, compare
 from dprp_tf.deploy.running.runtime import evaluate_file, require_model_file
 from dprp_tf.deploy.targets import Target, resolve_target
-from dprp_tf.files.arguments import check_integer
+from dprp_tf.files.arguments import is_integer
 
 __all__ = ["Sweep", "SweepFailure", "SweepRun", "sweep"]
 
@@ -167,8 +167,8 @@ def sweep(
     for name, values in (("targets", resolved), ("threads", counts)):
         if not values:
             raise ValueError(f"`{name}` must hold one entry or more. Received: none.")
-    for count in counts:
-        check_integer("threads", count)
+    if not all(map(is_integer, counts)):
+        raise ValueError(f"`threads` must hold integers of 1 or more. Received: threads={counts}.")
     accuracies: list[float | None] = [None] * len(checked)
     if data is not None:
         for index, path in enumerate(checked):

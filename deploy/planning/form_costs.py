@@ -93,7 +93,7 @@ class Setting:
                 f"`precision` must be one of {list(PRECISIONS[self.runtime])} for "
                 f"runtime={self.runtime!r}. Received: precision={self.precision!r}"
             )
-        check_integer("threads", self.threads)
+        object.__setattr__(self, "threads", check_integer("threads", self.threads))
 
     @property
     def exact(self) -> bool:

@@ -102,10 +102,8 @@ class Budget:
                 f"A budget must have a bound on one of {(*METRICS, 'accuracy_drop')}. Received none"
             )
         for name, value in {**given, "tolerance": self.tolerance}.items():
-            if name in ("accuracy_drop", "tolerance"):
-                check_number(name, value, minimum=0)
-            else:
-                check_number(name, value, above=0)
+            limits = {"minimum" if name in ("accuracy_drop", "tolerance") else "above": 0.0}
+            check_number(name, value, **limits)
         for name in ("parameters", "macs"):
             if given.get(name, 0.0) > 1.0:
                 raise ValueError(

@@ -163,7 +163,7 @@ def logits_dense(
     (None, 3)
     """
     return keras.layers.Dense(
-        classes, kernel_initializer="he_normal", kernel_regularizer=l2(decay), name=name
+        int(classes), kernel_initializer="he_normal", kernel_regularizer=l2(decay), name=name
     )(x)
 
 

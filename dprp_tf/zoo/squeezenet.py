@@ -115,7 +115,7 @@ def squeezenet(
             x = _pool(x, f"fire{module}_pool")
     x = dropped(x, dropout, "dropout")
     x = keras.layers.Conv2D(
-        classes,
+        int(classes),
         1,
         data_format=CHANNELS_LAST,
         kernel_initializer="he_normal",

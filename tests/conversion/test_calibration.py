@@ -236,7 +236,7 @@ def test_unusable_arguments_are_named() -> None:
             input_moments(model, [name], data)
     with pytest.raises(ValueError, match="`x`"):
         input_moments(model, ["head"], data[:0])
-    with pytest.raises(ValueError, match="`batch_size` and `positions`"):
+    with pytest.raises(ValueError, match="`positions` must be an integer of 1 or more"):
         input_moments(model, ["head"], data, positions=0)
     with pytest.raises(ValueError, match="`arrays`"):
         input_moments(model, ["head"], [data, data])

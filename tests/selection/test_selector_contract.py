@@ -56,9 +56,9 @@ def _select(model: keras.Model, method: str, digits: Data, budget: Budget) -> Ra
     x, y = digits
     return select_ranks(
         model,
-        method,
-        budget,
-        (x[512:640], y[512:640]),
+        method=method,
+        budget=budget,
+        data=(x[512:640], y[512:640]),
         training_data=(x[:128], y[:128]),
         decomposition="channel",
         seed=5,
@@ -117,7 +117,7 @@ def test_the_cut_model_weighs_what_the_plan_says_and_computes_something_else(
     trained: keras.Model, plans: Any, method: str, small_digits: Data
 ) -> None:
     plan, x = plans(method), small_digits[0][512:640]
-    small = cut(trained, plan, x if plan.truncation == "output" else None)
+    small = cut(trained, plan, calibration_data=x if plan.truncation == "output" else None)
     assert small.count_params() == plan.cost["parameters"] < plan.dense["parameters"]
     assert plan.dense["parameters"] == trained.count_params()
     found, dense = (model.predict(x, verbose=0) for model in (small, trained))

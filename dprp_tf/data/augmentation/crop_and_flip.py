@@ -44,7 +44,7 @@ class CropAndFlip(Augmentation):
     flip: bool = True
 
     def __post_init__(self) -> None:
-        check_integer("padding", self.padding, minimum=0)
+        object.__setattr__(self, "padding", check_integer("padding", self.padding, minimum=0))
 
     def _apply(self, ops: SimpleNamespace, images: Any, seed: Any, index: Any) -> Any:
         padding = self.padding

@@ -89,10 +89,10 @@ class BeamSearch(Selector):
                 )
         if self.level is not None:
             check_number("level", self.level, above=0, below=1)
-        numbers = {"step": self.step, "beams": self.beams, "samples": self.samples}
-        numbers |= {f"searches[{i}]": min(pair) for i, pair in enumerate(self.searches or ())}
-        for name, value in numbers.items():
-            check_integer(name, value)
+        for i, pair in enumerate(self.searches or ()):
+            check_integer(f"searches[{i}]", min(pair))
+        for name in ("step", "beams", "samples"):
+            object.__setattr__(self, name, check_integer(name, getattr(self, name)))
 
     @property
     def settings(self) -> tuple[tuple[int, int], ...]:

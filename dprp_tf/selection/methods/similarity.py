@@ -134,7 +134,7 @@ class FeatureSimilarity(Selector):
             check_number(name, getattr(self, name), above=0, below=1)
         check_number("share", self.share, above=0, maximum=1)
         for name in ("samples", "batch_size", "memory"):
-            check_integer(name, getattr(self, name))
+            object.__setattr__(self, name, check_integer(name, getattr(self, name)))
         check_choice("pairs", self.pairs, PAIRS)
 
     @property

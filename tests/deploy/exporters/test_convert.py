@@ -122,7 +122,7 @@ def test_onnx_int8_takes_several_inputs(tmp_path: Path) -> None:
         ({"quantization": "int8"}, "`calibration_data` must be given"),
         ({"quantization": "int4"}, "`quantization` must be one of"),
         ({"quantization": "dynamic"}, "`quantization` must be one of"),
-        ({"minimum_agreement": 1.5}, "`minimum_agreement` must lie in 0..1"),
+        ({"minimum_agreement": 1.5}, "`minimum_agreement` must be .*at least 0 and at most 1"),
     ],
 )
 def test_onnx_arguments(options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -197,7 +197,9 @@ def test_several_inputs_and_outputs_in_int8(form: str, tmp_path: Path) -> None:
     }
     data: Any = x if form == "dict" else [x["picture"], x["hints"]]
     path = tmp_path / "two.tflite"
-    report = export_tflite(model, path, "int8", calibration_data=data, minimum_agreement=0.8)
+    report = export_tflite(
+        model, path, quantization="int8", calibration_data=data, minimum_agreement=0.8
+    )
     assert {output.name for output in report.outputs} == {"zone", "box"}
     outputs = run_file(path, x)
     assert isinstance(outputs, dict)

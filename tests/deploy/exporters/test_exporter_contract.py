@@ -142,7 +142,7 @@ def test_a_low_rank_model_is_refused_until_it_is_folded(
     suffix: str, export: Export, matricization: str, tmp_path: Path
 ) -> None:
     dense, path = _small(), tmp_path / f"a{suffix}"
-    model = dprp.factorize(dense, matricization=matricization, ranks=2)
+    model = dprp.factorize(dense, decomposition=matricization, ranks=2)
     name = type(model.low_rank_layers[0]).__name__
     with pytest.raises(ValueError, match=rf"\({name}\).*dprp_tf\.fold\(model\) first"):
         export(model, path)

@@ -205,8 +205,8 @@ def test_training_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     functions: tuple[Any, ...] = (train_quantized, cluster_weights, sparsify)
     for train in functions:
         for options, message in (
-            ({"epochs": 0}, "`epochs` must be 1 or more"),
-            ({"batch_size": 0}, "`batch_size` must be 1 or more"),
+            ({"epochs": 0}, "`epochs` must be an integer of 1 or more"),
+            ({"batch_size": 0}, "`batch_size` must be an integer of 1 or more"),
             ({"learning_rate": 0.0}, "`learning_rate` must be"),
         ):
             with pytest.raises(ValueError, match=message):
@@ -215,11 +215,11 @@ def test_training_refuses_what_it_cannot_do(tmp_path: Path) -> None:
             train(model, x[:, :3], y)
         with pytest.raises(ValueError, match="must be a Keras model"):
             train("model.keras", x, y)
-    with pytest.raises(ValueError, match="`clusters` must be 2 or more"):
+    with pytest.raises(ValueError, match="`clusters` must be an integer of 2 or more"):
         cluster_weights(model, x, y, clusters=1)
     with pytest.raises(ValueError, match="two steps or more"):
         sparsify(model, x, y)
-    with pytest.raises(ValueError, match="`sparsity` must lie between"):
+    with pytest.raises(ValueError, match=r"`sparsity` must be .*above 0 and below 1"):
         sparsify(model, x, y, sparsity=1.0)
     volume = keras.Sequential([keras.Input((4, 4, 4, 1)), layers.Conv3D(2, 2, name="deep")])
     with pytest.raises(ValueError, match=r"int8.*deep \(Conv3D\)"):

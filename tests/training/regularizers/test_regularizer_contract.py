@@ -117,7 +117,7 @@ def test_a_factorized_model_trains_with_it_and_keeps_it_in_its_file(
     hidden = keras.layers.Dense(8, activation="relu")(inputs)
     dense = keras.Model(inputs, keras.layers.Dense(6)(hidden))
     compression: Any = _make(name) if name in RANKED_NAMES else name
-    model = dprp.factorize(dense, compression=compression)
+    model = dprp.factorize(dense, settings=dprp.DPRPSettings(compression=compression))
     assert type(model.settings.compression) is type(_make(name))
     model.compile("sgd", "mse")
     x = rng.standard_normal((16, 12)).astype("float32")
