@@ -193,8 +193,8 @@ class BudgetPruning(RankPruning):
             )
             raise ValueError(
                 "`latency` must have been measured for this model: the same SVD layers, "
-                f"decomposition and full ranks. Received: a table that differs in {differing}; make "
-                "it anew with dprp_tf.deploy.measure_latency."
+                "decomposition and full ranks. Received: a table that differs in "
+                f"{differing}; make it anew with dprp_tf.deploy.measure_latency."
             )
 
     def _predicted(self, changes: Mapping[SVDLayer, int]) -> float:

@@ -293,7 +293,7 @@ class DPRPModel(keras.Model):
         return with_own_callbacks(callbacks)
 
     def copy_learning_rate(self) -> None:
-        """Take over the optimizer's learning rate, which the smoothed norm of the losses follows."""
+        """Take over the optimizer's learning rate, which the smoothed norm follows."""
         sync(self)
         rate = inner_optimizer(self.optimizer).learning_rate
         # Through Python: sharing the optimizer's buffer would donate it twice on JAX.

@@ -167,7 +167,12 @@ def _model(**options: Any) -> dprp.DPRPModel:
     x = layers.Conv2D(8, 3, padding="same", activation="relu", name="second")(x)
     x = layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, layers.Dense(3, name="head")(x))
-    model = dprp.factorize(model, decomposition="channel", layers=["first", "second"], **options)
+    model = dprp.factorize(
+        model,
+        decomposition="channel",
+        layers=["first", "second"],
+        settings=dprp.DPRPSettings(**options),
+    )
     model.compile(
         keras.optimizers.SGD(0.02, momentum=0.9),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

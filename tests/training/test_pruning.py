@@ -49,7 +49,9 @@ def _dense_model(regularizer: Any = None, dtype: Any = None) -> keras.Model:
 
 def _model(optimizer: Any = None, regularizer: Any = None, **options: Any) -> dprp.DPRPModel:
     options = {"compression_weight": 0.37, "threshold": 0.05, **options}
-    model = dprp.factorize(_dense_model(regularizer), decomposition="channel", **options)
+    model = dprp.factorize(
+        _dense_model(regularizer), decomposition="channel", settings=dprp.DPRPSettings(**options)
+    )
     model.compile(
         optimizer or keras.optimizers.SGD(0.01, momentum=0.9),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
