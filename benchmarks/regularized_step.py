@@ -36,9 +36,9 @@ def _compiled() -> keras.Model:
     return model
 
 
-def _half_ranks(model: keras.Model, matricization: str) -> dict[str, int]:
+def _half_ranks(model: keras.Model, decomposition: str) -> dict[str, int]:
     return {
-        key: max(1, full_rank(layer.kernel.shape, matricization) // 2)
+        key: max(1, full_rank(layer.kernel.shape, decomposition) // 2)
         for key, layer in layer_keys(model).items()
         if hasattr(layer, "kernel")
     }
@@ -47,14 +47,14 @@ def _half_ranks(model: keras.Model, matricization: str) -> dict[str, int]:
 class _Steps:
     """A model and what its training does before each step."""
 
-    def __init__(self, matricization: str | None, refresh: int) -> None:
+    def __init__(self, decomposition: str | None, refresh: int) -> None:
         self.model = _compiled()
         self.callback: RankRegularization | None = None
         self.done = 0
-        if matricization is not None:
-            ranks = _half_ranks(self.model, matricization)
+        if decomposition is not None:
+            ranks = _half_ranks(self.model, decomposition)
             self.callback = RankRegularization(
-                ranks=ranks, matricization=matricization, refresh=refresh
+                ranks=ranks, decomposition=decomposition, refresh=refresh
             )
             self.callback.set_model(self.model)
             self.callback.on_train_begin()

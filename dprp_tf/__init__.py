@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from dprp_tf.selection.compressing import Compressed, bsr
     from dprp_tf.selection.selecting import select_ranks
+    from dprp_tf.training.budget_pruning import BudgetPruning
     from dprp_tf.training.distribution import distribution
     from dprp_tf.training.divergence import DivergenceError, DivergenceGuard
     from dprp_tf.training.fine_tuning import FineTuning
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Budget",
     "BudgetError",
+    "BudgetPruning",
     "Compressed",
     "DPRPModel",
     "DPRPSettings",
@@ -78,6 +80,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Budget": "costs.budget",
     "BudgetError": "costs.budget",
+    "BudgetPruning": "training.budget_pruning",
     "Compressed": "selection.compressing",
     "DPRPModel": "training.model",
     "DPRPSettings": "training.settings",

@@ -47,7 +47,7 @@ def measure_latency(
 
     Forms are timed as `plan` times them, with random weights: the model need not be trained, and
     its ranks of now do not matter. Tucker layers are left as they are. The table answers what ranks
-    a time allows, and drives `RankPruning(cost=table, budget=...)`.
+    a time allows, and drives `BudgetPruning(budget, latency=table)`.
 
     Args:
         model: A model with SVD layers, such as `factorize` gives it, and inputs of fixed shape.

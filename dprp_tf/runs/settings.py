@@ -39,7 +39,7 @@ class TrainSettings:
         discarded_energy, start_epoch, stop_epoch, frequency, minimum_rank,
             minimum_removed: As `dprp_tf.RankPruning`.
         latency_table: A file that `LatencyTable.save` wrote; the run folder keeps a copy.
-        budget: With it, the time the folded model may take; see `dprp_tf.RankPruning`.
+        budget: With it, the time the folded model may take; see `dprp_tf.BudgetPruning`.
 
     Raises:
         ValueError: If a value is out of range; the messages name it.

@@ -18,6 +18,7 @@ from dprp_tf import zoo
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.conversion.folding import choose_forms, fold
 from dprp_tf.conversion.summaries import summarize
+from dprp_tf.costs.budget import Budget
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset, batches, evaluation_batches, reading_errors
@@ -30,6 +31,7 @@ from dprp_tf.layers import factorized_layers
 from dprp_tf.report import save_plots, write_report
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.settings import TrainSettings
+from dprp_tf.training.budget_pruning import BudgetPruning
 from dprp_tf.training.distribution import Distribution
 from dprp_tf.training.divergence import DivergenceGuard
 from dprp_tf.training.on_device import fit_on_device
@@ -142,16 +144,18 @@ def _train(
     recorder = _Recorder(folder, settings, state, plateau)
     own: list[keras.callbacks.Callback] = [schedule]
     if settings.method == "dprp":
-        pruning = RankPruning(
-            cost=table,
-            budget=settings.budget,
-            discarded_energy=settings.discarded_energy,
-            start_epoch=settings.start_epoch,
-            stop_epoch=settings.stop_epoch,
-            frequency=settings.frequency,
-            minimum_rank=settings.minimum_rank,
-            minimum_removed=settings.minimum_removed,
-        )
+        options: dict[str, Any] = {
+            name: getattr(settings, name)
+            for name in (
+                *("discarded_energy", "start_epoch", "stop_epoch"),
+                *("frequency", "minimum_rank", "minimum_removed"),
+            )
+        }
+        if table is None:
+            pruning = RankPruning(**options)
+        else:
+            budget = Budget(milliseconds=settings.budget)
+            pruning = BudgetPruning(budget, latency=table, **options)
         own = [pruning, schedule, RankHistory(folder / "ranks.json")]
     # First, so that the last good epoch's checkpoint outlives a diverged one.
     own.insert(0, DivergenceGuard())

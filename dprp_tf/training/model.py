@@ -22,7 +22,7 @@ from dprp_tf.keras_internals.optimizers import (
 from dprp_tf.keras_internals.seeds import seed_states, set_seed_states
 from dprp_tf.layers import SVDLayer, factorized_keys, low_rank_layers, plain_ranks, stored_ranks
 from dprp_tf.training import regularizers
-from dprp_tf.training.divergence import DivergenceError, DivergenceGuard
+from dprp_tf.training.divergence import DivergenceError
 from dprp_tf.training.failure_record import (
     Block,
     FailureRecord,
@@ -32,16 +32,13 @@ from dprp_tf.training.failure_record import (
     own_loss_names,
     record_size,
 )
+from dprp_tf.training.fit_callbacks import with_own_callbacks
 from dprp_tf.training.replicas import chief_arrays, from_first_replica, replica_count
 from dprp_tf.training.resizing import set_ranks, start_averages
 from dprp_tf.training.retraction import TrainedFactors, turn, turn_shapes, turns
 from dprp_tf.training.settings import DPRPSettings
 
 __all__ = ["DPRPModel"]
-
-
-# What a `DPRPModel` logs beside the compiled metrics; each is better the lower it is.
-_FALLING = ("app_loss", "orth_loss", "sort_loss", "comp_loss", "total_rank", "parameters")
 
 
 # Key, before its number, of a random state in the model's files.
@@ -85,6 +82,7 @@ class DPRPModel(keras.Model):
         # The smoothed norm follows the learning rate; a train step can't read the optimizer's own
         # variable on every backend, so a callback of fit() copies it here before each epoch.
         self._evaluating = False
+        self._pressure = 1.0
         self._learning_rate = keras.Variable(0.0, trainable=False, name="learning_rate_copy")
         self._failures = FailureRecord(record_size(self))
         self.settings = DPRPSettings() if settings is None else settings
@@ -111,6 +109,23 @@ class DPRPModel(keras.Model):
         self._settings = settings
         for layer in layers:
             layer.balanced_gradients = settings.structure == "retraction"
+
+    @property
+    def pressure(self) -> float:
+        """Factor on the settings' compression weight, 0 or more; each `fit` begins and ends with 1.
+
+        `RankPruning` sets 0 when ranks no longer fall.
+        """
+        return self._pressure
+
+    @pressure.setter
+    def pressure(self, pressure: float) -> None:
+        if not 0.0 <= pressure < math.inf:
+            raise ValueError(f"`pressure` must be 0 or more and finite. Received: {pressure}")
+        changed, self._pressure = pressure != self._pressure, pressure
+        # Only the train step has the pressure in it.
+        if changed and getattr(self, "train_function", None) is not None:
+            self.make_train_function(force=True)
 
     @property
     def low_rank_layers(self) -> list[SVDLayer]:
@@ -261,6 +276,8 @@ class DPRPModel(keras.Model):
         except DivergenceError as error:
             # Raised where the record could not be read: beside a step that may be running.
             raise error.completed() from error.__cause__
+        finally:
+            self.pressure = 1.0
 
     def training_callbacks(
         self, callbacks: list[keras.callbacks.Callback]
@@ -271,20 +288,16 @@ class DPRPModel(keras.Model):
             callbacks: The user's.
 
         Returns:
-            First one that logs the ranks, so that every callback finds them, and a
-            `DivergenceGuard`, before any that could write a broken state; last one that copies
-            the learning rate, when a schedule has set it.
+            All of them, in the order in which they must be called.
         """
-        for callback in callbacks:
-            _settle_direction(callback)
-        guards = [c for c in callbacks if isinstance(c, DivergenceGuard)]
-        others = [c for c in callbacks if not isinstance(c, DivergenceGuard)]
-        if not guards:
-            # Who asks Keras to end the training quietly gets that.
-            quiet = any(isinstance(c, keras.callbacks.TerminateOnNaN) for c in callbacks)
-            guards = [DivergenceGuard(raise_error=not quiet)]
-        guards[0].watch(others)
-        return [_RankLogger(), *guards, *others, _LearningRateCopy()]
+        return with_own_callbacks(callbacks)
+
+    def copy_learning_rate(self) -> None:
+        """Take over the optimizer's learning rate, which the smoothed norm follows."""
+        sync(self)
+        rate = inner_optimizer(self.optimizer).learning_rate
+        # Through Python: sharing the optimizer's buffer would donate it twice on JAX.
+        self._learning_rate.assign(float(ops.convert_to_numpy(rate)))
 
     def compute_loss(
         self,
@@ -309,7 +322,7 @@ class DPRPModel(keras.Model):
         for name, value in terms.items():
             self._terms[name].update_state(ops.stop_gradient(value), sample_weight=count)
         settings = self.settings
-        weighted = settings.compression_weight * terms["comp"]
+        weighted = self.pressure * settings.compression_weight * terms["comp"]
         if settings.structure != "retraction":
             weighted = weighted + settings.structure_weight * (
                 settings.orthogonality_weight * terms["orth"]
@@ -503,20 +516,6 @@ class DPRPModel(keras.Model):
         return model
 
 
-class _RankLogger(keras.callbacks.Callback):
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if logs is not None:
-            logs.update(self.model.rank_logs())
-
-
-class _LearningRateCopy(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        sync(self.model)
-        rate = inner_optimizer(self.model.optimizer).learning_rate
-        # Through Python: sharing the optimizer's buffer would donate it twice on JAX.
-        self.model._learning_rate.assign(float(ops.convert_to_numpy(rate)))
-
-
 def _means(by_layer: dict[str, Any], count: int) -> dict[str, Any]:
     """Return the mean of each term over `count` layers; 0 for no layers, where a mean is NaN."""
     return {name: ops.sum(value) / max(count, 1) for name, value in by_layer.items()}
@@ -534,13 +533,6 @@ def _fits(layer: SVDLayer, values: list[Any]) -> bool:
         np.shape(value) == (*variable.shape[:-1], *rank)
         for variable, value in zip((layer.u, layer.s, layer.v), values, strict=True)
     )
-
-
-def _settle_direction(callback: Any) -> None:
-    """Let mode="auto" work on the terms: Keras asks the compiled metrics alone for a direction."""
-    monitored = str(getattr(callback, "monitor", "")).removeprefix("val_")
-    if monitored in _FALLING and getattr(callback, "mode", None) == "auto":
-        callback.mode = "min"
 
 
 def _read(groups: list[list[keras.Variable]]) -> list[list[Any]]:

@@ -144,6 +144,7 @@ def fit_on_device(
         present = (
             [tuple(variable.shape) for variable in model.trainable_variables],
             getattr(model, "settings", None),
+            getattr(model, "pressure", None),
         )
         if dispatch is None or present != shapes:
             dispatch, shapes = _MAKERS[backend](model, batch), present

@@ -1,29 +1,21 @@
-"""Callbacks that shrink the ranks inside `fit` and record them."""
+"""The paper's rule: ranks that fall inside `fit` where singular values drop."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
 from dprp_tf import decomposition
-from dprp_tf.costs.allocation import allocate_ranks
-from dprp_tf.costs.budget import BudgetError
-from dprp_tf.costs.latency_table import LatencyTable
-from dprp_tf.keras_internals.compiled import renew_functions, sync
+from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.layers import SVDLayer, low_rank_keys
 from dprp_tf.training.divergence import diagnose
 from dprp_tf.training.replicas import from_chief
 from dprp_tf.training.resizing import resize
 
 __all__ = ["RankPruning"]
-
-# Sums of the same costs in another order differ by this share.
-_ROUNDING = 1e-9
 
 
 class RankPruning(keras.callbacks.Callback):
@@ -40,31 +32,21 @@ class RankPruning(keras.callbacks.Callback):
             spectra of wide (`channel`, `separable`) matrices fade without a drop, and only this
             cuts them. Default 0: the paper's rule alone.
         start_epoch: First epoch, counted from 0, at whose end ranks may fall. Default 0.
-        stop_epoch: First epoch in which ranks no longer fall and the model's compression weight
-            is 0, so that the rest of the training recovers what the cuts cost; above
-            `start_epoch`. Default: never.
+        stop_epoch: First epoch in which ranks no longer fall and the model's `pressure` is 0, so
+            that the rest of the training recovers what the cuts cost; above `start_epoch`. The
+            next `fit` presses anew. Default: never.
         frequency: Epochs between prunings, 1 or more. Default 1.
         layers: Names of the layers to prune. Default: every SVD layer that trains.
         minimum_rank: Rank no layer falls below, 1 or more. Default 1.
         minimum_removed: Singular values, over all layers, that must be pending before a
             shrink is made; the last epoch of a run cuts whatever is pending. Default 1.
-        cost: Time per layer and rank on a target, as `dprp_tf.deploy.measure_latency` measures it
-            for this model. Default: none.
-        budget: With `cost`, the time the model may take when folded by `deploy.plan_fold` or
-            `cost.forms(model.ranks)`, in the table's unit, as the table predicts it; such as
-            `0.5 * cost.dense`. What the model may take falls in a straight line from the dense
-            model's time to the budget at `stop_epoch` (the last epoch of a `fit` without one);
-            what the threshold does not cut is cut where the time saved costs least energy. Once
-            within budget the pressure ends; `model.settings` then holds a compression weight of
-            0, in later fits too. The logs get `predicted_cost`.
         verbose: 1 to print a line per shrink. Default 0.
 
     Raises:
         ValueError: At construction if an argument is out of range; in training if the model is
-            not a `DPRPModel`, a layer name is unknown, a factor is not finite, the table is of
-            another model, or no ranks meet the budget (`BudgetError`, before the first epoch).
+            not a `DPRPModel`, a layer name is unknown, or a factor is not finite.
 
-    Source: DPRP (arXiv 2401.08014) III-D; with a budget, also BSR/LeSS thesis Eq. 2.2 and 2.3.
+    Source: DPRP (arXiv 2401.08014) III-D.
 
     Example:
 
@@ -83,28 +65,9 @@ class RankPruning(keras.callbacks.Callback):
         layers: Iterable[str] | None = None,
         minimum_rank: int = 1,
         minimum_removed: int = 1,
-        cost: LatencyTable | None = None,
-        budget: float | None = None,
         verbose: int = 0,
     ) -> None:
         super().__init__()
-        if (cost is None) != (budget is None):
-            raise ValueError(
-                "`cost` and `budget` must be given together. Received: "
-                f"cost={'None' if cost is None else 'a table'}, budget={budget}"
-            )
-        if cost is not None and not isinstance(cost, LatencyTable):
-            raise ValueError(
-                "`cost` must be a LatencyTable: what deploy.latency_table returns, or "
-                f"LatencyTable.load(path). Received: {cost!r}"
-            )
-        if cost is not None:
-            number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
-            if budget is None or not number or not 0 < budget < cost.dense:
-                raise ValueError(
-                    f"`budget` must lie between 0 and {cost.dense:.6g} {cost.unit}, what the dense "
-                    f"model takes on {cost.target}. Received: budget={budget!r}"
-                )
         if threshold is not None and not 0.0 < threshold < 1.0:
             raise ValueError(f"`threshold` must lie in (0, 1). Received: threshold={threshold}")
         if not 0.0 <= discarded_energy < 1.0:
@@ -132,8 +95,6 @@ class RankPruning(keras.callbacks.Callback):
         self.layer_names = None if layers is None else tuple(layers)
         self.minimum_rank = minimum_rank
         self.minimum_removed = minimum_removed
-        self.cost = cost
-        self.budget = budget
         self.verbose = verbose
         self.shrinks: list[dict[str, Any]] = []
         self._epoch: int | None = None
@@ -144,7 +105,7 @@ class RankPruning(keras.callbacks.Callback):
         self._epoch, self._done = None, False
         if not hasattr(self.model, "settings"):
             raise ValueError(
-                "`RankPruning` works on a DPRPModel. Received: "
+                f"`{type(self).__name__}` works on a DPRPModel. Received: "
                 f"{type(self.model).__name__}; make one with dprp_tf.factorize(model)."
             )
         if self.layer_names is not None:
@@ -155,36 +116,12 @@ class RankPruning(keras.callbacks.Callback):
                 raise ValueError(
                     f"`layers` must name SVD layers of the model: {list(keys)}. Received: {unknown}"
                 )
-        if self.cost is not None and self.budget is not None:
-            self._require_fitting_table()
-            epochs = self.params.get("epochs")
-            if epochs is not None and self.start_epoch >= epochs:
-                raise ValueError(
-                    f"`start_epoch` must be below epochs={epochs} to reach a budget. "
-                    f"Received: start_epoch={self.start_epoch}"
-                )
-            least = self._predicted(dict.fromkeys(self._layers(), self.minimum_rank))
-            if least > self.budget * (1 + _ROUNDING):
-                raise BudgetError(self.budget, least)
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self.cost is None or self.budget is None:
-            return
-        reached = self._predicted({})
-        if reached > self.budget * (1 + _ROUNDING):
-            warnings.warn(
-                f"the model takes {reached:.6g} of a budget of {self.budget:.6g} "
-                f"{self.cost.unit}: training ended before it was reached. Train on, or give an "
-                "earlier `stop_epoch`.",
-                stacklevel=2,
-            )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch, self._done = epoch, False
-        # A model that goes on from saved weights has its ranks, and not yet its settings.
+        # A model that goes on from saved weights begins behind the end of the pressure.
         if self.stop_epoch is not None and epoch >= self.stop_epoch:
-            self._release()
-        self._release_within_budget()
+            self.model.pressure = 0.0
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         # fit() validates after an epoch's last step: cutting first lets the validation figures
@@ -197,8 +134,6 @@ class RankPruning(keras.callbacks.Callback):
         self._epoch = None
         if logs is not None:
             logs.update(self.model.rank_logs())
-            if self.cost is not None:
-                logs["predicted_cost"] = self._predicted({})
 
     def pending_ranks(self) -> dict[SVDLayer, int]:
         """Return the layers that would be cut now and the rank each would get.
@@ -212,7 +147,7 @@ class RankPruning(keras.callbacks.Callback):
         self._require_finite()
         threshold = self.threshold or self.model.settings.threshold
         pending = {}
-        for layer in self._layers():
+        for layer in self.layers_by_key().values():
             ordered = np.sort(np.abs(layer.factors.s))[::-1]
             rank = min(
                 decomposition.retained_rank(ordered, threshold, self.minimum_rank),
@@ -222,81 +157,8 @@ class RankPruning(keras.callbacks.Callback):
                 pending[layer] = rank
         return pending
 
-    def _require_fitting_table(self) -> None:
-        assert self.cost is not None
-        ours = {
-            key: (layer.decomposition, layer.full_rank)
-            for key, layer in low_rank_keys(self.model).items()
-        }
-        theirs = {row.name: (row.decomposition, row.full_rank) for row in self.cost.layers}
-        if ours != theirs:
-            differing = sorted(
-                name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
-            )
-            raise ValueError(
-                "`cost` must have been measured for this model: the same SVD layers, matricization "
-                f"and full ranks. Received: a table that differs in {differing}; make it anew with "
-                "dprp_tf.deploy.measure_latency."
-            )
-
-    def _predicted(self, changes: Mapping[SVDLayer, int]) -> float:
-        """The model's cost with some ranks changed."""
-        assert self.cost is not None
-        ranks = {}
-        for key, layer in low_rank_keys(self.model).items():
-            rank = int(layer.rank or 1)
-            ranks[key] = min(changes.get(layer, rank), rank)
-        return self.cost.model_cost(ranks)
-
-    def _within(self, allowance: float, pending: dict[SVDLayer, int]) -> dict[SVDLayer, int]:
-        """Lower more ranks, where it costs least energy, until the model takes `allowance`."""
-        assert self.cost is not None
-        if self._predicted(pending) <= allowance * (1 + _ROUNDING):
-            return pending
-        layers = self._by_key()
-        spectra = {}
-        for name, layer in layers.items():
-            ordered = np.sort(np.abs(layer.factors.s))[::-1]
-            spectra[name] = ordered[: pending.get(layer, len(ordered))]
-        rows = {name: self.cost.layer(name) for name in layers}
-        spent = sum(rows[name].cost(int(layer.rank or 1)) for name, layer in layers.items())
-        found = allocate_ranks(
-            spectra,
-            lambda name, rank: rows[name].cost(rank),
-            allowance,
-            fixed_cost=self._predicted({}) - spent,
-            minimum_rank=self.minimum_rank,
-        )
-        return {
-            layer: found.ranks[name]
-            for name, layer in layers.items()
-            if found.ranks[name] < int(layer.rank or 1)
-        }
-
-    def _allowance(self, epoch: int) -> float:
-        """What the model may take after this epoch."""
-        assert self.cost is not None
-        assert self.budget is not None
-        stop = self.stop_epoch or int(self.params.get("epochs") or epoch + 1)
-        share = min(1.0, (epoch + 1 - self.start_epoch) / max(stop - self.start_epoch, 1))
-        return self.cost.dense + share * (self.budget - self.cost.dense)
-
-    def _release_within_budget(self) -> None:
-        if self.cost is None or self.budget is None:
-            return
-        if self._predicted({}) <= self.budget * (1 + _ROUNDING):
-            self._release()
-
-    def _release(self) -> None:
-        settings = self.model.settings
-        if settings.compression_weight > 0:
-            self.model.settings = replace(settings, compression_weight=0.0)
-            renew_functions(self.model)
-
-    def _layers(self) -> list[SVDLayer]:
-        return list(self._by_key().values())
-
-    def _by_key(self) -> dict[str, SVDLayer]:
+    def layers_by_key(self) -> dict[str, SVDLayer]:
+        """Return the layers that are pruned, by name, or by path where layers share a name."""
         names = self.layer_names
         return {
             key: layer
@@ -306,7 +168,7 @@ class RankPruning(keras.callbacks.Callback):
 
     def _as_the_chief(self, pending: dict[SVDLayer, int]) -> dict[SVDLayer, int]:
         """What the chief of several workers decided, where rounding may decide."""
-        layers = self._by_key()
+        layers = self.layers_by_key()
         decided = {key: pending[layer] for key, layer in layers.items() if layer in pending}
         ranks = from_chief(self.model, decided)
         return {layers[name]: rank for name, rank in ranks.items()}
@@ -319,7 +181,7 @@ class RankPruning(keras.callbacks.Callback):
 
     def _is_broken(self) -> bool:
         sync(self.model)
-        return any(layer.broken_factor is not None for layer in self._layers())
+        return any(layer.broken_factor is not None for layer in self.layers_by_key().values())
 
     def _prune_once(self) -> None:
         if self._done or self._epoch is None:
@@ -331,7 +193,7 @@ class RankPruning(keras.callbacks.Callback):
         last = epoch + 1 == self.params.get("epochs")
         due = (epoch - self.start_epoch) % self.frequency == 0
         if self.stop_epoch is not None and epoch + 1 >= self.stop_epoch:
-            self._release()
+            self.model.pressure = 0.0
         stopped = self.stop_epoch is not None and epoch >= self.stop_epoch
         # What is pending when the pressure ends is cut then, as in a run's last epoch.
         last = last or epoch + 1 == self.stop_epoch
@@ -341,21 +203,16 @@ class RankPruning(keras.callbacks.Callback):
         if settings.structure == "retraction" and settings.retraction_period > 1:
             self._require_finite()
             self.model.restore_structure()
-        pending = self.pending_ranks()
-        if self.cost is not None and self.budget is not None:
-            pending = self._within(max(self._allowance(epoch), self.budget), pending)
-        pending = self._as_the_chief(pending)
+        pending = self._as_the_chief(self.pending_ranks())
         if not pending:
-            self._release_within_budget()
             return
-        layers = {key: layer for key, layer in self._by_key().items() if layer in pending}
+        layers = {key: layer for key, layer in self.layers_by_key().items() if layer in pending}
         after = {key: pending[layer] for key, layer in layers.items()}
         before = {key: int(layer.rank or 0) for key, layer in layers.items()}
         removed = sum(before.values()) - sum(after.values())
         if removed < self.minimum_removed and not last:
             return
         resize(self.model, pending)
-        self._release_within_budget()
         self.shrinks.append({"epoch": epoch, "before": before, "after": after})
         if self.verbose:
             changes = ", ".join(f"{name} {before[name]}->{after[name]}" for name in after)

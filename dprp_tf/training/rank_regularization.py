@@ -53,7 +53,7 @@ class RankRegularization(keras.callbacks.Callback):
         ranks: The rank to train for: by layer name (by path where layers share a name), one for
             all, or a `RankPlan`. A pair (r_in, r_out) for a convolution under `"tucker"`, whose
             two unfoldings are then pressed each for its own. None for penalties without a rank.
-        matricization: `"spatial"`, `"channel"`, `"separable"` or `"tucker"`. Default: the plan's;
+        decomposition: `"spatial"`, `"channel"`, `"separable"` or `"tucker"`. Default: the plan's;
             `"spatial"` without a plan.
         strength: lambda_0, 0 or more. Default 0.02.
         growth: Factor b by which the strength grows, above 0. Default 1.5.
@@ -89,7 +89,7 @@ class RankRegularization(keras.callbacks.Callback):
         penalty: Any = "modified_stable_rank",
         ranks: Any = None,
         *,
-        matricization: str | None = None,
+        decomposition: str | None = None,
         strength: float = 0.02,
         growth: float = 1.5,
         growth_epochs: int = 15,
@@ -98,17 +98,17 @@ class RankRegularization(keras.callbacks.Callback):
         columns: int | None = None,
     ) -> None:
         super().__init__()
-        planned = getattr(ranks, "matricization", None)
-        if planned is not None and matricization not in (None, planned):
+        planned = getattr(ranks, "decomposition", None)
+        if planned is not None and decomposition not in (None, planned):
             raise ValueError(
-                f"`matricization` must be None or that of the plan, {planned!r}. "
-                f"Received: matricization={matricization!r}"
+                f"`decomposition` must be None or that of the plan, {planned!r}. "
+                f"Received: decomposition={decomposition!r}"
             )
-        self.matricization = matricization or planned or "spatial"
-        if self.matricization not in DECOMPOSITIONS:
+        self.decomposition = decomposition or planned or "spatial"
+        if self.decomposition not in DECOMPOSITIONS:
             raise ValueError(
-                f"`matricization` must be one of {DECOMPOSITIONS}. "
-                f"Received: matricization={matricization!r}"
+                f"`decomposition` must be one of {DECOMPOSITIONS}. "
+                f"Received: decomposition={decomposition!r}"
             )
         self._by_key = hasattr(ranks, "ranks")
         self.ranks: int | dict[str, Any] | None = _plain_ranks(getattr(ranks, "ranks", ranks))
@@ -222,12 +222,12 @@ class RankRegularization(keras.callbacks.Callback):
         """Return one for each matrix to press: one per layer, two per Tucker-2 convolution."""
         found = []
         for layer, rank in self._pressed_layers():
-            unfoldings = _unfoldings(tuple(layer.kernel.shape), self.matricization)
+            unfoldings = _unfoldings(tuple(layer.kernel.shape), self.decomposition)
             ranks = rank if isinstance(rank, tuple) else (rank,) * len(unfoldings)
             if len(ranks) != len(unfoldings):
                 raise ValueError(
                     f"`ranks` must hold {len(unfoldings)} ranks for layer {layer.name!r} under "
-                    f"matricization={self.matricization!r}. Received: {rank}"
+                    f"decomposition={self.decomposition!r}. Received: {rank}"
                 )
             for unfold, own in zip(unfoldings, ranks, strict=True):
                 shape = unfold(np.empty(layer.kernel.shape, np.bool_), np).shape
@@ -352,10 +352,10 @@ def singular_vectors(
 
 
 def _unfoldings(
-    kernel_shape: tuple[int, ...], matricization: str
+    kernel_shape: tuple[int, ...], decomposition: str
 ) -> list[Callable[[Any, Any], Any]]:
     """Return functions (kernel, NumPy or keras.ops) -> matrix, one per rank coordinate."""
-    kind = resolve_decomposition(kernel_shape, matricization)
+    kind = resolve_decomposition(kernel_shape, decomposition)
     if kind == "tucker":
         *spatial, channels, filters = kernel_shape
         positions = int(np.prod(spatial))

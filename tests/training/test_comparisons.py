@@ -114,11 +114,11 @@ def fit(small_digits: tuple[np.ndarray, np.ndarray]) -> Fit:
 
 
 @pytest.mark.parametrize(
-    ("method", "matricization"),
+    ("method", "decomposition"),
     [
-        (CompressionAware(0.06, 0.02, matricization="channel"), "channel"),
-        (LearningCompression(0.6, 0.05, 1.5, matricization="channel"), "channel"),
-        (TrainedRankPruning(0.1, 5, 0.003, matricization="separable"), "separable"),
+        (CompressionAware(0.06, 0.02, decomposition="channel"), "channel"),
+        (LearningCompression(0.6, 0.05, 1.5, decomposition="channel"), "channel"),
+        (TrainedRankPruning(0.1, 5, 0.003, decomposition="separable"), "separable"),
     ],
     ids=["ca", "lc", "trp"],
 )
@@ -126,19 +126,19 @@ def test_ranks_fall_and_the_factorized_model_computes_the_same(
     fit: Fit,
     small_digits: tuple[np.ndarray, np.ndarray],
     method: LowRankTraining,
-    matricization: str,
+    decomposition: str,
 ) -> None:
     x, y = small_digits
     model, plain = _network(), _network()
     history = fit(model, method)
     full = {
-        name: full_rank(model.get_layer(name).kernel.shape, matricization)
+        name: full_rank(model.get_layer(name).kernel.shape, decomposition)
         for name in ("first", "second", "last")
     }
     assert set(method.ranks) == set(full)
     assert all(1 <= method.ranks[name] <= full[name] for name in full)
     assert sum(method.ranks.values()) < 0.75 * sum(full.values())
-    low = dprp.factorize(model, decomposition=matricization, ranks=method.ranks)
+    low = dprp.factorize(model, decomposition=decomposition, ranks=method.ranks)
     assert low.ranks == method.ranks
     expected = model.predict(x[960:], verbose=0)
     np.testing.assert_allclose(low.predict(x[960:], verbose=0), expected, atol=2e-4)
@@ -184,7 +184,7 @@ def _energy(w: np.ndarray, discarded: float) -> int:
 
 @pytest.mark.backend
 def test_compression_aware_thresholds_after_each_epoch() -> None:
-    method = CompressionAware(0.7, 0.05, matricization="channel")
+    method = CompressionAware(0.7, 0.05, decomposition="channel")
     found, _ = _trained(method, epochs=2, steps=3)
     w = KERNEL.astype("float64")
     for _ in range(2):
@@ -195,7 +195,7 @@ def test_compression_aware_thresholds_after_each_epoch() -> None:
 
 @pytest.mark.backend
 def test_learning_compression_alternates_its_steps() -> None:
-    method = LearningCompression(3.0, 0.5, 2.0, 2, matricization="channel")
+    method = LearningCompression(3.0, 0.5, 2.0, 2, decomposition="channel")
     found, history = _trained(method, epochs=5, steps=3)
     # Weights r (6 + 4), dense 24: at ranks 3 and 4 the dense layer is the smaller one.
     cost = np.array([10, 20, 24, 24]) / 24
@@ -226,7 +226,7 @@ def test_learning_compression_alternates_its_steps() -> None:
 
 @pytest.mark.backend
 def test_trained_rank_pruning_truncates_every_few_steps() -> None:
-    method = TrainedRankPruning(0.15, 2, 0.4, matricization="channel")
+    method = TrainedRankPruning(0.15, 2, 0.4, decomposition="channel")
     found, history = _trained(method, epochs=2, steps=3)
     w = KERNEL.astype("float64")
     ranks, seen = [], []
@@ -252,12 +252,12 @@ def test_validation_sees_the_thresholded_kernels_and_no_term(
     x, y = small_digits
     validation = (x[960:1200], y[960:1200])
     model = _network()
-    hard = CompressionAware(20.0, matricization="channel")  # every value falls to 0
+    hard = CompressionAware(20.0, decomposition="channel")  # every value falls to 0
     history = fit(model, hard, epochs=1, validation_data=validation)
     assert history["val_loss"][0] == pytest.approx(np.log(10), abs=0.05)
     assert history["accuracy"][0] > history["val_accuracy"][0] + 0.1
     model = _network()
-    pulled = LearningCompression(0.5, 5.0, matricization="channel")
+    pulled = LearningCompression(0.5, 5.0, decomposition="channel")
     history = fit(model, pulled, epochs=1, validation_data=validation)
     assert set(history) == {
         *("loss", "accuracy", "distance_loss", "mu"),
@@ -270,7 +270,7 @@ def test_validation_sees_the_thresholded_kernels_and_no_term(
     [
         (lambda: CompressionAware(-1.0), r"`strength`.*-1\.0"),
         (lambda: CompressionAware(discarded_energy=1.0), r"`discarded_energy`.*1\.0"),
-        (lambda: CompressionAware(matricization="tucker"), r"`matricization`.*'tucker'"),
+        (lambda: CompressionAware(decomposition="tucker"), r"`decomposition`.*'tucker'"),
         (lambda: LearningCompression(alpha=0.0), r"`alpha`.*alpha=0\.0"),
         (lambda: LearningCompression(growth=0.5), r"`growth`.*1 or more.*0\.5"),
         (lambda: LearningCompression(mu=float("inf")), r"`mu`.*inf"),
@@ -289,11 +289,11 @@ def test_only_the_layers_named_are_compressed(fit: Fit) -> None:
     model = _network()
     model.get_layer("second").trainable = False
     frozen = _array(model.get_layer("second").kernel)
-    method = TrainedRankPruning(0.3, matricization="channel")
+    method = TrainedRankPruning(0.3, decomposition="channel")
     fit(model, method, epochs=1)
     assert set(method.ranks) == {"first", "last"}
     np.testing.assert_array_equal(_array(model.get_layer("second").kernel), frozen)
-    named = TrainedRankPruning(0.3, matricization="channel", layers="last")
+    named = TrainedRankPruning(0.3, decomposition="channel", layers="last")
     fit(model, named, epochs=1)
     assert set(named.ranks) == {"last"}
     with pytest.raises(ValueError, match=r"only frozen ones, \['second'\]"):

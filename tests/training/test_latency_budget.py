@@ -167,7 +167,12 @@ def _model(**options: Any) -> dprp.DPRPModel:
     x = layers.Conv2D(8, 3, padding="same", activation="relu", name="second")(x)
     x = layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, layers.Dense(3, name="head")(x))
-    model = dprp.factorize(model, decomposition="channel", layers=["first", "second"], **options)
+    model = dprp.factorize(
+        model,
+        decomposition="channel",
+        layers=["first", "second"],
+        settings=dprp.DPRPSettings(**options),
+    )
     model.compile(
         keras.optimizers.SGD(0.02, momentum=0.9),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -181,6 +186,10 @@ _ROWS = (
 )
 
 
+def _pruning(latency: LatencyTable, milliseconds: float, **options: Any) -> dprp.BudgetPruning:
+    return dprp.BudgetPruning(dprp.Budget(milliseconds=milliseconds), latency=latency, **options)
+
+
 def _data() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(3)
     return rng.standard_normal((32, 8, 8, 4)).astype("float32"), rng.integers(0, 3, 32)
@@ -192,8 +201,14 @@ def _data() -> tuple[np.ndarray, np.ndarray]:
 def test_training_reaches_the_budget_step_by_step_and_keeps_its_energy() -> None:
     model = _model(compression_weight=0.01, threshold=1e-6)
     table = _table(*_ROWS)
-    pruning = dprp.RankPruning(cost=table, budget=5.0, stop_epoch=4)
-    history = model.fit(*_data(), epochs=6, batch_size=8, callbacks=[pruning], verbose=0).history
+    pruning = _pruning(table, 5.0, stop_epoch=4)
+    given, pressures = model.settings, []
+    each = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: pressures.append(model.pressure)
+    )
+    history = model.fit(
+        *_data(), epochs=6, batch_size=8, callbacks=[pruning, each], verbose=0
+    ).history
     assert table.model_cost(model.ranks) <= 5.0
     # 10 ms falls to 5 over four epochs, then nothing is cut any more.
     allowed = [8.75, 7.5, 6.25, 5.0, 5.0, 5.0]
@@ -204,7 +219,8 @@ def test_training_reaches_the_budget_step_by_step_and_keeps_its_energy() -> None
     assert all(cost > limit - 0.75 for cost, limit in zip(costs, allowed, strict=True)), (
         "no more than the next rank below what is allowed"
     )
-    assert model.settings.compression_weight == 0, "the pressure ends with the budget met"
+    assert pressures == [1, 1, 1, 0, 0, 0], "the pressure ends with the budget met"
+    assert model.settings == given
     x = _data()[0]
     folded = dprp.fold(model)
     np.testing.assert_allclose(
@@ -218,7 +234,7 @@ def test_training_reaches_the_budget_step_by_step_and_keeps_its_energy() -> None
 @pytest.mark.long_on_jax
 def test_without_a_stop_the_last_epoch_meets_the_budget() -> None:
     model = _model(compression_weight=0.0, threshold=1e-6)
-    pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=4.0)
+    pruning = _pruning(_table(*_ROWS), 4.0)
     model.fit(*_data(), epochs=2, batch_size=16, callbacks=[pruning], verbose=0)
     assert _table(*_ROWS).model_cost(model.ranks) <= 4.0
     assert len(pruning.shrinks) == 2
@@ -228,7 +244,7 @@ def test_without_a_stop_the_last_epoch_meets_the_budget() -> None:
 @pytest.mark.long_on_jax
 def test_layers_left_out_keep_their_rank_and_their_time() -> None:
     model = _model(compression_weight=0.0, threshold=1e-6)
-    pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=6.0, layers=["second"])
+    pruning = _pruning(_table(*_ROWS), 6.0, layers=["second"])
     model.fit(*_data(), epochs=2, batch_size=16, callbacks=[pruning], verbose=0)
     assert model.ranks["first"] == 8
     assert _table(*_ROWS).model_cost(model.ranks) <= 6.0
@@ -239,35 +255,46 @@ def test_an_impossible_budget_stops_before_the_first_epoch() -> None:
     model = _model()
     # 10 - 8 + 0.25 + 0.75, and so on.
     for options, least in (({}, 3), ({"minimum_rank": 4}, 6), ({"layers": ["first"]}, 8.25)):
-        pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=2.5, **options)
+        pruning = _pruning(_table(*_ROWS), 2.5, **options)
         with pytest.raises(BudgetError, match=rf"at least {least}\b"):
             model.fit(*_data(), epochs=1, callbacks=[pruning], verbose=0)
     assert model.ranks == {"first": 8, "second": 8}
 
 
 @pytest.mark.backend
-def test_cost_and_budget_come_together_and_know_the_layers() -> None:
-    with pytest.raises(ValueError, match=r"`cost` and `budget`.*budget=3"):
-        dprp.RankPruning(budget=3.0)
-    with pytest.raises(ValueError, match=r"`cost` and `budget`.*a table"):
-        dprp.RankPruning(cost=_table(*_ROWS))
-    for budget in (float("nan"), 40.0, 0.0, "3"):
-        with pytest.raises(ValueError, match=r"`budget` must lie between 0 and 10 ms"):
-            dprp.RankPruning(cost=_table(*_ROWS), budget=budget)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"`cost` must be a LatencyTable.*'latency.json'"):
-        dprp.RankPruning(cost="latency.json", budget=3.0)  # type: ignore[arg-type]
+def test_the_budget_is_a_time_and_the_table_knows_the_layers() -> None:
+    table = _table(*_ROWS)
+    bounds: list[Any] = [
+        *(3.0, {"parameters": 0.5}),
+        *({"milliseconds": 3.0, "macs": 0.5}, {"milliseconds": 3.0, "accuracy_drop": 0.01}),
+    ]
+    for bound in bounds:
+        with pytest.raises(ValueError, match=r"`budget` must bound the time.*milliseconds=\.\.\."):
+            dprp.BudgetPruning(bound, latency=table)
+    with pytest.raises(ValueError, match=r"`budget` must be a Budget.*None"):
+        dprp.BudgetPruning(None, latency=table)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`latency` must be a LatencyTable.*None"):
+        dprp.BudgetPruning(dprp.Budget(milliseconds=3.0), latency=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`budget` must lie between 0 and 10 ms"):
+        _pruning(table, 40.0)
+    for budget in (float("nan"), 0.0, "3"):
+        with pytest.raises(ValueError, match=r"`milliseconds` must be a number above 0"):
+            _pruning(table, budget)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`latency` must be a LatencyTable.*'latency.json'"):
+        _pruning("latency.json", 3.0)  # type: ignore[arg-type]
+    assert dprp.BudgetPruning({"milliseconds": 3.0}, latency=table).budget.milliseconds == 3.0
     wider = replace(_ROWS[1], full_rank=64)
-    spatial = replace(_ROWS[1], matricization="spatial")
+    spatial = replace(_ROWS[1], decomposition="spatial")
     for rows, names in (
         ((_ROWS[0],), r"\['second'\]"),
         ((*_ROWS, _row("third", 8, 1.0, (1, 0.5))), r"\['third'\]"),
         ((_ROWS[0], wider), r"\['second'\]"),
         ((_ROWS[0], spatial), r"\['second'\]"),
     ):
-        pruning = dprp.RankPruning(cost=_table(*rows), budget=9.0)
-        with pytest.raises(ValueError, match=rf"`cost`.*for this model.*{names}"):
+        pruning = _pruning(_table(*rows), 9.0)
+        with pytest.raises(ValueError, match=rf"`latency`.*for this model.*{names}"):
             _model().fit(*_data(), epochs=1, callbacks=[pruning], verbose=0)
-    late = dprp.RankPruning(cost=_table(*_ROWS), budget=9.0, start_epoch=3)
+    late = _pruning(_table(*_ROWS), 9.0, start_epoch=3)
     with pytest.raises(ValueError, match=r"`start_epoch` must be below epochs=2"):
         _model().fit(*_data(), epochs=2, callbacks=[late], verbose=0)
 
@@ -290,7 +317,7 @@ def test_the_least_budget_is_reached_to_the_last_digit() -> None:
         assert set(found.ranks.values()) == {1}
     model = _model(compression_weight=0.0, threshold=1e-6)
     table = _table(*_ROWS)
-    pruning = dprp.RankPruning(cost=table, budget=table.least)
+    pruning = _pruning(table, table.least)
     model.fit(*_data(), epochs=1, batch_size=16, callbacks=[pruning], verbose=0)
     assert model.ranks == {"first": 1, "second": 1}
 
@@ -299,7 +326,7 @@ def test_the_least_budget_is_reached_to_the_last_digit() -> None:
 @pytest.mark.backend
 def test_a_budget_that_was_not_reached_is_told() -> None:
     model = _model(compression_weight=0.0, threshold=1e-6)
-    pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=4.0, stop_epoch=20)
+    pruning = _pruning(_table(*_ROWS), 4.0, stop_epoch=20)
     with pytest.warns(UserWarning, match=r"takes .* of a budget of 4 ms"):
         model.fit(*_data(), epochs=2, batch_size=16, callbacks=[pruning], verbose=0)
     assert _table(*_ROWS).model_cost(model.ranks) > 4.0
@@ -308,14 +335,12 @@ def test_a_budget_that_was_not_reached_is_told() -> None:
 @pytest.mark.backend
 def test_the_pressure_stays_until_the_cuts_are_made() -> None:
     model = _model(compression_weight=0.01, threshold=0.999)
-    pruning = dprp.RankPruning(cost=_table(*_ROWS), budget=9.0, minimum_removed=100)
+    pruning = _pruning(_table(*_ROWS), 9.0, minimum_removed=100)
     weights = []
     each = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: weights.append(
-            (model.settings.compression_weight, sum(model.ranks.values()))
-        )
+        on_epoch_end=lambda epoch, logs: weights.append((model.pressure, sum(model.ranks.values())))
     )
     model.fit(*_data(), epochs=3, batch_size=16, callbacks=[pruning, each], verbose=0)
-    assert weights[0] == weights[1] == (0.01, 16)
+    assert weights[0] == weights[1] == (1, 16)
     assert weights[2][0] == 0
     assert weights[2][1] < 16

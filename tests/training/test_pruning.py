@@ -49,7 +49,9 @@ def _dense_model(regularizer: Any = None, dtype: Any = None) -> keras.Model:
 
 def _model(optimizer: Any = None, regularizer: Any = None, **options: Any) -> dprp.DPRPModel:
     options = {"compression_weight": 0.37, "threshold": 0.05, **options}
-    model = dprp.factorize(_dense_model(regularizer), decomposition="channel", **options)
+    model = dprp.factorize(
+        _dense_model(regularizer), decomposition="channel", settings=dprp.DPRPSettings(**options)
+    )
     model.compile(
         optimizer or keras.optimizers.SGD(0.01, momentum=0.9),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -784,8 +786,8 @@ def test_a_stop_before_the_start_is_refused() -> None:
 
 def test_the_pressure_ends_with_the_cuts() -> None:
     model = _model()
-    weight = model.settings.compression_weight
-    assert weight > 0
+    given = model.settings
+    assert given.compression_weight > 0
     callback = dprp.RankPruning(stop_epoch=2)
     callback.set_model(model)
     callback.set_params({"epochs": 4})
@@ -794,5 +796,64 @@ def test_the_pressure_ends_with_the_cuts() -> None:
     for epoch in range(3):
         callback.on_epoch_begin(epoch)
         callback.on_epoch_end(epoch, {})
-        seen.append(model.settings.compression_weight)
-    assert seen == [weight, 0.0, 0.0]
+        seen.append(model.pressure)
+    assert seen == [1.0, 0.0, 0.0]
+    assert model.settings == given
+
+
+def test_pressure_is_a_factor_on_the_compression_alone() -> None:
+    model = _model()
+    x, y = _data()
+    logits = model(x)
+    full = float(_np(model.compute_loss(x, y, logits)))
+    compression = float(_np(model.structural_losses()["comp"])) * model.settings.compression_weight
+    assert compression > 0
+    for pressure in (0.0, 0.5):
+        model.pressure = pressure
+        lower = float(_np(model.compute_loss(x, y, logits)))
+        assert full - lower == pytest.approx((1 - pressure) * compression, rel=1e-3)
+    for wrong in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"`pressure` must be 0 or more.*{wrong}"):
+            model.pressure = wrong
+    assert model.pressure == 0.5
+
+
+def test_each_fit_presses_anew_and_leaves_the_settings_alone() -> None:
+    model = _model()
+    given, seen = model.settings, []
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: seen.append(model.pressure)
+    )
+
+    class Refusing(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                raise RuntimeError("enough")
+
+    def pressures(*more: keras.callbacks.Callback) -> list[float]:
+        seen.clear()
+        try:
+            _fit(model, 2, [dprp.RankPruning(threshold=1e-9, stop_epoch=1), look, *more])
+        finally:
+            assert model.settings == given
+            assert model.pressure == 1.0
+        return seen
+
+    first = list(pressures())
+    assert set(first[: len(first) // 2]) == {1.0}
+    assert set(first[len(first) // 2 :]) == {0.0}
+    with pytest.raises(RuntimeError, match="enough"):
+        pressures(Refusing())
+    assert seen == first
+    assert pressures() == first
+
+
+def test_the_step_after_a_fit_that_ended_the_pressure_presses_again() -> None:
+    x, y = _data()
+    values = []
+    for stop in (None, 1):
+        model = _model(keras.optimizers.SGD(0.0))
+        _fit(model, 2, [dprp.RankPruning(threshold=1e-9, stop_epoch=stop)])
+        values.append(model.train_on_batch(x, y, return_dict=True))
+    assert float(values[0]["loss"]) == pytest.approx(float(values[1]["loss"]), rel=1e-5)
+    assert float(values[0]["loss"]) > float(values[0]["app_loss"])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import dprp_tf as dprp
 from dprp_tf.training.rank_regularization import RankRegularization, singular_vectors
 from dprp_tf.training.regularizers import ModifiedStableRank, NuclearNorm, TruncatedNuclearNorm
 
@@ -179,7 +180,7 @@ def _tails(model: keras.Model, rank: int) -> list[float]:
 def test_the_tail_shrinks_and_the_task_is_learnt(batches: Callable[..., Any]) -> None:
     plain, pressed = _network(True), _network(True)
     batches(plain, epochs=8)
-    press = RankRegularization(ranks=3, matricization="channel", strength=2.0, refresh=10)
+    press = RankRegularization(ranks=3, decomposition="channel", strength=2.0, refresh=10)
     history = batches(pressed, press, epochs=8)
     for free, small in zip(_tails(plain, 3), _tails(pressed, 3), strict=True):
         assert small < 0.05 < 0.1 < free
@@ -324,14 +325,14 @@ def _terms(model: keras.Model, **arguments: Any) -> list[tuple[tuple[int, int], 
 class _Plan:
     """What a rank plan has that matters here."""
 
-    matricization = "tucker"
+    decomposition = "tucker"
     ranks: dict[str, Any] = {"second": (3, 4), "last": 5}  # noqa: RUF012
 
 
 class _KeyedPlan:
     """A plan for one of two layers that share a name."""
 
-    matricization = "channel"
+    decomposition = "channel"
 
     def __init__(self, key: str) -> None:
         self.ranks = {key: 2}
@@ -346,15 +347,20 @@ def test_a_plan_means_layers_by_their_keys() -> None:
     assert [shape for shape, _ in _terms(model, ranks=_KeyedPlan("inner/it"))] == [(5, 6)]
 
 
+def test_a_chosen_plan_brings_its_decomposition() -> None:
+    plan = dprp.select_ranks(_network(True), method="uniform", budget=0.5, decomposition="channel")
+    assert RankRegularization(ranks=plan).decomposition == "channel"
+
+
 def test_ranks_by_layer_for_all_and_from_a_plan() -> None:
     model = _network(True)
     rank = ModifiedStableRank
-    assert _terms(model, ranks={"second": 3, "last": 4}, matricization="channel") == [
+    assert _terms(model, ranks={"second": 3, "last": 4}, decomposition="channel") == [
         ((8, 72), rank(3)),
         ((10, 32), rank(4)),
     ]
     # Rank 8 of the filters' 8 may keep all: there is nothing to press.
-    assert _terms(model, ranks=8, matricization="channel") == [((10, 32), rank(8))]
+    assert _terms(model, ranks=8, decomposition="channel") == [((10, 32), rank(8))]
     assert _terms(model, ranks=_Plan()) == [
         ((8, 72), rank(3)),
         ((8, 72), rank(4)),
@@ -384,8 +390,8 @@ def test_layers_of_nested_models_by_path_and_by_name() -> None:
         ({"penalty": None}, r"`penalty`.*None"),
         ({"ranks": 0}, r"`rank`.*rank=0"),
         ({"ranks": {"a": 2.5}}, r"`rank`.*2\.5"),
-        ({"ranks": 2, "matricization": "rows"}, r"`matricization`.*'rows'"),
-        ({"ranks": _Plan(), "matricization": "channel"}, r"`matricization`.*'tucker'.*'channel'"),
+        ({"ranks": 2, "decomposition": "rows"}, r"`decomposition`.*'rows'"),
+        ({"ranks": _Plan(), "decomposition": "channel"}, r"`decomposition`.*'tucker'.*'channel'"),
         ({"ranks": 2, "strength": -1.0}, r"`strength`.*-1\.0"),
         ({"ranks": 2, "strength": float("nan")}, r"`strength`.*nan"),
         ({"ranks": 2, "growth": 0.0}, r"`growth`.*0\.0"),

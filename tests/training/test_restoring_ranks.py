@@ -322,11 +322,11 @@ def test_pressure_stays_off_when_a_backup_is_restored_after_its_end(tmp_path: Pa
     model = _model()
     with pytest.raises(_KilledError):
         _fit(model, 5, pruning, keras.callbacks.BackupAndRestore(tmp_path / "b"), _DieIn(3, 0))
-    assert model.settings.compression_weight == 0
+    assert model.settings.compression_weight == 0.3
     resumed, seen = _model(), []
     assert resumed.settings.compression_weight == 0.3
     look = keras.callbacks.LambdaCallback(
-        on_train_batch_begin=lambda batch, logs: seen.append(resumed.settings.compression_weight)
+        on_train_batch_begin=lambda batch, logs: seen.append(resumed.pressure)
     )
     _fit(
         resumed, 5, dprp.RankPruning(stop_epoch=2),

@@ -23,11 +23,11 @@ __all__ = ["LowRankTraining", "fraction", "positive", "weight"]
 class LowRankTraining(keras.callbacks.Callback):
     """Train a plain dense model towards low rank in `fit`, and cut its kernels at the end.
 
-    When the training ends, `ranks` holds a rank for every layer and the kernels have it, so that
-    `dprp_tf.factorize(model, matricization, ranks=callback.ranks)` computes what the model does.
+    When training ends, `ranks` holds a rank for every layer and the kernels have it:
+    `dprp_tf.factorize(model, decomposition=..., ranks=callback.ranks)` computes the same.
 
     Args:
-        matricization: `"spatial"`, `"channel"` (the sources') or `"separable"`; give `factorize`
+        decomposition: `"spatial"`, `"channel"` (the sources') or `"separable"`; give `factorize`
             the same.
         layers: Names or paths of the layers to compress; None: every one that `factorize` could
             replace. Frozen layers are left alone.
@@ -36,18 +36,18 @@ class LowRankTraining(keras.callbacks.Callback):
         ranks: Rank by layer key; empty until a training has ended.
 
     Raises:
-        ValueError: If `matricization` is unknown; in training, if a layer is not there or has no
+        ValueError: If `decomposition` is unknown; in training, if a layer is not there or has no
             kernel to compress.
     """
 
-    def __init__(self, matricization: str, layers: Iterable[str] | None) -> None:
+    def __init__(self, decomposition: str, layers: Iterable[str] | None) -> None:
         super().__init__()
-        if matricization not in MATRICIZATIONS:
+        if decomposition not in MATRICIZATIONS:
             raise ValueError(
-                f"`matricization` must be one of {MATRICIZATIONS}. "
-                f"Received: matricization={matricization!r}"
+                f"`decomposition` must be one of {MATRICIZATIONS}. "
+                f"Received: decomposition={decomposition!r}"
             )
-        self.matricization = matricization
+        self.decomposition = decomposition
         given = (layers,) if isinstance(layers, str) else layers
         self.layer_names = None if given is None else tuple(given)
         self.ranks: dict[str, int] = {}
@@ -118,7 +118,7 @@ class LowRankTraining(keras.callbacks.Callback):
     def matrix(self, key: str) -> NDArray[np.floating]:
         """Return a layer's matricized kernel (h, w) as it is now, float32."""
         kernel = kernel_values(key, self._layers[key])
-        matrix: NDArray[np.floating] = matricize(kernel, self.matricization)
+        matrix: NDArray[np.floating] = matricize(kernel, self.decomposition)
         return matrix
 
     def decomposed(self, key: str) -> Factors:
@@ -130,7 +130,7 @@ class LowRankTraining(keras.callbacks.Callback):
     def folded(self, key: str, matrix: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return a matrix (h, w) in the shape of a layer's kernel."""
         shape = tuple(self._layers[key].kernel.shape)
-        kernel: NDArray[np.floating] = dematricize(matrix, shape, self.matricization)
+        kernel: NDArray[np.floating] = dematricize(matrix, shape, self.decomposition)
         return kernel
 
     def put(self, key: str, matrix: NDArray[np.floating]) -> None:

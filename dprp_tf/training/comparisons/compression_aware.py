@@ -29,7 +29,7 @@ class CompressionAware(LowRankTraining):
         strength: Weight tau of the nuclear norm, 0 or more. Default 0.005.
         discarded_energy: Share of a layer's sum of s^2 that the final cut may take, in [0, 1).
             Default 0.01.
-        matricization: `"spatial"`, `"channel"` (the source's kind) or `"separable"`. Default
+        decomposition: `"spatial"`, `"channel"` (the source's kind) or `"separable"`. Default
             `"spatial"`, as `factorize`.
         layers: Names or paths of the layers to compress. Default: every one that can be.
 
@@ -58,10 +58,10 @@ class CompressionAware(LowRankTraining):
         strength: float = 0.005,
         discarded_energy: float = 0.01,
         *,
-        matricization: str = "spatial",
+        decomposition: str = "spatial",
         layers: Iterable[str] | None = None,
     ) -> None:
-        super().__init__(matricization, layers)
+        super().__init__(decomposition, layers)
         self.strength = weight("strength", strength)
         self.discarded_energy = fraction("discarded_energy", discarded_energy)
         self._steps = 0

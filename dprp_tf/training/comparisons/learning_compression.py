@@ -38,7 +38,7 @@ class LearningCompression(LowRankTraining):
         cost: `"parameters"`, `"macs"` or `"activations"`: cost_l(r) is the layer's, folded at rank
             r or dense, whichever is less, as a share of that of all compressed layers when dense.
             Default `"parameters"`.
-        matricization: `"spatial"`, `"channel"` (the source's kind) or `"separable"`. Default
+        decomposition: `"spatial"`, `"channel"` (the source's kind) or `"separable"`. Default
             `"spatial"`, as `factorize`.
         layers: Names or paths of the layers to compress. Default: every one that can be.
 
@@ -70,10 +70,10 @@ class LearningCompression(LowRankTraining):
         epochs_per_step: int = 1,
         cost: str = "parameters",
         *,
-        matricization: str = "spatial",
+        decomposition: str = "spatial",
         layers: Iterable[str] | None = None,
     ) -> None:
-        super().__init__(matricization, layers)
+        super().__init__(decomposition, layers)
         for name, value, least in (("alpha", alpha, 0.0), ("mu", mu, 0.0), ("growth", growth, 1.0)):
             above = value >= least if least else value > least
             if not (above and np.isfinite(value)):
@@ -148,7 +148,7 @@ class LearningCompression(LowRankTraining):
 
     def _cost_tables(self) -> dict[str, NDArray[np.float64]]:
         """Return the cost of each layer at the ranks 1, 2, ..., as a share of all when dense."""
-        space = RankSpace(self.model, self.matricization, list(self._layers))
+        space = RankSpace(self.model, self.decomposition, list(self._layers))
         missing = sorted(set(self._layers) - set(space.layers))
         if missing:
             raise ValueError(

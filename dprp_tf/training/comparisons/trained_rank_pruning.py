@@ -33,7 +33,7 @@ class TrainedRankPruning(LowRankTraining):
         period: Steps between truncations, 1 or more; each epoch begins with one. Default 20, the
             source's.
         strength: Weight of the nuclear norm, 0 or more. Default 0.0003, the source's.
-        matricization: `"spatial"`, `"channel"` or `"separable"`; the source has the last two.
+        decomposition: `"spatial"`, `"channel"` or `"separable"`; the source has the last two.
             Default `"spatial"`, as `factorize`.
         layers: Names or paths of the layers to compress. Default: every one that can be.
 
@@ -61,10 +61,10 @@ class TrainedRankPruning(LowRankTraining):
         period: int = 20,
         strength: float = 0.0003,
         *,
-        matricization: str = "spatial",
+        decomposition: str = "spatial",
         layers: Iterable[str] | None = None,
     ) -> None:
-        super().__init__(matricization, layers)
+        super().__init__(decomposition, layers)
         self.discarded_energy = fraction("discarded_energy", discarded_energy)
         self.period = positive("period", period)
         self.strength = weight("strength", strength)

@@ -168,7 +168,7 @@ def test_the_gradient_on_a_kernel(
 ) -> None:
     kernel = rng.standard_normal((5, 4)).astype("float32")
     layer = _dense(4)
-    callback = _pressing(layer, kernel, penalty=penalty, matricization="channel")
+    callback = _pressing(layer, kernel, penalty=penalty, decomposition="channel")
     assert callback._loss is not None
     (found,) = layer_gradients(layer, callback._loss.value)
     expected = _numerical(
@@ -195,17 +195,17 @@ def _matrix(kernel: np.ndarray, kind: str) -> np.ndarray:
 
 
 @backend
-@pytest.mark.parametrize("matricization", ["spatial", "channel", "separable", "tucker"])
+@pytest.mark.parametrize("decomposition", ["spatial", "channel", "separable", "tucker"])
 def test_the_stable_rank_of_a_convolution(
     layer_gradients: Callable[..., list[np.ndarray]],
     rng: np.random.Generator,
-    matricization: str,
+    decomposition: str,
 ) -> None:
     kernel = rng.standard_normal((2, 3, 4, 5)).astype("float32")
     layer = _convolution(5)
-    ranks: Any = (2, 3) if matricization == "tucker" else 2
-    callback = _pressing(layer, kernel, ranks={"layer": ranks}, matricization=matricization)
-    kinds = {"inputs": 2, "channel": 3} if matricization == "tucker" else {matricization: 2}
+    ranks: Any = (2, 3) if decomposition == "tucker" else 2
+    callback = _pressing(layer, kernel, ranks={"layer": ranks}, decomposition=decomposition)
+    kinds = {"inputs": 2, "channel": 3} if decomposition == "tucker" else {decomposition: 2}
 
     def total(w: np.ndarray) -> float:
         spectra = [np.linalg.svd(_matrix(w, kind), compute_uv=False) for kind in kinds]
@@ -223,7 +223,7 @@ def test_the_stable_ranks_gradient_is_eq_3_6(
 ) -> None:
     kernel = rng.standard_normal((6, 4)).astype("float32")
     layer = _dense(4)
-    callback = _pressing(layer, kernel, ranks={"layer": 1}, matricization="channel")
+    callback = _pressing(layer, kernel, ranks={"layer": 1}, decomposition="channel")
     assert callback._loss is not None
     (found,) = layer_gradients(layer, callback._loss.value)
     u, s, vt = np.linalg.svd(kernel.astype("float64"), full_matrices=False)
@@ -237,7 +237,7 @@ def test_kernels_whose_svd_has_no_derivative(
     layer_gradients: Callable[..., list[np.ndarray]], penalty: RankRegularizer
 ) -> None:
     layer = _dense(3)
-    callback = _pressing(layer, np.zeros((4, 3)), penalty=penalty, matricization="channel")
+    callback = _pressing(layer, np.zeros((4, 3)), penalty=penalty, decomposition="channel")
     assert callback._loss is not None
     for kernel in (np.zeros((4, 3)), np.eye(4, 3), np.ones((4, 3))):
         layer.kernel.assign(kernel)
