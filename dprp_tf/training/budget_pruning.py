@@ -94,6 +94,11 @@ class BudgetPruning(RankPruning):
                 "`latency` must be a LatencyTable: what deploy.measure_latency returns, or "
                 f"LatencyTable.load(path). Received: {latency!r}"
             )
+        if not isinstance(budget, (Budget, Mapping)):
+            raise ValueError(
+                "`budget` must be a Budget(milliseconds=...), or a mapping such as "
+                f"{{'milliseconds': 30.0}}. Received: budget={budget!r}"
+            )
         budget = Budget.of(budget)
         if (
             budget.milliseconds is None

@@ -21,6 +21,7 @@ __all__ = [
     "Label",
     "all_finite",
     "gather_evidence",
+    "gather_terms",
     "own_loss_names",
     "record_size",
 ]
@@ -278,6 +279,34 @@ def gather_evidence(
         stacked = ops.stack([ops.cast(weight, "float32") for _, weight in group])
         axes = tuple(range(1, len(shape) + 1))
         blocks.append(([label for label, _ in group], _mean_magnitude(stacked, axes)))
+    return blocks
+
+
+def gather_terms(
+    model: Any, app: Any, own: list[Any], layers: list[Any], by_layer: dict[str, Any]
+) -> list[Block]:
+    """Return the terms of a `DPRPModel`'s loss, to see which of them are not finite.
+
+    Args:
+        model: The model.
+        app: The compiled loss.
+        own: The model's added losses, in its order.
+        layers: The layers of the structural terms.
+        by_layer: Those terms by name, of shape (layers,); the ones that count are taken.
+
+    Returns:
+        Labels and values, in blocks.
+    """
+    # An infinite regularizer must not make the compiled loss look like one: inf - inf.
+    regular = ops.isfinite(sum(own[1:], own[0])) if own else True
+    labels = [Label("term", None, "app")]
+    labels += [Label("term", *name) for name in own_loss_names(model, len(own))]
+    scalars = [ops.where(regular, app, ops.zeros_like(app)), *own]
+    blocks: list[Block] = [(labels, ops.stack([ops.cast(v, "float32") for v in scalars]))]
+    counted = ["comp"] if model.settings.structure == "retraction" else ["orth", "sort", "comp"]
+    blocks += [
+        ([Label("term", layer.name, name) for layer in layers], by_layer[name]) for name in counted
+    ]
     return blocks
 
 

@@ -14,29 +14,24 @@ import numpy as np
 from keras import ops
 
 from dprp_tf.keras_internals.compiled import sync
-from dprp_tf.keras_internals.optimizers import (
-    exclude_from_weight_decay,
-    inner_optimizer,
-    momentum_slots,
-)
+from dprp_tf.keras_internals.optimizers import exclude_from_weight_decay, inner_optimizer
 from dprp_tf.keras_internals.seeds import seed_states, set_seed_states
 from dprp_tf.layers import SVDLayer, factorized_keys, low_rank_layers, plain_ranks, stored_ranks
-from dprp_tf.training import regularizers
 from dprp_tf.training.divergence import DivergenceError
 from dprp_tf.training.failure_record import (
     Block,
     FailureRecord,
-    Label,
     all_finite,
     gather_evidence,
-    own_loss_names,
+    gather_terms,
     record_size,
 )
 from dprp_tf.training.fit_callbacks import with_own_callbacks
-from dprp_tf.training.replicas import chief_arrays, from_first_replica, replica_count
-from dprp_tf.training.resizing import set_ranks, start_averages
-from dprp_tf.training.retraction import TrainedFactors, turn, turn_shapes, turns
+from dprp_tf.training.losses import layer_losses, mean_losses, weighted_loss
+from dprp_tf.training.replicas import replica_count
+from dprp_tf.training.resizing import ranks_of_weights, set_ranks, start_averages
 from dprp_tf.training.settings import DPRPSettings
+from dprp_tf.training.step_retraction import retract_after_step, retract_now
 
 __all__ = ["DPRPModel"]
 
@@ -179,25 +174,7 @@ class DPRPModel(keras.Model):
         Raises:
             ValueError: If the number or a shape does not fit this model at any rank.
         """
-        own = self.weights
-        changed: list[SVDLayer] = []
-        if len(own) == len(weights):
-            place = {id(variable): index for index, variable in enumerate(own)}
-            ranks: dict[SVDLayer, int] = {}
-            for layer in low_rank_layers(self):
-                factors = (layer.u, layer.s, layer.v)
-                if _fits(layer, [weights[place[id(v)]] for v in factors]):
-                    ranks[layer] = int(np.shape(weights[place[id(layer.s)]])[-1])
-            # All shapes before any change: emptied factors must not be left behind.
-            fitting = {id(v) for layer in ranks for v in (layer.u, layer.s, layer.v)}
-            for variable, value in zip(own, weights, strict=True):
-                if id(variable) not in fitting and np.shape(value) != tuple(variable.shape):
-                    raise ValueError(
-                        "`weights` must have the shapes of this model's, at some rank. Received: "
-                        f"shape {np.shape(value)} for {variable.path} of shape "
-                        f"{tuple(variable.shape)}"
-                    )
-            changed = set_ranks(self, ranks)
+        changed = set_ranks(self, ranks_of_weights(self, weights))
         super().set_weights(weights)
         start_averages(self, changed)
 
@@ -318,32 +295,16 @@ class DPRPModel(keras.Model):
         if not training:
             return total
         layers, by_layer = self._layer_losses()
-        terms = _means(by_layer, len(layers))
+        terms = mean_losses(by_layer)
         for name, value in terms.items():
             self._terms[name].update_state(ops.stop_gradient(value), sample_weight=count)
-        settings = self.settings
-        weighted = self.pressure * settings.compression_weight * terms["comp"]
-        if settings.structure != "retraction":
-            weighted = weighted + settings.structure_weight * (
-                settings.orthogonality_weight * terms["orth"]
-                + settings.sorting_weight * terms["sort"]
-            )
+        weighted = weighted_loss(terms, self.settings, self.pressure)
         total = total + self._aggregate_additional_loss(weighted)
 
         def gather() -> list[Block]:
-            # An infinite regularizer must not make the compiled loss look like one: inf - inf.
-            regular = ops.isfinite(sum(own[1:], own[0])) if own else True
-            labels = [Label("term", None, "app")]
-            labels += [Label("term", *name) for name in own_loss_names(self, len(own))]
-            scalars = [ops.where(regular, app, ops.zeros_like(app)), *own]
-            blocks: list[Block] = [(labels, ops.stack([ops.cast(v, "float32") for v in scalars]))]
-            counted = ["comp"] if settings.structure == "retraction" else ["orth", "sort", "comp"]
-            blocks += [
-                ([Label("term", layer.name, name) for layer in layers], by_layer[name])
-                for name in counted
-            ]
+            found = gather_terms(self, app, own, layers, by_layer)
             batch = {"inputs": x, "labels": y, "predictions": y_pred}
-            return blocks + gather_evidence(self, **batch, sample_weight=sample_weight)
+            return found + gather_evidence(self, **batch, sample_weight=sample_weight)
 
         # The factors show in the terms; biases and normalizations are one vector.
         vectors = [ops.cast(w, "float32") for w in self.trainable_variables if len(w.shape) == 1]
@@ -366,40 +327,10 @@ class DPRPModel(keras.Model):
         Returns:
             Three float32 scalars; zeros if every SVD layer is frozen.
         """
-        layers, by_layer = self._layer_losses()
-        return _means(by_layer, len(layers))
+        return mean_losses(self._layer_losses()[1])
 
     def _layer_losses(self) -> tuple[list[SVDLayer], dict[str, Any]]:
-        """Return the layers that train and their own terms, each of shape (layers,)."""
-        layers: list[SVDLayer] = []
-        terms: dict[str, list[Any]] = {"orth": [], "sort": [], "comp": []}
-        by_rank: dict[int, list[SVDLayer]] = {}
-        for layer in low_rank_layers(self):
-            if layer.trainable:
-                by_rank.setdefault(int(layer.rank or 0), []).append(layer)
-        settings, count = self.settings, sum(len(group) for group in by_rank.values())
-        for rank, group in by_rank.items():
-            layers += group
-            # n layers of equal rank: s (n, r), Gram matrices (2n, r, r)
-            s = ops.stack([ops.cast(layer.s, "float32") for layer in group])
-            gram = ops.stack(
-                [regularizers.gram_matrix(q) for layer in group for q in (layer.u, layer.v)]
-            )
-            softening: Any = 0.0
-            if settings.structure == "smoothed":
-                strength = settings.structure_weight * settings.orthogonality_weight
-                softening = 2.0 * self._learning_rate * strength / (count * rank**2)
-            # u and v of a layer stand side by side: (2n,) -> (n, 2) -> (n,)
-            errors = ops.reshape(regularizers.gram_error(gram, softening), (len(group), 2))
-            terms["orth"].append(ops.sum(errors, axis=-1))
-            terms["sort"].append(regularizers.sorting(s))
-            compression = settings.compression
-            terms["comp"].append(
-                ops.zeros((len(group),), "float32") if compression is None else compression(s)
-            )
-        if not layers:
-            return layers, {name: ops.zeros((0,), "float32") for name in terms}
-        return layers, {name: ops.concatenate(parts) for name, parts in terms.items()}
+        return layer_losses(low_rank_layers(self), self.settings, self._learning_rate)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, as `keras.Model.evaluate`."""
@@ -424,15 +355,9 @@ class DPRPModel(keras.Model):
     def train_step(self, *args: Any) -> Any:
         """Run Keras' own train step, then restore the factors' structure if that is due."""
         result = super().train_step(*args)
-        layers = [layer for layer in low_rank_layers(self) if layer.trainable]
-        if self.settings.structure != "retraction" or not layers:
-            return result
-        if keras.backend.backend() == "tensorflow":
-            self._retract_in_place(layers)
-            return result
-        logs, (trainable, non_trainable, optimizer, metrics) = result
-        trainable, optimizer = self._retract_state(layers, list(trainable), list(optimizer))
-        return logs, (trainable, non_trainable, optimizer, metrics)
+        return (
+            retract_after_step(self, result) if self.settings.structure == "retraction" else result
+        )
 
     def restore_structure(self) -> None:
         """Re-factorize the SVD layers that train, now: the kernels stay, the structure is exact.
@@ -440,62 +365,7 @@ class DPRPModel(keras.Model):
         `RankPruning` calls it before it reads the singular values, which are only those of the
         kernels while U and V are orthonormal. Momentum is carried along.
         """
-        sync(self)
-        layers = [layer for layer in low_rank_layers(self) if layer.trainable]
-        variables = self._factor_variables(layers)
-        groups = _read(variables)
-        found = [ops.convert_to_numpy(matrix) for matrix in turns(_factors(groups))]
-        matrices = [ops.convert_to_tensor(matrix) for matrix in chief_arrays(self, found)]
-        _assign(variables, _turned(groups, matrices))
-
-    def _retract_in_place(self, layers: list[SVDLayer]) -> None:
-        variables = self._factor_variables(layers)
-        iterations = inner_optimizer(self.optimizer).iterations
-        _assign(variables, self._retracted_if_due(_read(variables), iterations))
-
-    def _retract_state(
-        self, layers: list[SVDLayer], trainable: list[Any], optimizer: list[Any]
-    ) -> tuple[list[Any], list[Any]]:
-        home = {id(v): (trainable, i) for i, v in enumerate(self.trainable_variables)}
-        home.update({id(v): (optimizer, i) for i, v in enumerate(self.optimizer.variables)})
-        places = [[home[id(v)] for v in group] for group in self._factor_variables(layers)]
-        iterations = inner_optimizer(self.optimizer).iterations
-        container, index = home[id(iterations)]
-        groups = [[state[i] for state, i in group] for group in places]
-        values = self._retracted_if_due(groups, container[index])
-        for (state, i), value in zip([p for g in places for p in g], values, strict=True):
-            state[i] = value
-        return trainable, optimizer
-
-    def _retracted_if_due(self, groups: list[list[Any]], iterations: Any) -> list[Any]:
-        """Return the values of all groups in one list, retracted every so many iterations."""
-        period = self.settings.retraction_period
-        if period == 1:
-            return _retracted(groups)
-        due = ops.equal(ops.mod(iterations, period), 0)
-
-        def unchanged() -> list[Any]:
-            return [value for group in groups for value in group]
-
-        if replica_count() == 1:
-            return ops.cond(due, lambda: _retracted(groups), unchanged)
-        # Replicas can't exchange anything inside a branch.
-        factors = _factors(groups)
-        matrices = ops.cond(
-            due,
-            lambda: turns(factors),
-            lambda: [ops.zeros(shape, "float32") for shape in turn_shapes(factors)],
-        )
-        matrices = from_first_replica(matrices)
-        return ops.cond(due, lambda: _turned(groups, matrices), unchanged)
-
-    def _factor_variables(self, layers: list[SVDLayer]) -> list[list[keras.Variable]]:
-        """Return per layer its u, s, v, followed by their momentum slots where there are any."""
-        groups = []
-        for layer in layers:
-            factors = [layer.u, layer.s, layer.v]
-            groups.append(factors + momentum_slots(self.optimizer, factors))
-        return groups
+        retract_now(self)
 
     def get_config(self) -> dict[str, Any]:
         """Return the functional model's config and the settings."""
@@ -516,48 +386,6 @@ class DPRPModel(keras.Model):
         return model
 
 
-def _means(by_layer: dict[str, Any], count: int) -> dict[str, Any]:
-    """Return the mean of each term over `count` layers; 0 for no layers, where a mean is NaN."""
-    return {name: ops.sum(value) / max(count, 1) for name, value in by_layer.items()}
-
-
 def _place(key: str) -> int:
     """The number at the end of a key: keys come in the order of texts, 10 before 2."""
     return int(key.rpartition("_")[2])
-
-
-def _fits(layer: SVDLayer, values: list[Any]) -> bool:
-    """Whether these are factors of the layer's kernel, of any one rank."""
-    rank = np.shape(values[1])[-1:]
-    return bool(rank) and all(
-        np.shape(value) == (*variable.shape[:-1], *rank)
-        for variable, value in zip((layer.u, layer.s, layer.v), values, strict=True)
-    )
-
-
-def _read(groups: list[list[keras.Variable]]) -> list[list[Any]]:
-    # A cast to its own dtype turns a variable into a tensor on every backend.
-    return [[ops.cast(variable, variable.dtype) for variable in group] for group in groups]
-
-
-def _assign(groups: list[list[keras.Variable]], values: list[Any]) -> None:
-    for variable, value in zip([v for group in groups for v in group], values, strict=True):
-        variable.assign(value)
-
-
-def _factors(groups: list[list[Any]]) -> list[TrainedFactors]:
-    return [TrainedFactors(*group[:3]) for group in groups]
-
-
-def _retracted(groups: list[list[Any]]) -> list[Any]:
-    return _turned(groups, from_first_replica(turns(_factors(groups))))
-
-
-def _turned(groups: list[list[Any]], matrices: list[Any]) -> list[Any]:
-    momenta = [TrainedFactors(*group[3:]) if len(group) > 3 else None for group in groups]
-    new, carried = turn(_factors(groups), momenta, matrices)
-    values: list[Any] = []
-    for factor, momentum in zip(new, carried, strict=True):
-        values.extend(factor)
-        values.extend(momentum or ())
-    return values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -19,9 +19,9 @@ from dprp_tf.keras_internals.optimizers import (
     optimizer_slots,
 )
 from dprp_tf.keras_internals.payloads import exchange_payloads, set_payload
-from dprp_tf.layers import SVDLayer
+from dprp_tf.layers import SVDLayer, low_rank_layers
 
-__all__ = ["resize", "set_ranks", "start_averages"]
+__all__ = ["ranks_of_weights", "resize", "set_ranks", "start_averages"]
 
 
 def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
@@ -67,6 +67,43 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
             for variable in (layer.u, layer.s, layer.v):
                 flips = None if variable is layer.v else signs
                 set_payload(variable, _cut(ops.convert_to_numpy(variable), order, flips))
+
+
+def ranks_of_weights(model: keras.Model, weights: Sequence[Any]) -> dict[SVDLayer, int]:
+    """Return the ranks at which a model's weights have the shapes of given ones.
+
+    Args:
+        model: The model, whose ranks of now do not matter.
+        weights: What the `get_weights` of such a model gave. Another number of them is left for
+            Keras to refuse.
+
+    Returns:
+        Rank by SVD layer; empty for another number of weights.
+
+    Raises:
+        ValueError: If a shape does not fit the model at any rank.
+    """
+    own = model.weights
+    ranks: dict[SVDLayer, int] = {}
+    if len(own) != len(weights):
+        return ranks
+    place = {id(variable): index for index, variable in enumerate(own)}
+    fitting: set[int] = set()
+    for layer in low_rank_layers(model):
+        factors = (layer.u, layer.s, layer.v)
+        shapes = [np.shape(weights[place[id(v)]]) for v in factors]
+        rank = shapes[1][-1:]
+        if rank and shapes == [(*v.shape[:-1], *rank) for v in factors]:
+            ranks[layer] = int(rank[0])
+            fitting.update(id(v) for v in factors)
+    # All shapes before any change: emptied factors must not be left behind.
+    for variable, value in zip(own, weights, strict=True):
+        if id(variable) not in fitting and np.shape(value) != tuple(variable.shape):
+            raise ValueError(
+                "`weights` must have the shapes of this model's, at some rank. Received: "
+                f"shape {np.shape(value)} for {variable.path} of shape {tuple(variable.shape)}"
+            )
+    return ranks
 
 
 def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[SVDLayer]:

@@ -264,22 +264,24 @@ def test_an_impossible_budget_stops_before_the_first_epoch() -> None:
 @pytest.mark.backend
 def test_the_budget_is_a_time_and_the_table_knows_the_layers() -> None:
     table = _table(*_ROWS)
-    bounds: list[Any] = [
-        *(3.0, {"parameters": 0.5}),
-        *({"milliseconds": 3.0, "macs": 0.5}, {"milliseconds": 3.0, "accuracy_drop": 0.01}),
+    bounds: list[dict[str, float]] = [
+        {"parameters": 0.5},
+        {"milliseconds": 3.0, "macs": 0.5},
+        {"milliseconds": 3.0, "accuracy_drop": 0.01},
     ]
     for bound in bounds:
         with pytest.raises(ValueError, match=r"`budget` must bound the time.*milliseconds=\.\.\."):
             dprp.BudgetPruning(bound, latency=table)
-    with pytest.raises(ValueError, match=r"`budget` must be a Budget.*None"):
-        dprp.BudgetPruning(None, latency=table)  # type: ignore[arg-type]
+    for budget in (3.0, None):
+        with pytest.raises(ValueError, match=rf"`budget` must be a Budget.*budget={budget}"):
+            dprp.BudgetPruning(budget, latency=table)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`latency` must be a LatencyTable.*None"):
         dprp.BudgetPruning(dprp.Budget(milliseconds=3.0), latency=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`budget` must lie between 0 and 10 ms"):
         _pruning(table, 40.0)
-    for budget in (float("nan"), 0.0, "3"):
+    for time in (float("nan"), 0.0, "3"):
         with pytest.raises(ValueError, match=r"`milliseconds` must be a number above 0"):
-            _pruning(table, budget)  # type: ignore[arg-type]
+            _pruning(table, time)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`latency` must be a LatencyTable.*'latency.json'"):
         _pruning("latency.json", 3.0)  # type: ignore[arg-type]
     assert dprp.BudgetPruning({"milliseconds": 3.0}, latency=table).budget.milliseconds == 3.0

@@ -684,10 +684,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: _drive(dprp.RankPruning(), _dense_model(), 1), r"`RankPruning` works on a DPRPModel"),
     (lambda: dprp.DPRPSettings(structure="none"), r"`structure`.*structure='none'"),
     (lambda: dprp.DPRPSettings(threshold=0), r"`threshold`.*0"),
-    (
-        lambda: dprp.DPRPSettings(compression="tail"),  # type: ignore[arg-type]
-        r"`compression`.*'tail'",
-    ),
+    (lambda: dprp.DPRPSettings(compression="trail"), r"`compression`.*'trail'"),
     (lambda: dprp.DPRPSettings(structure_weight=float("inf")), r"`structure_weight`.*inf"),
     (
         lambda: dprp.DPRPSettings(retraction_period=1.5),  # type: ignore[arg-type]
