@@ -74,7 +74,7 @@ __all__ = [
     "select_ranks",
     "summarize",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Names are imported when first used, so that `dprp --help` does not wait for TensorFlow.
 _HOMES = {

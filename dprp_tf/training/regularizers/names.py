@@ -87,7 +87,8 @@ def get(
             kind = _RANKED[identifier]
             raise ValueError(
                 f"`{argument}` must be an instance where the penalty depends on a rank, such as "
-                f"dprp_tf.regularizers.{kind.__name__}(rank=4). Received: {argument}={identifier!r}"
+                f"{kind.__name__}(rank=4) of dprp_tf.training.regularizers. "
+                f"Received: {argument}={identifier!r}"
             )
         return _RANKED[identifier](rank)
     raise ValueError(

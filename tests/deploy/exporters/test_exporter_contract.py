@@ -16,7 +16,7 @@ from keras import layers
 
 import dprp_tf as dprp
 from dprp_tf.deploy import ExportReport, ParityError, run_file
-from dprp_tf.deploy.exporters.formats import EXPORTERS
+from dprp_tf.deploy.exporters.exporting import EXPORTERS
 
 Export = Callable[..., ExportReport]
 EVERY = pytest.mark.parametrize(("suffix", "export"), EXPORTERS.items(), ids=EXPORTERS)
