@@ -138,7 +138,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="what `dprp_tf.data.load` reads")
     parser.add_argument("--mean", type=float, nargs="+", default=[125.3, 123.0, 113.9])
     parser.add_argument("--std", type=float, nargs="+", default=[63.0, 62.1, 66.7])
-    parser.add_argument("--matricizations", nargs="+", default=["spatial", "channel"])
+    parser.add_argument("--decompositions", nargs="+", default=["spatial", "channel"])
     parser.add_argument("--share", type=float, default=0.5, help="of the dense parameters")
     parser.add_argument("--step", type=int, default=3)
     parser.add_argument("--beams", type=int, default=5)

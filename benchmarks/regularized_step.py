@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=1, help="windows of `--refresh` steps")
     parser.add_argument("--refresh", type=int, default=64, help="steps between decompositions")
     parser.add_argument("--block", type=int, default=4, help="steps of each model in turn")
-    parser.add_argument("--matricizations", nargs="+", default=["spatial", "channel"])
+    parser.add_argument("--decompositions", nargs="+", default=["spatial", "channel"])
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     if chosen.refresh % chosen.block:

@@ -68,7 +68,7 @@ def configurations(
                 schedule="cosine",
                 weight_decay=0.0,
                 seed=seed,
-                matricization=matricization,
+                decomposition=matricization,
                 structure=structure,
                 compression_weight=15.0,
                 threshold=0.3,
@@ -196,7 +196,7 @@ def plot(rows: list[dict[str, Any]]) -> Figure:
     for row in done:
         settings = row["settings"]
         style = {
-            "color": colours[settings["matricization"]],
+            "color": colours[settings["decomposition"]],
             "marker": markers[settings["structure"]],
             "s": 60,
         }

@@ -269,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/selectors"))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument(
-        "--matricizations", nargs="+", default=list(DECOMPOSITIONS), choices=DECOMPOSITIONS
+        "--decompositions", nargs="+", default=list(DECOMPOSITIONS), choices=DECOMPOSITIONS
     )
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
     parser.add_argument("--search", type=int, nargs=2, default=(3, 5), help="mBS: step and beams.")

@@ -174,7 +174,7 @@ def train(
     exclude: Annotated[
         list[str] | None, typer.Option(help="A layer that stays dense; repeat for more.")
     ] = None,
-    matricization: Annotated[str, typer.Option(help="spatial, channel or separable.")] = "spatial",
+    decomposition: Annotated[str, typer.Option(help="spatial, channel or separable.")] = "spatial",
     structure: Annotated[str, typer.Option(help="retraction, smoothed or paper.")] = "retraction",
     compression: Annotated[str, typer.Option(help="tail, l1, l2, funnel or none.")] = "tail",
     compression_weight: Annotated[float, typer.Option(min=0, help="lambda of Eq. 12.")] = 0.1,
@@ -258,7 +258,7 @@ def train(
         weight_decay=weight_decay,
         shortcut=shortcut,
         exclude=tuple(exclude or ()),
-        matricization=matricization,
+        decomposition=decomposition,
         structure=structure,
         compression=None if compression == "none" else compression,
         compression_weight=compression_weight,
@@ -354,7 +354,7 @@ def latency(
     runtime: Runtime = "litert",
     precision: Precision = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
-    matricization: Annotated[str, typer.Option(help="spatial, channel or separable.")] = "spatial",
+    decomposition: Annotated[str, typer.Option(help="spatial, channel or separable.")] = "spatial",
     exclude: Annotated[
         list[str] | None, typer.Option(help="A layer that stays dense; repeat for more.")
     ] = None,
@@ -406,7 +406,7 @@ def latency(
             )
     else:
         network = factorize(
-            network, decomposition=matricization, layers=all_but(network, exclude or ())
+            network, decomposition=decomposition, layers=all_but(network, exclude or ())
         )
     with _status() as progress:
         table = deploy.measure_latency(
@@ -442,7 +442,7 @@ def select(
         typer.Option(
             help="uniform, energy, energy_product, vbmf, activation, mbs, beam, similarity or bsr."
         ),
-    ] = "mbs",
+    ] = "activation",
     parameters: Annotated[
         float | None, typer.Option(help="Largest share of the dense model's parameters.")
     ] = None,
@@ -460,7 +460,7 @@ def select(
     tolerance: Annotated[
         float, typer.Option(help="How far below the nearest bound the result may stay.")
     ] = 0.01,
-    matricization: Annotated[
+    decomposition: Annotated[
         str, typer.Option(help="spatial, channel, separable or tucker.")
     ] = "spatial",
     truncation: Annotated[
@@ -525,7 +525,7 @@ def select(
         method=method,
         budget=budget,
         searches=_searches(method, search),
-        matricization=matricization,
+        decomposition=decomposition,
         truncation=truncation,
         samples=samples,
         exclude=tuple(exclude or ()),

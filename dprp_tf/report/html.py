@@ -484,7 +484,7 @@ def _layers(results: Mapping[str, Any]) -> str:
         return ""
     texts = [
         (title, key)
-        for title, key in (("Type", "type"), ("Matricization", "matricization"), ("Form", "form"))
+        for title, key in (("Type", "type"), ("Decomposition", "decomposition"), ("Form", "form"))
         if any(layer.get(key) is not None for layer in layers)
     ]
     rows = []

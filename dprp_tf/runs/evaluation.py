@@ -136,7 +136,9 @@ def compare_models(
         key = (entry.runtime, entry.precision)
         if key not in plans:
             progress(f"planning the fold for {entry.runtime} {entry.precision}")
-            plans[key] = deploy.plan_fold(lowrank, "local", *key, threads=threads)
+            plans[key] = deploy.plan_fold(
+                lowrank, runtime=entry.runtime, precision=entry.precision, threads=threads
+            )
             plans[key].save(folder / "plans" / f"{'_'.join(key)}.json")
     first = plans[("litert", "float32")]
     first.save(folder / "plan.json")

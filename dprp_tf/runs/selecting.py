@@ -45,7 +45,7 @@ class SelectionSettings:
         method: A name of `selection.SELECTORS`, or `"bsr"`.
         searches: Pairs (step, beams) of `"mbs"`; empty for its own.
         budget: The bounds.
-        matricization: The decomposition.
+        decomposition: The decomposition.
         truncation: `"kernel"`, `"output"`, or None for the method's own.
         samples: Labelled samples held out of the training split for the selection. Default 256.
         exclude: Names of layers that stay dense.
@@ -63,7 +63,7 @@ class SelectionSettings:
     method: str
     budget: Budget
     searches: tuple[tuple[int, int], ...] = ()
-    matricization: str = "spatial"
+    decomposition: str = "spatial"
     truncation: str | None = None
     samples: int = 256
     exclude: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ class SelectionSettings:
             "method": self.method,
             "searches": [list(pair) for pair in self.searches],
             "budget": self.budget.as_dict(),
-            "matricization": self.matricization,
+            "decomposition": self.decomposition,
             "truncation": self.truncation,
             "samples": self.samples,
             "exclude": list(self.exclude),
@@ -167,7 +167,7 @@ def _run(
 ) -> dict[str, Any]:
     held_out, rest = _held_out(dataset, settings.samples, settings.seed)
     options: dict[str, Any] = {
-        "matricization": settings.matricization,
+        "decomposition": settings.decomposition,
         "layers": layers or all_but(model, settings.exclude),
         "truncation": settings.truncation,
         "latency": latency,
@@ -259,7 +259,7 @@ def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> Non
     path = place / _CONFIG
     if fresh:
         # A training run's `model.keras` may be the only copy of the model to cut.
-        if path.exists() and "matricization" not in dict(read_json(path)):
+        if path.exists() and "decomposition" not in dict(read_json(path)):
             raise ValueError(
                 f"`folder` must be new or hold a selection. Received: {place}, which holds "
                 "something else; use another folder."

@@ -34,7 +34,7 @@ class TrainSettings:
         steps_per_execution: Steps per dispatch.
         on_device: Whether the data lie on the device and are augmented there; for accelerators.
         exclude: Names of layers that stay dense, such as a small classifier.
-        matricization, structure, compression, compression_weight, threshold,
+        decomposition, structure, compression, compression_weight, threshold,
             retraction_period: As `dprp_tf.factorize`.
         discarded_energy, start_epoch, stop_epoch, frequency, minimum_rank,
             minimum_removed: As `dprp_tf.RankPruning`.
@@ -69,7 +69,7 @@ class TrainSettings:
     steps_per_execution: int = 1
     on_device: bool = False
     exclude: tuple[str, ...] = ()
-    matricization: str = "spatial"
+    decomposition: str = "spatial"
     structure: str = "retraction"
     compression: str | None = "tail"
     compression_weight: float = 0.1
@@ -108,9 +108,9 @@ class TrainSettings:
             )
         if not 0 < self.threshold < 1:
             raise ValueError(f"`threshold` must lie in (0, 1). Received: {self.threshold}")
-        if self.method == "dprp" and self.matricization == "tucker":
+        if self.method == "dprp" and self.decomposition == "tucker":
             raise ValueError(
-                "`matricization` must be 'spatial', 'channel' or 'separable', whose ranks fall in "
-                "training. Received: matricization='tucker'; select its ranks with "
+                "`decomposition` must be 'spatial', 'channel' or 'separable', whose ranks fall in "
+                "training. Received: decomposition='tucker'; select its ranks with "
                 "dprp_tf.select_ranks and train the result of dprp_tf.factorize(model, ranks=plan)."
             )

@@ -287,7 +287,7 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
     if settings.method == "dprp":
         model = factorize(
             model,
-            decomposition=settings.matricization,
+            decomposition=settings.decomposition,
             layers=all_but(model, settings.exclude),
             settings=DPRPSettings(
                 structure=settings.structure,

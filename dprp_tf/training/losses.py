@@ -32,8 +32,8 @@ def layer_losses(
 
     Example:
 
-    >>> layer_losses([], DPRPSettings(), 0.1)[1]["orth"].shape
-    TensorShape([0])
+    >>> tuple(layer_losses([], DPRPSettings(), 0.1)[1]["orth"].shape)
+    (0,)
     """
     by_rank: dict[int, list[SVDLayer]] = {}
     for layer in layers:

@@ -97,7 +97,7 @@ def test_a_budget_that_cannot_be_met_is_one_line(table: Path, tmp_path: Path) ->
     arguments = ("--latency-table", table, "--budget", 1e-6, "--folder", tmp_path / "run")
     result = invoke(*TRAIN, "--epochs", 1, *arguments)
     assert result.exit_code == 2
-    assert "`budget` must be at least" in result.output
+    assert "`milliseconds` must be at least" in result.output
     assert "Traceback" not in result.output
 
 

@@ -154,7 +154,7 @@ def make_results(achieved: bool = True, layers: int = 7) -> dict[str, Any]:
             "compression_weight": 0.5,
             "threshold": 0.1,
             "structure": "smoothed",
-            "matricization": "spatial",
+            "decomposition": "spatial",
             "seed": 1,
         },
         "data": {
@@ -199,7 +199,7 @@ def make_results(achieved: bool = True, layers: int = 7) -> dict[str, Any]:
             {
                 "name": name,
                 "type": "SVDConv2D",
-                "matricization": "spatial",
+                "decomposition": "spatial",
                 "full_rank": ranks["full_ranks"][name],
                 "rank": final[name],
                 "form": "branches" if index % 3 else "dense",

@@ -61,8 +61,9 @@ def test_the_command_selects_cuts_and_tunes(
     folder = tmp_path / "ranks"
     command = [
         *["select", tmp_path / "dense.keras", "--data", "digits", "--image-size", 8],
-        *["--folder", folder, "--parameters", 0.5, "--matricization", "channel", "--samples", 64],
+        *["--folder", folder, "--parameters", 0.5, "--decomposition", "channel", "--samples", 64],
     ]
+    command += ["--method", "mbs"]
     result = _invoke(*command, "--search", "5,2", "--epochs", 2, "--tolerance", 0.03, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout[result.stdout.index("{") :])
@@ -92,7 +93,7 @@ def test_unusable_options_end_with_one_line(dense: keras.Model, tmp_path: Path) 
         ([], "must have a bound"),
         (["--parameters", 0.5, "--method", "guess"], "`method` must be one of"),
         (["--parameters", 0.5, "--method", "energy", "--search", "3,5"], "for mbs and bsr"),
-        (["--parameters", 0.5, "--search", "3"], "step,beams"),
+        (["--parameters", 0.5, "--method", "mbs", "--search", "3"], "step,beams"),
         (["--parameters", 0.001, "--method", "energy"], "`parameters` must be at least"),
         (["--milliseconds", 3, "--method", "energy"], "latency table"),
         (["--parameters", 0.5, "--exclude", "nothing"], "`exclude`"),
@@ -135,7 +136,7 @@ def test_an_interrupted_search_goes_on_and_ends_alike(
 ) -> None:
     data = digits.x_train[:96].astype("float32"), digits.y_train[:96]
     budget = dprp.Budget(parameters=0.6, tolerance=0.05)
-    arguments = {"matricization": "separable", "seed": 3}
+    arguments = {"decomposition": "separable", "seed": 3}
     search = BeamSearch(step=6, beams=2, samples=96)
     whole = select_ranks(
         dense, method=search, budget=budget, data=data, log=tmp_path / "whole.jsonl", **arguments
@@ -294,7 +295,7 @@ def test_what_a_search_fine_tuned_is_not_fine_tuned_again(
     settings = SelectionSettings(
         method="similarity",
         budget=dprp.Budget(accuracy_drop=0.6),
-        matricization="channel",
+        decomposition="channel",
         tuning=dprp.FineTuning(epochs=1, learning_rate=0.05, batch_size=64),
     )
     found = select_in_folder(tmp_path, dense, digits, settings)
@@ -314,7 +315,7 @@ def test_what_a_search_fine_tuned_is_not_fine_tuned_again(
 def test_fresh_takes_nothing_from_a_training(
     dense: keras.Model, digits: Dataset, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text('{"settings": {"matricization": "spatial"}}')
+    (tmp_path / "config.json").write_text('{"settings": {"decomposition": "spatial"}}')
     (tmp_path / "model.keras").write_bytes(b"trained for a week")
     settings = SelectionSettings(method="energy", budget=dprp.Budget(parameters=0.01))
     for fresh in (False, True):
@@ -350,7 +351,7 @@ def test_outputs_may_be_kept_in_place_of_kernels(
     settings = SelectionSettings(
         method="activation",
         budget=dprp.Budget(parameters=0.4, tolerance=0.05),
-        matricization="channel",
+        decomposition="channel",
         samples=128,
     )
     found = select_in_folder(tmp_path, dense, digits, settings)

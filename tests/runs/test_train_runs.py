@@ -200,7 +200,7 @@ def test_a_finished_run_is_returned_and_can_be_prolonged(
         {"threshold": 0.2},
         {"seed": 6},
         {"method": "dense"},
-        {"matricization": "channel"},
+        {"decomposition": "channel"},
         {"epochs": 2},
     ],
     ids=str,

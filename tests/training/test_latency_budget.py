@@ -280,7 +280,7 @@ def test_the_budget_is_a_time_and_the_table_knows_the_layers() -> None:
     with pytest.raises(ValueError, match=r"`budget` must lie between 0 and 10 ms"):
         _pruning(table, 40.0)
     for time in (float("nan"), 0.0, "3"):
-        with pytest.raises(ValueError, match=r"`milliseconds` must be a number above 0"):
+        with pytest.raises(ValueError, match=r"`milliseconds` must be a finite number above 0"):
             _pruning(table, time)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`latency` must be a LatencyTable.*'latency.json'"):
         _pruning("latency.json", 3.0)  # type: ignore[arg-type]
