@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dprp_tf.report.cells import (
+from dprp_tf.report.formatting import DASH, clean_name, percent_text, size_text
+from dprp_tf.report.tables.cells import (
     Cell,
     Column,
-    ComparisonTable,
+    Table,
     accuracy_cell,
     less_is_better_cell,
     without_empty_columns,
 )
-from dprp_tf.report.formatting import DASH, clean_name, percent_text, size_text
 
 __all__ = ["quantization_table"]
 
 
-def quantization_table(rows: Sequence[dict[str, Any]]) -> ComparisonTable:
+def quantization_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Lay out accuracy and size of each quantized file beside the first, the float one.
 
     Args:
