@@ -35,26 +35,6 @@ _MODELS_NOTE = (
     "Parameters and MACs are those of the folded network that is exported; the small figures "
     "are the change from the first row."
 )
-# What is said below a table of files where it has the column.
-_FILES_NOTES = {
-    "Latency": "Latency is the median of one inference, below it the 10th to 90th percentile.",
-    "Latency ratio": "The ratio to the dense file of the same format comes from interleaved runs, "
-    "with its interval; it can differ from the quotient of the medians.",
-    "Max. error": "Max. error is the largest difference of an output from the Keras model's, on "
-    "real inputs.",
-}
-_QUANTIZATION_NOTES = {
-    "Compressed": "Compressed is the size of the file in a zip archive.",
-    "Same top-1": "Same top-1 is the share of test samples put into the first row's class.",
-}
-_BENCH_NOTES = {
-    "Latency": "Latency is the median of one inference at batch 1, below it the 10th to 90th "
-    "percentile.",
-    "Instructions (proxy)": "An emulated target counts the instructions of one inference, a proxy "
-    "for time, which means nothing there.",
-    "Ratio": "The ratio to the first file comes from files timed in turns in one run, with its "
-    "interval.",
-}
 
 
 @dataclass(frozen=True)
@@ -158,7 +138,7 @@ def page_contents(run: RunData) -> PageContents:
     moment = _moment(created)
     sections = (
         _tables("models", "Models", (models_table(results), _MODELS_NOTE)),
-        _tables("files", "Files", _noted(files_table(results), _FILES_NOTES)),
+        _tables("files", "Files", _with_note(files_table(results))),
         _quantization(run),
         _benchmarks(run.bench or {}),
         _fold_plan(run.plan or {}),
@@ -237,30 +217,33 @@ def _tables(key: str, title: str, *tables: tuple[Table, str], **parts: Any) -> S
     return Section(key, title, tables=shown, **parts)
 
 
-def _noted(table: Table, notes: Mapping[str, str], *more: str) -> tuple[Table, str]:
-    """Put below a table what is said of the columns it has, and more."""
-    return table, " ".join([*(text for title, text in notes.items() if table.has(title)), *more])
+def _with_note(table: Table, before: str = "", after: str = "") -> tuple[Table, str]:
+    """Put below a table what is to be known of its columns, and what of this run."""
+    return table, " ".join(part for part in (before, table.note, after) if part)
 
 
 def _quantization(run: RunData) -> Section:
     table = quantization_table(run.quantization or [])
-    _, note = _noted(table, _QUANTIZATION_NOTES)
-    changes = f"Changes are from {table.rows[0][0].text}. " if len(table.rows) > 1 else ""
-    return _tables("quantization", "Quantization", (table, f"{changes}{note}".strip()))
+    changes = f"Changes are from {table.rows[0][0].text}." if len(table.rows) > 1 else ""
+    return _tables("quantization", "Quantization", _with_note(table, before=changes))
 
 
 def _benchmarks(bench: Mapping[str, Any]) -> Section:
-    table, more = bench_table(bench), []
-    if table.has("Accuracy"):
+    table, said = bench_table(bench), []
+    if any(column.title == "Accuracy" for column in table.columns):
         samples, data = count_text(bench.get("samples")), mapping(bench, "data")
         on = f" on {samples} test samples" if samples != DASH else ""
         of = f" of {clean_name(data['name'])}" if on and data.get("name") else ""
-        more.append(f"Accuracy is that of the very file{on}{of}, whatever the target.")
+        said.append(f"Accuracy is that of the very file{on}{of}, whatever the target.")
     if bench.get("created"):
-        more.append(f"Measured {_moment(str(bench['created']))}.")
-    noted = _noted(table, _BENCH_NOTES, *more)
-    warnings = tuple(bench_warnings(bench))
-    return _tables("benchmarks", "Benchmarks", noted, warnings=warnings, groups_above=True)
+        said.append(f"Measured {_moment(str(bench['created']))}.")
+    return _tables(
+        "benchmarks",
+        "Benchmarks",
+        _with_note(table, after=" ".join(said)),
+        warnings=tuple(bench_warnings(bench)),
+        groups_above=True,
+    )
 
 
 def _fold_plan(plan: Mapping[str, Any]) -> Section:

@@ -41,7 +41,7 @@ def place_labels(
     panel = _Panel(axes, [line for line, _, _ in labels])
     notes = []
     for index, (line, text, colour) in enumerate(labels):
-        note = _note(axes, text, colour)
+        note = _note(axes, line[0], text, colour)
         size = note.get_window_extent()
         anchor, dx, dy = panel.best_place(index, size.width, size.height)
         note.xy = line[anchor]
@@ -54,7 +54,7 @@ def place_labels(
     return notes
 
 
-def _note(axes: Axes, text: str, colour: str) -> Any:
+def _note(axes: Axes, corner: _Point, text: str, colour: str) -> Any:
     leader = {
         "arrowstyle": "-",
         "color": colour,
@@ -65,7 +65,7 @@ def _note(axes: Axes, text: str, colour: str) -> Any:
     }
     return axes.annotate(
         text,
-        xy=(0, 0),
+        xy=corner,
         xytext=(0, 0),
         textcoords="offset points",
         color=colour,

@@ -66,8 +66,7 @@ def plot_rank_plan(plan: RankPlan, theme: str = "light") -> Figure:
         _draw_weights(right, place, row, colours)
     names = [clean_name(row.name, _NAME_LIMIT) for row in rows]
     left.set_yticks(range(len(rows)), names, parse_math=False)
-    left.set_ylim(len(rows) - 0.4, -0.6)
-    left.set_xlim(0, 1.35)
+    left.set(xlim=(0, 1.35), ylim=(len(rows) - 0.4, -0.6))
     percent_ticks(left.xaxis)
     left.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
     short_count_ticks(right.xaxis)
@@ -75,8 +74,7 @@ def plot_rank_plan(plan: RankPlan, theme: str = "light") -> Figure:
         axes.tick_params(axis="y", length=0, labelcolor=colours.text)
         axes.spines["left"].set_visible(False)
     right.tick_params(axis="y", labelleft=False)
-    handles, labels = right.get_legend_handles_labels()
-    title_legend(right, handles, labels, colours)
+    title_legend(right, *right.get_legend_handles_labels(), colours)
     return figure
 
 

@@ -33,9 +33,24 @@ __all__ = ["bench_table", "file_name", "file_of_result", "run_label", "run_table
 _COLUMNS = (
     Column("Target"),
     Column("File"),
-    Column("Latency", numeric=True),
-    Column("Instructions (proxy)", numeric=True),
-    Column("Ratio", numeric=True),
+    Column(
+        "Latency",
+        numeric=True,
+        note="Latency is the median of one inference at batch 1, below it the 10th to 90th "
+        "percentile.",
+    ),
+    Column(
+        "Instructions (proxy)",
+        numeric=True,
+        note="An emulated target counts the instructions of one inference, a proxy for time, which "
+        "means nothing there.",
+    ),
+    Column(
+        "Ratio",
+        numeric=True,
+        note="The ratio to the first file comes from files timed in turns in one run, with its "
+        "interval.",
+    ),
     Column("Size", numeric=True),
     Column("Accuracy", numeric=True),
     Column("Peak memory", numeric=True),

@@ -55,7 +55,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A heading; `numeric` columns are aligned to the right, `code` names things of the model.
+    """A heading, and how its cells are shown.
+
+    Args:
+        title: The heading.
+        numeric: Whether the cells are aligned to the right. Defaults to False.
+        code: Whether they name things of the model. Defaults to False.
+        note: What a reader must know of the column, in a sentence. Defaults to nothing.
 
     Example:
 
@@ -66,6 +72,7 @@ class Column:
     title: str
     numeric: bool = False
     code: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,9 +104,10 @@ class Table:
         bounds = itertools.pairwise([*(self.starts or (0,)), len(self.rows)])
         return [self.rows[start:end] for start, end in bounds]
 
-    def has(self, title: str) -> bool:
-        """Say whether there is a column of this title."""
-        return any(column.title == title for column in self.columns)
+    @property
+    def note(self) -> str:
+        """What a reader must know of the columns."""
+        return " ".join(column.note for column in self.columns if column.note)
 
 
 def accuracy_cell(accuracy: Any, baseline: Any = None) -> Cell:
@@ -170,8 +178,9 @@ def without_empty_columns(
 
     Example:
 
-    >>> without_empty_columns("A", [Column("B"), Column("C")], [[Cell("b"), Cell("–")]]).columns
-    (Column(title='B', numeric=False),)
+    >>> table = without_empty_columns("A", [Column("B"), Column("C")], [[Cell("b"), Cell("–")]])
+    >>> [column.title for column in table.columns]
+    ['B']
     """
     kept = [
         index

@@ -36,10 +36,24 @@ _COLUMNS = (
     Column("Model"),
     Column("Size", numeric=True),
     Column("Accuracy", numeric=True),
-    Column("Latency", numeric=True),
-    Column("Latency ratio", numeric=True),
+    Column(
+        "Latency",
+        numeric=True,
+        note="Latency is the median of one inference, below it the 10th to 90th percentile.",
+    ),
+    Column(
+        "Latency ratio",
+        numeric=True,
+        note="The ratio to the dense file of the same format comes from interleaved runs, with its "
+        "interval; it can differ from the quotient of the medians.",
+    ),
     Column("Peak memory", numeric=True),
-    Column("Max. error", numeric=True),
+    Column(
+        "Max. error",
+        numeric=True,
+        note="Max. error is the largest difference of an output from the Keras model's, on real "
+        "inputs.",
+    ),
     Column("Same top-1", numeric=True),
 )
 

@@ -53,8 +53,16 @@ def quantization_table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = [
         Column("Quantization"),
         Column("Size", numeric=True),
-        Column("Compressed", numeric=True),
+        Column(
+            "Compressed",
+            numeric=True,
+            note="Compressed is the size of the file in a zip archive.",
+        ),
         Column("Accuracy", numeric=True),
-        Column("Same top-1", numeric=True),
+        Column(
+            "Same top-1",
+            numeric=True,
+            note="Same top-1 is the share of test samples put into the first row's class.",
+        ),
     ]
     return without_empty_columns("Quantization", columns, cells)
