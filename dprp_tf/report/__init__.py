@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dprp_tf.report.bench_plot import plot_bench, save_bench_plots
-from dprp_tf.report.html import write_report
-from dprp_tf.report.plots import (
-    NothingToPlotError,
+from dprp_tf.report.errors import NothingToPlotError
+from dprp_tf.report.figures import (
+    plot_bench,
     plot_cost_by_epoch,
+    plot_rank_plan,
     plot_ranks_by_layer,
     plot_singular_values,
     plot_tradeoff,
     plot_training,
+    save_bench_plots,
     save_plots,
+    save_rank_plan_plot,
 )
-from dprp_tf.report.rank_plan import plot_rank_plan, save_rank_plan_plot
-from dprp_tf.report.tables import bench_report, results_markdown, results_table
+from dprp_tf.report.markdown import results_markdown
+from dprp_tf.report.page import write_report
+from dprp_tf.report.terminal import bench_report, results_table
 
 __all__ = [
     "NothingToPlotError",

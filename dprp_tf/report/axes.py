@@ -37,7 +37,13 @@ def style_axes(
     """Give axes their title, units, light grid and quiet frame."""
     axes.set_facecolor(theme.background)
     axes.set_title(
-        title, loc="left", fontsize=FONT_SIZE + 1.5, fontweight="bold", color=theme.text, pad=9
+        title,
+        loc="left",
+        fontsize=FONT_SIZE + 1.5,
+        fontweight="bold",
+        color=theme.text,
+        pad=9,
+        parse_math=False,
     )
     axes.set_xlabel(x, fontsize=FONT_SIZE, color=theme.muted)
     axes.set_ylabel(y, fontsize=FONT_SIZE, color=theme.muted)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FONT_SIZE", "THEMES", "Theme", "new_figure", "theme_named"]
+__all__ = ["FONT_SIZE", "MARKERS", "THEMES", "Theme", "new_figure", "theme_named"]
 
 FONT_SIZE = 9.0
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
 
 
 @dataclass(frozen=True)

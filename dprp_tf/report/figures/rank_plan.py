@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dprp_tf.files.atomic import atomic_path
 from dprp_tf.report.axes import percent_ticks, short_count_ticks, style_axes, title_legend
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.formatting import clean_name
-from dprp_tf.report.theme import FONT_SIZE, new_figure, theme_named
+from dprp_tf.report.pictures import save_picture
+from dprp_tf.report.theme import FONT_SIZE, Theme, new_figure, theme_named
 
 if TYPE_CHECKING:
     # For types alone: a report needs no Keras.
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
@@ -61,42 +62,11 @@ def plot_rank_plan(plan: RankPlan, theme: str = "light") -> Figure:
     style_axes(left, colours, title, x="Rank, % of the full rank", grid="x")
     style_axes(right, colours, " ", x="Kernel weights", grid="x")
     for place, row in enumerate(rows):
-        shares = _shares(row)
-        height = 0.72 / len(shares)
-        for index, share in enumerate(shares):
-            left.barh(
-                place + (index - (len(shares) - 1) / 2) * height,
-                share,
-                height=0.92 * height,
-                color=colours.before if row.ranks is None else colours.dprp,
-            )
-        told = "dense" if row.ranks is None else ", ".join(map(str, row.ranks))
-        of = " x ".join(map(str, row.full_ranks))
-        left.annotate(
-            told if row.ranks is None else f"{told} of {of}",
-            xy=(max(shares), place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=FONT_SIZE - 1,
-            color=colours.muted,
-        )
-        for shift, weights, colour, label in (
-            (-0.19, row.dense_parameters, colours.before, "Dense"),
-            (0.19, row.parameters, colours.dprp, "Chosen"),
-        ):
-            right.barh(
-                place + shift,
-                weights,
-                height=0.36,
-                color=colour,
-                label=label if place == 0 else None,
-            )
-    left.set_yticks(
-        range(len(rows)), [clean_name(row.name, _NAME_LIMIT) for row in rows], parse_math=False
-    )
-    left.set_ylim(len(rows) - 0.4, -0.6)
-    left.set_xlim(0, 1.35)
+        _draw_shares(left, place, row, colours)
+        _draw_weights(right, place, row, colours)
+    names = [clean_name(row.name, _NAME_LIMIT) for row in rows]
+    left.set_yticks(range(len(rows)), names, parse_math=False)
+    left.set(xlim=(0, 1.35), ylim=(len(rows) - 0.4, -0.6))
     percent_ticks(left.xaxis)
     left.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
     short_count_ticks(right.xaxis)
@@ -104,8 +74,7 @@ def plot_rank_plan(plan: RankPlan, theme: str = "light") -> Figure:
         axes.tick_params(axis="y", length=0, labelcolor=colours.text)
         axes.spines["left"].set_visible(False)
     right.tick_params(axis="y", labelleft=False)
-    handles, labels = right.get_legend_handles_labels()
-    title_legend(right, handles, labels, colours)
+    title_legend(right, *right.get_legend_handles_labels(), colours)
     return figure
 
 
@@ -119,13 +88,36 @@ def save_rank_plan_plot(plan: RankPlan, path: str | os.PathLike[str]) -> Path:
     Returns:
         The path.
     """
-    figure = plot_rank_plan(plan)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    return Path(path)
+    return save_picture(plot_rank_plan(plan), path)
 
 
-def _shares(row: PlannedRanks) -> list[float]:
-    if row.ranks is None:
-        return [1.0]
-    return [rank / full for rank, full in zip(row.ranks, row.full_ranks, strict=True)]
+def _draw_shares(axes: Axes, place: int, row: PlannedRanks, colours: Theme) -> None:
+    """Draw a bar for each rank of the layer, and say the ranks behind them."""
+    shares, said, colour = [1.0], "dense", colours.before
+    if row.ranks is not None:
+        shares = [rank / full for rank, full in zip(row.ranks, row.full_ranks, strict=True)]
+        said = f"{', '.join(map(str, row.ranks))} of {' x '.join(map(str, row.full_ranks))}"
+        colour = colours.dprp
+    height = 0.72 / len(shares)
+    for index, share in enumerate(shares):
+        middle = place + (index - (len(shares) - 1) / 2) * height
+        axes.barh(middle, share, height=0.92 * height, color=colour)
+    axes.annotate(
+        said,
+        xy=(max(shares), place),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=FONT_SIZE - 1,
+        color=colours.muted,
+    )
+
+
+def _draw_weights(axes: Axes, place: int, row: PlannedRanks, colours: Theme) -> None:
+    for shift, weights, colour, label in (
+        (-0.19, row.dense_parameters, colours.before, "Dense"),
+        (0.19, row.parameters, colours.dprp, "Chosen"),
+    ):
+        # The legend names each colour once.
+        label = label if place == 0 else ""
+        axes.barh(place + shift, weights, height=0.36, color=colour, label=label)

@@ -1,21 +1,23 @@
-"""The figures of a run for the terminal and for Markdown files."""
+"""The tables of a run for the terminal, as wide as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.report.benchmarks import bench_warnings, run_tables
-from dprp_tf.report.cells import Cell, ComparisonTable
-from dprp_tf.report.comparison import files_table, models_table, verdict
-from dprp_tf.report.formatting import clean_name
+from dprp_tf.report.bench_warnings import bench_warnings
+from dprp_tf.report.tables.benchmarks import run_tables
+from dprp_tf.report.tables.cells import Cell, Table
+from dprp_tf.report.tables.files import files_table
+from dprp_tf.report.tables.models import models_table
+from dprp_tf.report.verdict import verdict
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group, RenderResult
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-__all__ = ["bench_report", "results_markdown", "results_table"]
+__all__ = ["bench_report", "results_table"]
 
 _NOTES = {
     "file names": ("Model",),
@@ -63,45 +65,6 @@ def results_table(results: Mapping[str, Any]) -> Group:
         if table.rows:
             parts += [Text(), _FittedTable(table)]
     return Group(*parts)
-
-
-def results_markdown(results: Mapping[str, Any]) -> str:
-    """Write verdict, models and files of a run as Markdown.
-
-    Args:
-        results: Content of `results.json`.
-
-    Returns:
-        Markdown text with pipe tables that ends with a line break.
-
-    Raises:
-        ValueError: If a list in `results` doesn't hold objects.
-
-    Example:
-
-    >>> results = {"models": [{"name": "dense", "parameters": 100},
-    ...                       {"name": "dprp", "parameters": 59}]}
-    >>> print(results_markdown(results).splitlines()[-1])
-    | DPRP | 59 (−41 %) |
-    """
-    lines: list[str] = []
-    if results.get("title"):
-        lines += [f"# {_markdown_text(clean_name(results['title']))}", ""]
-    outcome = verdict(results)
-    if outcome.achieved is not None:
-        word = "Achieved." if outcome.achieved else "Not achieved."
-        lines += [f"**{word}** {_markdown_text(outcome.text)}", ""]
-    for name, passed, detail in outcome.checks:
-        said = f"{name}: {detail}" if detail else name
-        lines.append(f"- {'passed' if passed else '**failed**'}: {_markdown_text(said)}")
-    if outcome.checks:
-        lines.append("")
-    for table in (models_table(results), files_table(results)):
-        if table.rows:
-            lines += [f"## {table.title}", "", *_markdown_rows(table), ""]
-    while lines and not lines[-1]:
-        lines.pop()
-    return "\n".join(lines) + "\n"
 
 
 def bench_report(bench: Mapping[str, Any]) -> Group:
@@ -157,7 +120,7 @@ class _FittedTable:
         "ratio interval",
     )
 
-    def __init__(self, table: ComparisonTable) -> None:
+    def __init__(self, table: Table) -> None:
         self.table = table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -185,17 +148,19 @@ class _FittedTable:
             yield Text(f"  Left out at this width: {', '.join(left_out)}.", style="dim")
 
 
-def _least_width(view: Table, console: Console, options: ConsoleOptions) -> int:
+def _least_width(view: RichTable, console: Console, options: ConsoleOptions) -> int:
     return console.measure(view, options=options.update_width(10_000)).minimum
 
 
-def _rich_table(table: ComparisonTable, left_out: Collection[str]) -> Table:
+def _rich_table(table: Table, left_out: Collection[str]) -> RichTable:
     from rich import box
     from rich.cells import cell_len
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    view = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    view = RichTable(
+        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
     shown = [index for index, column in enumerate(table.columns) if column.title not in left_out]
     without_note = {title for name in left_out for title in _NOTES.get(name, ())}
     columns = []
@@ -232,21 +197,3 @@ def _rich_cell(cell: Cell, with_note: bool) -> Text:
     if not cell.note or not with_note:
         return Text(cell.text)
     return Text.assemble(cell.text, "\n", (cell.note, _STYLES[cell.tone]))
-
-
-def _markdown_rows(table: ComparisonTable) -> list[str]:
-    heads = [_markdown_text(column.title) for column in table.columns]
-    rules = ["---:" if column.numeric else "---" for column in table.columns]
-    rows = [[_markdown_cell(cell) for cell in row] for row in table.rows]
-    return ["| " + " | ".join(cells) + " |" for cells in (heads, rules, *rows)]
-
-
-def _markdown_cell(cell: Cell) -> str:
-    note = cell.note if cell.note.startswith("[") else f"({cell.note})"
-    return _markdown_text(f"{cell.text} {note}" if cell.note else cell.text)
-
-
-def _markdown_text(text: str) -> str:
-    for mark in "\\`*_[]|~#":
-        text = text.replace(mark, "\\" + mark)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

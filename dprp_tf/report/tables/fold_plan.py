@@ -1,4 +1,4 @@
-"""Which form a fold plan chose for each layer, why, and what it was measured against."""
+"""Which form a fold plan chose for each layer, what that costs, and why."""
 
 from __future__ import annotations
 
@@ -6,14 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dprp_tf.report.cells import (
-    Cell,
-    Column,
-    ComparisonTable,
-    less_is_better_cell,
-    ratio_cell,
-    without_empty_columns,
-)
 from dprp_tf.report.formatting import (
     DASH,
     MINUS,
@@ -25,8 +17,16 @@ from dprp_tf.report.formatting import (
     ratio_text,
 )
 from dprp_tf.report.loading import mapping, records
+from dprp_tf.report.tables.cells import (
+    Cell,
+    Column,
+    Table,
+    less_is_better_cell,
+    ratio_cell,
+    without_empty_columns,
+)
 
-__all__ = ["candidates_table", "plan_figures", "plan_notes", "plan_table"]
+__all__ = ["form_text", "plan_figures", "plan_notes", "plan_table"]
 
 
 def plan_figures(plan: Mapping[str, Any]) -> list[tuple[str, Cell]]:
@@ -59,7 +59,7 @@ def plan_figures(plan: Mapping[str, Any]) -> list[tuple[str, Cell]]:
     return [(title, cell) for title, cell in figures if cell.text != DASH]
 
 
-def plan_table(plan: Mapping[str, Any]) -> ComparisonTable:
+def plan_table(plan: Mapping[str, Any]) -> Table:
     """Lay out the form of every layer, its cost beside the dense layer's, and the reason.
 
     Args:
@@ -84,7 +84,7 @@ Cell(text='3', note='', tone='')),)
         rows.append(
             [
                 Cell(clean_name(layer.get("name", DASH))),
-                Cell(_form(layer.get("form"))),
+                Cell(form_text(layer.get("form"))),
                 Cell(_ranks(layer.get("ranks"))),
                 Cell(cost_text(dense, unit)),
                 less_is_better_cell(layer.get("cost"), dense, lambda v: cost_text(v, unit)),
@@ -102,63 +102,15 @@ Cell(text='3', note='', tone='')),)
     return without_empty_columns("Fold plan", columns, rows)
 
 
-def candidates_table(plan: Mapping[str, Any]) -> ComparisonTable:
-    """Lay out the ratio of every form to the dense one, layer by layer, the chosen one marked.
-
-    Args:
-        plan: Content of `plan.json`.
-
-    Returns:
-        The table, a column for each form; without rows where no layer holds candidates.
-
-    Raises:
-        ValueError: If a part of `plan` isn't of its kind.
-
-    Example:
-
-    >>> table = candidates_table({"layers": [{"name": "conv", "form": "summed", "candidates": [
-    ...     {"form": "dense", "ratio": 1.0}, {"form": "summed", "ratio": 0.6}]}]})
-    >>> [cell.text for cell in table.rows[0]]
-    ['conv', '1×', '✓ 0.60×']
-    """
-    layers = [layer for layer in records(plan, "layers") if layer.get("candidates")]
-    forms = dict.fromkeys(
-        str(candidate.get("form")) for layer in layers for candidate in records(layer, "candidates")
-    )
-    rows = []
-    for layer in layers:
-        by_form: dict[str, dict[str, Any]] = {}
-        # Of one form at several ranks the chosen stands for all, else the fastest.
-        for entry in sorted(records(layer, "candidates"), key=_ratio_of, reverse=True):
-            kept = by_form.get(str(entry.get("form")), {})
-            if not _is_chosen(kept, layer):
-                by_form[str(entry.get("form"))] = entry
-        cells = [Cell(clean_name(layer.get("name", DASH)))]
-        for form in forms:
-            entry = by_form.get(form, {})
-            cell = ratio_cell(*(entry.get(key) for key in ("ratio", "low", "high")))
-            if form == "dense" and number(entry.get("ratio")) == 1:
-                cell = Cell(f"1{TIMES}")
-            if _is_chosen(entry, layer):
-                # What was chosen is marked, so that colour alone doesn't have to say it.
-                cell = Cell(f"✓ {cell.text}", cell.note, "better")
-            else:
-                cell = Cell(cell.text, cell.note)
-            cells.append(cell)
-        rows.append(cells)
-    columns = [Column("Layer"), *(Column(_form(form).capitalize(), numeric=True) for form in forms)]
-    return without_empty_columns("Forms measured", columns, rows)
-
-
 def plan_notes(plan: Mapping[str, Any]) -> list[str]:
     """Return what the planner has to say, such as why it kept every layer dense."""
     notes = plan.get("notes") or []
     return [clean_name(note) for note in ([notes] if isinstance(notes, str) else notes)]
 
 
-def _is_chosen(candidate: Mapping[str, Any], layer: Mapping[str, Any]) -> bool:
-    same_form = candidate.get("form") is not None and candidate.get("form") == layer.get("form")
-    return same_form and candidate.get("ranks", layer.get("ranks")) == layer.get("ranks")
+def form_text(form: Any) -> str:
+    """Return what to call the form of a layer."""
+    return clean_name(form or DASH).replace("_", " ")
 
 
 def _missed_by(predicted: Any, measured: Any) -> str:
@@ -174,17 +126,8 @@ def _quotient(value: Any, baseline: Any) -> Cell:
     return Cell(ratio_text(quotient))
 
 
-def _ratio_of(candidate: Mapping[str, Any]) -> float:
-    ratio = number(candidate.get("ratio"))
-    return math.inf if math.isnan(ratio) else ratio
-
-
 def _unit(plan: Mapping[str, Any]) -> str:
     return str(plan.get("unit") or "ms")
-
-
-def _form(form: Any) -> str:
-    return clean_name(form or DASH).replace("_", " ")
 
 
 def _ranks(ranks: Any) -> str:

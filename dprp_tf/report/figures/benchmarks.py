@@ -1,4 +1,4 @@
-"""Accuracy against cost and size of benchmarked files, a panel for each target."""
+"""Accuracy of benchmarked files against their cost on every target, and against their size."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.files.atomic import atomic_path
 from dprp_tf.report.axes import accuracy_axis, position_axis, short_count_ticks, style_axes
-from dprp_tf.report.benchmarks import run_label
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.formatting import clean_name, number
 from dprp_tf.report.loading import records
-from dprp_tf.report.theme import FONT_SIZE, Theme, new_figure, theme_named
+from dprp_tf.report.pictures import save_picture
+from dprp_tf.report.tables.benchmarks import run_label
+from dprp_tf.report.theme import FONT_SIZE, MARKERS, Theme, new_figure, theme_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_bench", "save_bench_plots"]
+__all__ = ["describe_bench", "plot_bench", "save_bench_plots"]
 
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
 _PANELS_PER_ROW = 3
 _NAME_LIMIT = 38
 _CLOSE = 7.0
@@ -75,14 +74,10 @@ def plot_bench(bench: Mapping[str, Any], theme: str = "light") -> Figure:
     """
     colours = theme_named(theme)
     files = records(bench, "files")
-    accuracies = [number(file.get("accuracy")) for file in files]
-    sizes = [number(file.get("size_bytes")) for file in files]
-    with_accuracy = not all(math.isnan(accuracy) for accuracy in accuracies)
-    heights = accuracies if with_accuracy else sizes
+    heights, with_accuracy = _heights(files)
     panels = [_run_panel(run, heights) for run in records(bench, "runs")]
     if with_accuracy:
-        points = [_Point(i, *pair) for i, pair in enumerate(zip(sizes, heights, strict=True))]
-        panels.append(_Panel("File size", "File size", _known(points), "B"))
+        panels.append(_size_panel(files, heights))
     panels = [panel for panel in panels if panel.points]
     if not panels:
         raise NothingToPlotError("`bench` holds no file with a cost and an accuracy or size.")
@@ -91,27 +86,20 @@ def plot_bench(bench: Mapping[str, Any], theme: str = "light") -> Figure:
     figure = new_figure(4.1 * max(columns, 1.5), 3.3 * rows + 0.5, colours)
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
+        title = clean_name(panel.title, _NAME_LIMIT)
         height = "Accuracy (%)" if with_accuracy else "File size"
-        style_axes(axes, colours, "", x=panel.unit, y=height, grid="both")
-        axes.set_title(
-            clean_name(panel.title, _NAME_LIMIT),
-            loc="left",
-            fontsize=FONT_SIZE + 1.5,
-            fontweight="bold",
-            color=colours.text,
-            pad=9,
-            parse_math=False,
-        )
+        style_axes(axes, colours, title, x=panel.unit, y=height, grid="both")
         position_axis(axes, _reach(panel), panel.prefixed)
-        if with_accuracy:
-            # One scale for all panels: the same file stands at the same height.
-            accuracy_axis(axes, [value for value in heights if not math.isnan(value)])
-        else:
-            axes.set_ylim(0, max(value for value in heights if not math.isnan(value)) * 1.18)
-            short_count_ticks(axes.yaxis, "B")
+        _height_axis(axes, heights, with_accuracy)
         _draw(axes, panel, colours)
     _legend(figure, files, sorted({point.file for p in panels for point in p.points}), colours)
     return figure
+
+
+def describe_bench(bench: Mapping[str, Any]) -> str:
+    """Say in words what `plot_bench` shows."""
+    files, runs = (len(records(bench, key)) for key in ("files", "runs"))
+    return f"Scatter plots of accuracy against cost and size of {files} files in {runs} runs."
 
 
 def save_bench_plots(bench: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
@@ -136,13 +124,35 @@ def save_bench_plots(bench: Mapping[str, Any], folder: str | os.PathLike[str]) -
     >>> [path.name for path in save_bench_plots(bench, tempfile.mkdtemp())]
     ['bench.png', 'bench_dark.png']
     """
-    written = []
-    for theme, name in (("light", "bench.png"), ("dark", "bench_dark.png")):
-        path = Path(folder) / "plots" / name
-        with atomic_path(path) as temporary:
-            plot_bench(bench, theme).savefig(temporary, dpi=150, format="png")
-        written.append(path)
-    return written
+    plots = Path(folder) / "plots"
+    return [
+        save_picture(plot_bench(bench, theme), plots / name)
+        for theme, name in (("light", "bench.png"), ("dark", "bench_dark.png"))
+    ]
+
+
+def _heights(files: list[dict[str, Any]]) -> tuple[list[float], bool]:
+    """The accuracy of every file and True; its size and False where no accuracy is known."""
+    accuracies = [number(file.get("accuracy")) for file in files]
+    if any(not math.isnan(accuracy) for accuracy in accuracies):
+        return accuracies, True
+    return [number(file.get("size_bytes")) for file in files], False
+
+
+def _height_axis(axes: Axes, heights: list[float], with_accuracy: bool) -> None:
+    # One scale for all panels: the same file stands at the same height.
+    known = [value for value in heights if not math.isnan(value)]
+    if with_accuracy:
+        accuracy_axis(axes, known)
+        return
+    axes.set_ylim(0, max(known) * 1.18)
+    short_count_ticks(axes.yaxis, "B")
+
+
+def _size_panel(files: list[dict[str, Any]], heights: list[float]) -> _Panel:
+    sizes = [number(file.get("size_bytes")) for file in files]
+    points = [_Point(i, *pair) for i, pair in enumerate(zip(sizes, heights, strict=True))]
+    return _Panel("File size", "File size", _known(points), "B")
 
 
 def _run_panel(run: Mapping[str, Any], heights: list[float]) -> _Panel:
@@ -207,7 +217,7 @@ def _draw(axes: Axes, panel: _Panel, colours: Theme) -> None:
 def _look(file: int, colours: Theme) -> tuple[str, str]:
     """The first file, the reference, has the colour of dense models, the second that of DPRP."""
     palette = (colours.dense, colours.dprp, *colours.others)
-    return palette[file % len(palette)], _MARKERS[file % len(_MARKERS)]
+    return palette[file % len(palette)], MARKERS[file % len(MARKERS)]
 
 
 def _legend(figure: Figure, files: list[dict[str, Any]], shown: list[int], colours: Theme) -> None:

@@ -1,10 +1,11 @@
-"""Cells and tables that the terminal, Markdown and HTML lay out each in their way."""
+"""Cells and tables that the terminal, Markdown and the page lay out each in their way."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dprp_tf.report.formatting import (
@@ -21,7 +22,7 @@ from dprp_tf.report.formatting import (
 __all__ = [
     "Cell",
     "Column",
-    "ComparisonTable",
+    "Table",
     "accuracy_cell",
     "latency_cell",
     "less_is_better_cell",
@@ -38,6 +39,7 @@ class Cell:
         text: The figure.
         note: The change from the baseline, such as `"−41 %"`. Defaults to none.
         tone: `"better"`, `"worse"` or `""` for neither. Defaults to `""`.
+        share: What the page draws as a bar behind the figure, in [0, 1]. Defaults to no bar.
 
     Example:
 
@@ -48,11 +50,18 @@ class Cell:
     text: str
     note: str = ""
     tone: str = ""
+    share: float | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading; `numeric` columns are aligned to the right.
+    """A heading, and how its cells are shown.
+
+    Args:
+        title: The heading.
+        numeric: Whether the cells are aligned to the right. Defaults to False.
+        code: Whether they name things of the model. Defaults to False.
+        note: What a reader must know of the column, in a sentence. Defaults to nothing.
 
     Example:
 
@@ -62,22 +71,43 @@ class Column:
 
     title: str
     numeric: bool = False
+    code: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
-class ComparisonTable:
-    """Columns and rows of cells; `starts` are the rows where a new group begins.
+class Table:
+    """Columns and rows of cells.
+
+    Args:
+        title: What the table is about.
+        columns: A heading for each cell of a row.
+        rows: The cells, row by row.
+        starts: The rows where a new group begins. Defaults to one group of all rows.
+        total: A last row: its heading, then the cells of the last columns. Defaults to none.
 
     Example:
 
-    >>> ComparisonTable("Models", (Column("Model"),), ((Cell("Dense"),),)).rows[0][0].text
-    'Dense'
+    >>> Table("Models", (Column("Model"),), ((Cell("Dense"),),)).groups
+    [((Cell(text='Dense', note='', tone=''),),)]
     """
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     starts: tuple[int, ...] = ()
+    total: tuple[Cell, ...] = ()
+
+    @property
+    def groups(self) -> list[tuple[tuple[Cell, ...], ...]]:
+        """The rows of each group."""
+        bounds = itertools.pairwise([*(self.starts or (0,)), len(self.rows)])
+        return [self.rows[start:end] for start, end in bounds]
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of the columns."""
+        return " ".join(column.note for column in self.columns if column.note)
 
 
 def accuracy_cell(accuracy: Any, baseline: Any = None) -> Cell:
@@ -143,20 +173,21 @@ def without_empty_columns(
     columns: Sequence[Column],
     rows: Sequence[Sequence[Cell]],
     starts: Sequence[int] = (),
-) -> ComparisonTable:
+) -> Table:
     """Build a table of the first column and those where any row has more than a dash.
 
     Example:
 
-    >>> without_empty_columns("A", [Column("B"), Column("C")], [[Cell("b"), Cell("–")]]).columns
-    (Column(title='B', numeric=False),)
+    >>> table = without_empty_columns("A", [Column("B"), Column("C")], [[Cell("b"), Cell("–")]])
+    >>> [column.title for column in table.columns]
+    ['B']
     """
     kept = [
         index
         for index in range(len(columns))
         if index == 0 or any(row[index] != Cell(DASH) for row in rows)
     ]
-    return ComparisonTable(
+    return Table(
         title,
         tuple(columns[index] for index in kept),
         tuple(tuple(row[index] for index in kept) for row in rows),

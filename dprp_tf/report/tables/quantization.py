@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dprp_tf.report.cells import (
+from dprp_tf.report.formatting import DASH, clean_name, percent_text, size_text
+from dprp_tf.report.tables.cells import (
     Cell,
     Column,
-    ComparisonTable,
+    Table,
     accuracy_cell,
     less_is_better_cell,
     without_empty_columns,
 )
-from dprp_tf.report.formatting import DASH, clean_name, percent_text, size_text
 
 __all__ = ["quantization_table"]
 
 
-def quantization_table(rows: Sequence[dict[str, Any]]) -> ComparisonTable:
+def quantization_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Lay out accuracy and size of each quantized file beside the first, the float one.
 
     Args:
@@ -53,8 +53,16 @@ def quantization_table(rows: Sequence[dict[str, Any]]) -> ComparisonTable:
     columns = [
         Column("Quantization"),
         Column("Size", numeric=True),
-        Column("Compressed", numeric=True),
+        Column(
+            "Compressed",
+            numeric=True,
+            note="Compressed is the size of the file in a zip archive.",
+        ),
         Column("Accuracy", numeric=True),
-        Column("Same top-1", numeric=True),
+        Column(
+            "Same top-1",
+            numeric=True,
+            note="Same top-1 is the share of test samples put into the first row's class.",
+        ),
     ]
     return without_empty_columns("Quantization", columns, cells)

@@ -1,0 +1,305 @@
+"""What the page of a run shows, as plain data for its templates."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from dprp_tf.report.bench_warnings import BenchWarning, bench_warnings
+from dprp_tf.report.figures.gallery import run_figures
+from dprp_tf.report.formatting import DASH, TIMES, clean_name, count_text, number
+from dprp_tf.report.loading import RunData, mapping, records
+from dprp_tf.report.pictures import png_bytes
+from dprp_tf.report.tables.benchmarks import bench_table, run_label
+from dprp_tf.report.tables.cells import Cell, Table
+from dprp_tf.report.tables.files import files_by_format, files_table
+from dprp_tf.report.tables.fold_plan import plan_figures, plan_notes, plan_table
+from dprp_tf.report.tables.layers import layers_table, skipped_layers_table
+from dprp_tf.report.tables.measured_forms import measured_forms_table
+from dprp_tf.report.tables.models import baseline_first, models_table
+from dprp_tf.report.tables.quantization import quantization_table
+from dprp_tf.report.tables.timing import timing_table
+from dprp_tf.report.verdict import Verdict, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["PageContents", "Picture", "Section", "page_contents"]
+
+_MODELS_NOTE = (
+    "Parameters and MACs are those of the folded network that is exported; the small figures "
+    "are the change from the first row."
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in light and dark as data addresses, its size in CSS pixels, and its words."""
+
+    name: str
+    title: str
+    caption: str
+    words: str
+    width: int
+    height: int
+    light: str
+    dark: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading; whatever it has is shown in this order.
+
+    Args:
+        key: What a link to it names.
+        title: Its heading.
+        about: A line below the heading.
+        warnings: What casts doubt on its figures.
+        figures: Heading and cell of its main figures, shown large.
+        notes: Sentences in a list.
+        tables: Each table with the note below it.
+        groups_above: Whether the groups of its tables are named in a row above them.
+        pictures: Its plots.
+        settings: Names and values.
+    """
+
+    key: str
+    title: str
+    about: str = ""
+    warnings: tuple[BenchWarning, ...] = ()
+    figures: tuple[tuple[str, Cell], ...] = ()
+    notes: tuple[str, ...] = ()
+    tables: tuple[tuple[Table, str], ...] = ()
+    groups_above: bool = False
+    pictures: tuple[Picture, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def has_something(self) -> bool:
+        """Whether there is anything below its heading."""
+        shown = (self.about, self.warnings, self.figures, self.notes, self.tables, self.pictures)
+        return any((*shown, self.settings))
+
+
+@dataclass(frozen=True)
+class PageContents:
+    """Everything the page of a run says.
+
+    Args:
+        title: Its name.
+        data_name: The data set; empty where unknown.
+        facts: Counts, shape and classes of the data.
+        created: When the run was, as people write it; empty where unknown.
+        created_iso: The same for machines; empty where the run's time can't be read.
+        command: The command that started it.
+        verdict: Its verdict; `None` for measurements without a run.
+        headline: Heading and cell of the main figures below the verdict.
+        sections: The parts that have something to show.
+    """
+
+    title: str
+    data_name: str
+    facts: tuple[str, ...]
+    created: str
+    created_iso: str
+    command: str
+    verdict: Verdict | None
+    headline: tuple[tuple[str, Cell], ...]
+    sections: tuple[Section, ...]
+
+
+def page_contents(run: RunData) -> PageContents:
+    """Gather what the page of a run shows.
+
+    Args:
+        run: What `load_run` returned.
+
+    Returns:
+        Texts, cells and pictures, none of them escaped.
+
+    Raises:
+        ValueError: If a part of the run isn't of its kind.
+
+    Example:
+
+    >>> from pathlib import Path
+    >>> page_contents(RunData(Path("run"), results={"title": "Digits"})).title
+    'Digits'
+    """
+    results = run.results or {}
+    untitled = "DPRP measurements" if run.results is None else "DPRP run"
+    data = mapping(results, "data")
+    created = str(results.get("created") or "")
+    moment = _moment(created)
+    sections = (
+        _tables("models", "Models", (models_table(results), _MODELS_NOTE)),
+        _tables("files", "Files", _with_note(files_table(results))),
+        _quantization(run),
+        _benchmarks(run.bench or {}),
+        _fold_plan(run.plan or {}),
+        Section("plots", "Plots", pictures=_pictures(run)),
+        _tables("layers", "Layers", (layers_table(results), "")),
+        _tables("skipped", "Skipped layers", (skipped_layers_table(results), "")),
+        _settings(results),
+        _tables("timing", "Timing", (timing_table(results), "")),
+    )
+    return PageContents(
+        title=clean_name(results.get("title") or untitled),
+        data_name=clean_name(data.get("name") or ""),
+        facts=_facts(data),
+        created=moment,
+        created_iso=created if moment != clean_name(created) else "",
+        command=str(results.get("command") or ""),
+        verdict=None if run.results is None else verdict(results),
+        headline=_headline(results),
+        sections=tuple(section for section in sections if section.has_something),
+    )
+
+
+def _facts(data: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = [
+        f"{count_text(data[key])} {word}"
+        for key, word in (("train", "training"), ("test", "test"))
+        if not math.isnan(number(data.get(key)))
+    ]
+    facts = [" and ".join(counts) + " examples"] if counts else []
+    if isinstance(data.get("image_shape"), list | tuple):
+        facts.append(f" {TIMES} ".join(map(clean_name, data["image_shape"])))
+    if not math.isnan(number(data.get("classes"))):
+        facts.append(f"{count_text(data['classes'])} classes")
+    return tuple(facts)
+
+
+def _moment(created: str) -> str:
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return clean_name(created)
+    zone = "" if moment.tzinfo is None else f" {moment.tzname()}"
+    return f"{moment:%Y-%m-%d}, {moment:%H:%M}{zone}"
+
+
+def _headline(results: Mapping[str, Any]) -> tuple[tuple[str, Cell], ...]:
+    """The DPRP model's main figures, each with its change, where a dense one is beside it."""
+    figures: list[tuple[str, Cell]] = []
+    models = [model.get("name") for model in baseline_first(records(results, "models"), "name")]
+    if {"dense", "dprp"} <= set(models):
+        cells = _cells(models_table(results), models.index("dprp"))
+        titles = ("Accuracy", "Parameters", "MACs")
+        figures += [(title, cells[title]) for title in titles if title in cells]
+    for format_name, files in files_by_format(results).items():
+        held = [file.get("model") for file in files]
+        if {"dense", "dprp"} <= set(held):
+            # The first format of the run stands for all; the table below has the others.
+            cells = _cells(files_table({**results, "files": files}), held.index("dprp"))
+            figures += [
+                (f"{title.split()[0]}, {format_name}", cells[title])
+                for title in ("Size", "Latency ratio")
+                if title in cells and cells[title].text != DASH
+            ]
+            break
+    return tuple(figures)
+
+
+def _cells(table: Table, row: int) -> dict[str, Cell]:
+    titles = [column.title for column in table.columns]
+    return dict(zip(titles, table.rows[row], strict=True))
+
+
+def _tables(key: str, title: str, *tables: tuple[Table, str], **parts: Any) -> Section:
+    """Make a section of the tables that have rows."""
+    shown = tuple((table, note) for table, note in tables if table.rows)
+    return Section(key, title, tables=shown, **parts)
+
+
+def _with_note(table: Table, before: str = "", after: str = "") -> tuple[Table, str]:
+    """Put below a table what is to be known of its columns, and what of this run."""
+    return table, " ".join(part for part in (before, table.note, after) if part)
+
+
+def _quantization(run: RunData) -> Section:
+    table = quantization_table(run.quantization or [])
+    changes = f"Changes are from {table.rows[0][0].text}." if len(table.rows) > 1 else ""
+    return _tables("quantization", "Quantization", _with_note(table, before=changes))
+
+
+def _benchmarks(bench: Mapping[str, Any]) -> Section:
+    table, said = bench_table(bench), []
+    if any(column.title == "Accuracy" for column in table.columns):
+        samples, data = count_text(bench.get("samples")), mapping(bench, "data")
+        on = f" on {samples} test samples" if samples != DASH else ""
+        of = f" of {clean_name(data['name'])}" if on and data.get("name") else ""
+        said.append(f"Accuracy is that of the very file{on}{of}, whatever the target.")
+    if bench.get("created"):
+        said.append(f"Measured {_moment(str(bench['created']))}.")
+    return _tables(
+        "benchmarks",
+        "Benchmarks",
+        _with_note(table, after=" ".join(said)),
+        warnings=tuple(bench_warnings(bench)),
+        groups_above=True,
+    )
+
+
+def _fold_plan(plan: Mapping[str, Any]) -> Section:
+    version = f"{plan.get('runtime') or ''} {plan.get('runtime_version') or ''}"
+    said = (run_label(plan), plan.get("processor"), version, plan.get("precision"))
+    parts = [clean_name(part) for part in said if part] if plan else []
+    return _tables(
+        "fold-plan",
+        "Fold plan",
+        (plan_table(plan), "The cost of a layer is that of its form, measured alone."),
+        (
+            measured_forms_table(plan),
+            "Cost of each form measured, relative to the dense layer, with its interval; "
+            "✓ marks the form chosen.",
+        ),
+        about=" · ".join(part for part in parts if part),
+        figures=tuple(plan_figures(plan)),
+        notes=tuple(plan_notes(plan)),
+    )
+
+
+def _settings(results: Mapping[str, Any]) -> Section:
+    settings = tuple(
+        (clean_name(name), clean_name(_setting(value)))
+        for name, value in mapping(results, "settings").items()
+    )
+    return Section("settings", "Settings", settings=settings)
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return DASH
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _pictures(run: RunData) -> tuple[Picture, ...]:
+    dark = {entry.name: figure for entry, figure in run_figures(run, "dark")}
+    pictures = []
+    for entry, figure in run_figures(run, "light"):
+        width, height = (round(96 * inches) for inches in figure.get_size_inches())
+        pictures.append(
+            Picture(
+                entry.name,
+                entry.title,
+                entry.caption,
+                entry.describe(getattr(run, entry.part)),
+                width,
+                height,
+                light=_embedded(figure),
+                dark=_embedded(dark[entry.name]),
+            )
+        )
+    return tuple(pictures)
+
+
+def _embedded(figure: Figure) -> str:
+    return "data:image/png;base64," + base64.b64encode(png_bytes(figure)).decode("ascii")
