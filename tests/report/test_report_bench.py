@@ -17,10 +17,12 @@ from test_report_html import Page, _browser, report_of
 from test_report_inputs import make_history, make_ranks, make_results, write_run
 
 from dprp_tf.report import NothingToPlotError, bench_report, plot_bench, save_plots, write_report
-from dprp_tf.report.benchmarks import bench_table, bench_warnings
-from dprp_tf.report.fold_plan import candidates_table, plan_figures, plan_notes, plan_table
+from dprp_tf.report.bench_warnings import bench_warnings
 from dprp_tf.report.loading import load_run
-from dprp_tf.report.quantization import quantization_table
+from dprp_tf.report.tables.benchmarks import bench_table
+from dprp_tf.report.tables.fold_plan import plan_figures, plan_notes, plan_table
+from dprp_tf.report.tables.measured_forms import measured_forms_table
+from dprp_tf.report.tables.quantization import quantization_table
 
 FILES = (
     ("dense_float32.tflite", 1_105_648, 0.9861, 1.0),
@@ -386,7 +388,7 @@ def test_a_plan_is_told_by_its_sums_its_layers_and_its_candidates() -> None:
         "3",
         "0.0200 ms",
     ]
-    candidates = candidates_table(plan)
+    candidates = measured_forms_table(plan)
     assert [column.title for column in candidates.columns][1:] == [
         "Dense",
         "Summed",
@@ -424,7 +426,7 @@ def test_of_one_form_at_several_ranks_the_chosen_stands_in_the_table() -> None:
             {"form": "separable", "ranks": [6], "ratio": 0.8},
         ],
     }
-    (row,) = candidates_table({"layers": [layer]}).rows
+    (row,) = measured_forms_table({"layers": [layer]}).rows
     assert [cell.text for cell in row] == ["conv", "1\u00d7", "\u2713 0.70\u00d7", "0.80\u00d7"]
 
 
@@ -568,7 +570,7 @@ def test_parts_that_are_absent_or_null_do_not_fail(null: bool) -> None:
                 bench_table(part)
                 bench_warnings(part)
             elif name == "plan":
-                candidates_table(part)
+                measured_forms_table(part)
                 plan_table(part)
                 plan_figures(part)
                 plan_notes(part)

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from dprp_tf.report.comparison import files_table, models_table, verdict
 from dprp_tf.report.formatting import (
     change_text,
     clean_name,
@@ -29,6 +28,9 @@ from dprp_tf.report.formatting import (
     size_text,
 )
 from dprp_tf.report.loading import load_run
+from dprp_tf.report.tables.files import files_table
+from dprp_tf.report.tables.models import models_table
+from dprp_tf.report.verdict import verdict
 
 
 def make_ranks(layers: int = 7, epochs: int = 20, full_rank: int = 9) -> dict[str, Any]:

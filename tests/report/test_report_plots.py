@@ -392,7 +392,7 @@ def test_plots_of_a_run_without_dprp(tmp_path: Path) -> None:
 def test_figures_leave_pyplot_alone() -> None:
     code = (
         "import sys, pathlib\n"
-        "from dprp_tf.report.plots import plot_training\n"
+        "from dprp_tf.report.figures.training import plot_training\n"
         "plot_training({'runs': {'dense': [{'epoch': 1, 'loss': 1.0}]}}).canvas.draw()\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )
