@@ -1,7 +1,4 @@
-"""Synthetic run folders for the tests of the report, and tests of how they are read.
-
-Every figure here is made up to look like a run of the demo; none was measured.
-"""
+"""Run folders whose figures are made up to look like a run of the demo; none was measured."""
 
 from __future__ import annotations
 
@@ -10,27 +7,6 @@ import math
 import random
 from pathlib import Path
 from typing import Any
-
-import pytest
-
-from dprp_tf.report.formatting import (
-    change_text,
-    clean_name,
-    count_text,
-    duration_text,
-    error_text,
-    milliseconds_text,
-    number,
-    percent_text,
-    points_text,
-    ratio_text,
-    short_count_text,
-    size_text,
-)
-from dprp_tf.report.loading import load_run
-from dprp_tf.report.tables.files import files_table
-from dprp_tf.report.tables.models import models_table
-from dprp_tf.report.verdict import verdict
 
 
 def make_ranks(layers: int = 7, epochs: int = 20, full_rank: int = 9) -> dict[str, Any]:
@@ -224,6 +200,161 @@ def make_results(achieved: bool = True, layers: int = 7) -> dict[str, Any]:
     }
 
 
+FILES = (
+    ("dense_float32.tflite", 1_105_648, 0.9861, 1.0),
+    ("dprp_float32.tflite", 652_300, 0.9833, 0.63),
+    ("dense_int8.tflite", 312_240, 0.9833, 0.55),
+    ("dprp_int8.tflite", 184_900, 0.9806, 0.44),
+)
+
+
+BUSY = (
+    "Busy machine: other work kept 1.6 of 4 CPUs busy during a run of 1 thread. Stop what else "
+    "runs there and measure again; ratios suffer less than times."
+)
+
+
+DRIFT = (
+    "Thermal drift: the last third of the samples took 12 % longer than the first. Let the machine "
+    "cool, or cool it better; ratios of files timed in turns stay fair."
+)
+
+
+def make_bench(with_accuracy: bool = True) -> dict[str, Any]:
+    """Make `bench.json` of four files on two timed targets and an emulated one; none measured."""
+    random.seed(5)
+    runs: list[dict[str, Any]] = []
+    for target, threads, milliseconds, processor in (
+        ("local", 1, 0.412, "Example 3000 @ 2.10GHz"),
+        ("local", 2, 0.268, "Example 3000 @ 2.10GHz"),
+        ("ssh://pi@raspberrypi.local:22", 1, 3.71, "Cortex-A72"),
+        ("qemu:cortex-a72", 1, None, "Cortex-A72"),
+    ):
+        results, ratios = [], []
+        for position, (name, size, _, share) in enumerate(FILES):
+            slow = share * random.uniform(0.96, 1.04) if position else 1.0
+            result: dict[str, Any] = {
+                "path": f"runs/demo/{name}",
+                "target": target,
+                "machine": {"architecture": "aarch64", "processor": processor, "cpus": 4},
+                "runtime": "LiteRT",
+                "runtime_version": "2.3.0",
+                "threads": threads,
+                "size_bytes": size,
+                "warnings": [BUSY] if target == "local" else [],
+            }
+            if milliseconds is None:
+                result |= {"median_ms": None, "instructions": round(9_412_345 * slow)}
+            else:
+                median = milliseconds * slow
+                result |= {
+                    "median_ms": median,
+                    "p10_ms": median * 0.97,
+                    "p90_ms": median * 1.08,
+                    "instructions": None,
+                    "peak_memory_bytes": 61_000_000 + size,
+                    "cold_start_ms": 92.1 * slow,
+                }
+            results.append(result)
+            ratios.append({"ratio": slow, "low": slow - 0.02, "high": slow + 0.02})
+        runs.append(
+            {
+                "target": target,
+                "threads": threads,
+                "unit": "ms" if milliseconds else "instructions",
+                "results": results,
+                "ratios": ratios,
+            }
+        )
+    runs[2]["results"][3]["warnings"] = [DRIFT]
+    return {
+        "created": "2025-11-21T12:00:00+00:00",
+        "files": [
+            {
+                "path": f"runs/demo/{name}",
+                "name": name,
+                "size_bytes": size,
+                "accuracy": accuracy if with_accuracy else None,
+            }
+            for name, size, accuracy, _ in FILES
+        ],
+        "runs": runs,
+        "failures": [
+            {"target": "adb://serial", "threads": 1, "message": "adb://serial: no such device."}
+        ],
+    }
+
+
+def make_plan(layers: int = 6) -> dict[str, Any]:
+    """Make `plan.json` as a planner writes it."""
+    random.seed(2)
+    rows = []
+    for index in range(layers):
+        dense = 0.02 * (1 + index)
+        ratios = {"dense": 1.0, "summed": 0.5 + 0.1 * index, "concatenated": 0.45 + 0.13 * index}
+        if index > 2:
+            ratios["channel"] = 0.8
+        form = min(ratios, key=lambda name: ratios[name])
+        rows.append(
+            {
+                "name": f"stage{1 + index // 2}_block{index % 2}_conv1",
+                "form": form,
+                "ranks": [] if form == "dense" else [3],
+                "dense_cost": dense,
+                "cost": dense * ratios[form],
+                "reason": f"{form} takes {ratios[form]:.2f} of the dense layer's time",
+                "candidates": [
+                    {
+                        "form": name,
+                        "ranks": [] if name == "dense" else [3],
+                        "cost": dense * ratio,
+                        "ratio": ratio,
+                        "low": ratio - 0.02,
+                        "high": ratio + 0.02,
+                    }
+                    for name, ratio in ratios.items()
+                ],
+            }
+        )
+    return {
+        "version": 1,
+        "runtime": "litert",
+        "runtime_version": "2.3.0",
+        "processor": "Example 3000 @ 2.10GHz",
+        "precision": "float32",
+        "threads": 1,
+        "target": "local",
+        "dense_macs": 40_550_000,
+        "planned_macs": 24_330_000,
+        "unit": "ms",
+        "layers": rows,
+        "dense_cost": 0.52,
+        "planned_cost_predicted": 0.33,
+        "planned_cost_measured": 0.352,
+        "ratio": {"ratio": 0.677, "low": 0.66, "high": 0.69},
+        "notes": ["2 of 6 layers stay dense: no other form was faster beyond the noise."],
+    }
+
+
+def make_quantization() -> list[dict[str, Any]]:
+    """Make `quantization.json`."""
+    return [
+        {
+            "name": name,
+            "accuracy": accuracy,
+            "bytes": size,
+            "compressed_bytes": zipped,
+            "agreement": agreement,
+        }
+        for name, accuracy, size, zipped, agreement in (
+            ("float32", 0.9833, 652_300, 604_000, 1.0),
+            ("float16", 0.9833, 331_200, 301_000, 1.0),
+            ("int8, post-training", 0.9806, 184_900, 151_200, 0.9944),
+            ("int8, quantization-aware", 0.9861, 185_100, 152_800, 0.9917),
+        )
+    ]
+
+
 def write_run(folder: Path, **parts: dict[str, Any] | None) -> Path:
     """Write the given parts of a run as JSON files and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -231,151 +362,3 @@ def write_run(folder: Path, **parts: dict[str, Any] | None) -> Path:
         if value is not None:
             (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
     return folder
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        (count_text(272_474), "272,474"),
-        (count_text(-5), "\u22125"),
-        (count_text(math.nan), "\u2013"),
-        (count_text(True), "\u2013"),
-        (short_count_text(999), "999"),
-        (short_count_text(999_600), "1.00 M"),
-        (short_count_text(0), "0"),
-        (size_text(411_964), "412 kB"),
-        (size_text(318), "318 B"),
-        (percent_text(1.0), "100.00 %"),
-        (change_text(59, 100), "\u221241 %"),
-        (change_text(100.67, 100), "+0.67 %"),
-        (change_text(99.96, 100), "\u22120.040 %"),
-        (change_text(5, 5), "±0 %"),
-        (change_text(5, 0), ""),
-        (change_text(None, 5), ""),
-        (points_text(0.98, 0.983), "\u22120.30 pt"),
-        (points_text(0.98, 0.98), "±0.00 pt"),
-        (ratio_text(0.631, [0.6, 0.66]), "0.63\u00d7 [0.60, 0.66]"),
-        (ratio_text(0.631, [0.6]), "0.63\u00d7"),
-        (ratio_text(0.0312), "0.031\u00d7"),
-        (milliseconds_text(9.996), "10.0 ms"),
-        (milliseconds_text(1234.5), "1,234 ms"),
-        (duration_text(59.97), "1 min 0 s"),
-        (duration_text(7_199), "2 h 0 min"),
-        (error_text(3.14e-7), "3.1e\u221207"),
-        (clean_name("a\nb\x00\tc"), "a b c"),
-    ],
-)
-def test_numbers_read_as_people_write_them(said: str, expected: str) -> None:
-    assert said == expected
-
-
-def test_names_are_shortened_in_the_middle() -> None:
-    short = clean_name("block_" + "x" * 80 + "_conv", limit=26)
-    assert len(short) == 26
-    assert short.startswith("block_")
-    assert short.endswith("_conv")
-
-
-@pytest.mark.parametrize("value", [None, "12", math.inf, math.nan, [], True, 10**400])
-def test_what_is_not_a_finite_number_is_nan(value: Any) -> None:
-    assert math.isnan(number(value))
-
-
-def test_a_missing_folder_is_named_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*dprp demo"):
-        load_run(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="holds none of them"):
-        load_run(tmp_path)
-    (tmp_path / "a_file").write_text("")
-    with pytest.raises(FileNotFoundError, match="which is a file"):
-        load_run(tmp_path / "a_file")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"epochs": [', r"ranks\.json must hold valid JSON.*Repeat the run"),
-        (b"\xff\xfe\x00", r"ranks\.json must hold valid JSON"),
-        (b"[1, 2]", r"ranks\.json must hold a JSON object.*list"),
-    ],
-)
-def test_a_broken_file_is_named_with_the_way_out(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
-    (tmp_path / "ranks.json").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        load_run(tmp_path)
-
-
-def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
-    ranks = make_ranks(3, epochs=2)
-    run = load_run(write_run(tmp_path / "run", ranks=ranks))
-    assert run.ranks == ranks
-    assert run.history is None
-    assert run.results is None
-
-
-def test_models_stand_beside_the_dense_one_wherever_it_is_listed() -> None:
-    results = make_results()
-    results["models"].reverse()
-    table = models_table(results)
-    assert [row[0].text for row in table.rows] == ["Dense", "DPRP"]
-    parameters = table.rows[1][2]
-    assert (parameters.text, parameters.note, parameters.tone) == (
-        "160,760",
-        "\u221241 %",
-        "better",
-    )
-    accuracy = table.rows[1][1]
-    assert (accuracy.text, accuracy.note, accuracy.tone) == ("98.33 %", "\u22120.28 pt", "worse")
-
-
-def test_columns_without_a_figure_are_left_out() -> None:
-    files = [{"model": "dense", "format": "ONNX", "size_bytes": 10}]
-    assert [column.title for column in files_table({"files": files}).columns] == [
-        "Format",
-        "Model",
-        "Size",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("ratio", "interval", "tone"),
-    [
-        (0.63, [0.6, 0.66], "better"),
-        (0.98, [0.94, 1.03], ""),
-        (1.12, [1.08, 1.15], "worse"),
-        (1.12, None, "worse"),
-    ],
-)
-def test_a_latency_counts_only_when_its_interval_excludes_one(
-    ratio: float, interval: list[float] | None, tone: str
-) -> None:
-    file = {"model": "dprp", "latency_ratio": ratio, "latency_ratio_interval": interval}
-    table = files_table({"files": [file]})
-    column = [column.title for column in table.columns].index("Latency ratio")
-    assert table.rows[0][column].tone == tone
-
-
-def test_an_unverified_file_stands_out() -> None:
-    results = make_results()
-    results["files"][3]["verified"] = False
-    table = files_table(results)
-    column = [column.title for column in table.columns].index("Max. error")
-    assert [row[column].note for row in table.rows].count("NOT VERIFIED") == 1
-    assert table.rows[3][column].tone == "worse"
-
-
-def test_one_failed_check_withholds_the_verdict() -> None:
-    results = make_results()
-    results["headline"]["checks"][0]["passed"] = False
-    outcome = verdict(results)
-    assert outcome.achieved is False
-    assert outcome.text.startswith("1 of 3 checks failed")
-
-
-def test_lists_of_the_wrong_kind_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="`models` must be a list of objects"):
-        models_table({"models": {"dense": 1}})
-    with pytest.raises(ValueError, match="`headline` must be an object"):
-        verdict({"headline": "achieved"})

@@ -1,4 +1,4 @@
-"""The HTML report, read back with a parser and looked at by a browser; inputs are synthetic."""
+"""The page of a run, read back with a parser and looked at by a browser; inputs are synthetic."""
 
 from __future__ import annotations
 
@@ -6,78 +6,22 @@ import base64
 import io
 import math
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import (
+    make_history,
+    make_ranks,
+    make_results,
+    write_run,
+)
+from page_reader import Page, browser, chromium, report_of
 from PIL import Image
-from test_report_inputs import make_history, make_ranks, make_results, write_run
 
-from dprp_tf.report import write_report
-
-VOID = {"meta", "img", "source", "br", "link", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """Collect tags, texts by section, table rows, and check that every tag is closed in order."""
-
-    def __init__(self, markup: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.stack: list[str] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.caption = ""
-        self.text = ""
-        self.title = ""
-        self.feed(markup)
-        self.close()
-        assert self.stack == [], f"left open: {self.stack}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.stack.append(tag)
-        if tag == "caption":
-            self.caption = ""
-        if tag == "tr":
-            self.tables[self.caption].append([])
-        if tag in ("td", "th"):
-            self.tables[self.caption][-1].append("")
-        if tag == "small" and {"td", "th"} & set(self.stack):
-            self.tables[self.caption][-1][-1] += " / "
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack[-1:] == [tag], f"</{tag}> closes {self.stack[-1:]}"
-        self.stack.pop()
-        if tag == "caption":
-            self.tables[self.caption] = []
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.stack:
-            return
-        if "title" in self.stack:
-            self.title += data
-        elif "caption" in self.stack:
-            self.caption += data
-        elif {"td", "th"} & set(self.stack):
-            self.tables[self.caption][-1][-1] += data
-        self.text += data
-
-    def find(self, tag: str, **attributes: str) -> list[dict[str, str]]:
-        return [
-            found
-            for name, found in self.tags
-            if name == tag and all(found.get(k.strip("_")) == v for k, v in attributes.items())
-        ]
-
-
-def report_of(folder: Path, **parts: Any) -> Page:
-    path = write_report(write_run(folder / "run", **parts))
-    assert path == folder / "run" / "report.html"
-    return Page(path.read_text(encoding="utf-8"))
+from dprp_tf.report import (
+    write_report,
+)
 
 
 @pytest.fixture(scope="module")
@@ -320,39 +264,16 @@ def test_a_failed_report_leaves_the_old_one(tmp_path: Path) -> None:
     assert sorted(item.name for item in run.iterdir()) == ["report.html", "results.json"]
 
 
-def _browser() -> str | None:
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if found := shutil.which(name):
-            return found
-    return None
-
-
-@pytest.mark.skipif(_browser() is None, reason="no Chromium or Chrome on the path")
+@pytest.mark.skipif(browser() is None, reason="no Chromium or Chrome on the path")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_the_report(whole_run: Path, tmp_path: Path, scheme: str) -> None:
     picture_path = tmp_path / "page.png"
-    browser = _browser()
-    assert browser is not None
-    subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--hide-scrollbars",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
-            "--window-size=1000,1600",
-            f"--screenshot={picture_path}",
-            whole_run.as_uri(),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=120,
+    chromium(
+        whole_run,
+        tmp_path / "profile",
+        f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+        "--window-size=1000,1600",
+        f"--screenshot={picture_path}",
     )
     with Image.open(picture_path) as picture:
         assert picture.size == (1000, 1600)

@@ -1,14 +1,19 @@
-"""The tables of a run in the terminal and in Markdown; inputs are synthetic."""
+"""The tables of a run in the terminal; inputs are synthetic."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from made_runs import (
+    make_results,
+)
 from rich.console import Console
-from test_report_inputs import make_results
 
-from dprp_tf.report import results_markdown, results_table
+from dprp_tf.report import (
+    results_markdown,
+    results_table,
+)
 
 
 def printed(results: dict[str, Any], width: int = 150) -> str:
@@ -64,28 +69,3 @@ def test_markup_in_names_is_printed_as_it_is() -> None:
 def test_an_empty_run_prints_nothing_and_does_not_fail() -> None:
     assert printed({}).strip() == ""
     assert results_markdown({}) == "\n"
-
-
-def test_markdown_has_the_same_figures() -> None:
-    text = results_markdown(make_results(achieved=False))
-    lines = text.splitlines()
-    assert lines[0] == "# DPRP on handwritten digits"
-    assert lines[2].startswith("**Not achieved.** The DPRP file is smaller")
-    assert "- **failed**: Faster: ratio 0.63, at most 0.66" in lines
-    assert (
-        "| DPRP | 98.33 % (\u22120.28 pt) | 160,760 (\u221241 %) | 23,900,000 (\u221241 %) "
-        "| 171,020 |" in lines
-    )
-    tables = [line for line in lines if line.startswith("|")]
-    assert len(tables) == (2 + 2) + (2 + 10)
-    assert {line.count(" | ") for line in tables[:4]} == {4}
-    assert {line.count(" | ") for line in tables[4:]} == {8}
-    assert tables[1] == "| --- | ---: | ---: | ---: | ---: |"
-    assert text.endswith("|\n")
-
-
-def test_markdown_escapes_what_would_break_a_table() -> None:
-    results = make_results()
-    results["models"][0]["label"] = "a|b\n<script>*x*"
-    row = next(line for line in results_markdown(results).splitlines() if "script" in line)
-    assert row.startswith("| a\\|b &lt;script&gt;\\*x\\* | 98.61 % |")

@@ -1,0 +1,67 @@
+"""What makes the figures of a benchmark doubtful."""
+
+from __future__ import annotations
+
+from made_runs import (
+    DRIFT,
+    make_bench,
+)
+
+from dprp_tf.report.bench_warnings import bench_warnings
+
+
+def test_a_warning_stands_once_with_every_place_it_concerns() -> None:
+    failed, busy, drift = bench_warnings(make_bench())
+    assert (failed.kind, failed.seen) == (
+        "Not measured",
+        (("adb://serial: no such device.", ("adb://serial, 1 thread",)),),
+    )
+    assert busy.kind == "Busy machine"
+    assert busy.advice.startswith("Stop what else runs there")
+    assert busy.seen == (
+        (
+            "other work kept 1.6 of 4 CPUs busy during a run of 1 thread",
+            ("local, 1 thread", "local, 2 threads"),
+        ),
+    )
+    # Only one of four files drifted: it is named.
+    assert drift.seen[0][1] == ("dprp_int8.tflite on ssh://pi@raspberrypi.local:22, 1 thread",)
+
+
+def test_warnings_of_one_kind_stand_together_with_their_range() -> None:
+    bench = make_bench()
+    for run in bench["runs"]:
+        for result in run["results"]:
+            result["warnings"] = []
+    for position, share in enumerate((12, 8, 103, 9)):
+        bench["runs"][1]["results"][position]["warnings"] = [DRIFT.replace("12 %", f"{share} %")]
+    bench["runs"][2]["results"][3]["warnings"] = [DRIFT]
+    bench["runs"][0]["results"][0]["warnings"] = ["no colon {here} 3"]
+    failed, other, drift = bench_warnings(bench)
+    assert failed.kind == "Not measured"
+    assert (other.kind, other.seen) == (
+        "Warning",
+        (("no colon here 3", ("dense_float32.tflite on local, 1 thread",)),),
+    )
+    assert drift.seen == (
+        (
+            "the last third of the samples took 8 to 103 % longer than the first",
+            (
+                # Every file of this run, one file of that.
+                "local, 2 threads",
+                "dprp_int8.tflite on ssh://pi@raspberrypi.local:22, 1 thread",
+            ),
+        ),
+    )
+
+
+def test_sentences_that_differ_in_two_figures_stay_apart() -> None:
+    bench = make_bench()
+    for run, (limit, maximum) in zip(bench["runs"], ((600, "1,800"), (700, "1,500")), strict=False):
+        for result in run["results"]:
+            result["warnings"] = [f"Limited clock: held to {limit} of {maximum} MHz. Raise it."]
+    (clock,) = (warning for warning in bench_warnings(bench) if warning.kind == "Limited clock")
+    assert clock.seen == (
+        ("held to 600 of 1,800 MHz", ("local, 1 thread",)),
+        ("held to 700 of 1,500 MHz", ("local, 2 threads",)),
+    )
