@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OWN = {"export", "qat", "report"}
 MODULES = {
-    "adjusttext": "adjustText",
     "ai-edge-litert": "ai_edge_litert",
     "tensorflow-model-optimization": "tensorflow_model_optimization",
     "tf-keras": "tf_keras",
