@@ -607,7 +607,7 @@ def check(program: Program) -> Outcome:
     full = dprp.factorize(model, decomposition=program.matricization)
     names = [layer.name for layer in kernels]
     assert [layer.name for layer in low_rank_layers(full)] == names
-    compare("full rank = original", threads=_call(full, x))
+    compare("full rank = original", _call(full, x))
 
     ranks = {
         layer.name: min(program.ranks[i % len(program.ranks)], layer.full_rank)
@@ -625,7 +625,7 @@ def check(program: Program) -> Outcome:
     truncated = _call(model, x)
     compare = _Comparison(outcome, truncated, _sensitivity(model, x, truncated, rng))
     reduced = _call(low, x)
-    compare("reduced = truncated", threads=reduced)
+    compare("reduced = truncated", reduced)
     outcome.cut = any(
         np.linalg.norm(a - b) > 1e-3 * np.linalg.norm(b) for a, b in zip(after, before, strict=True)
     )
@@ -634,7 +634,7 @@ def check(program: Program) -> Outcome:
     folded = _fold(program, low)
     _require_plain(folded)
     assert [t.shape for t in folded.outputs] == [t.shape for t in model.outputs]
-    compare("folded", threads=_call(folded, x))
+    compare("folded", _call(folded, x))
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -643,11 +643,11 @@ def check(program: Program) -> Outcome:
             loaded = load_model(folder / f"{title}.keras")
             for ours, theirs in zip(saved.get_weights(), loaded.get_weights(), strict=True):
                 np.testing.assert_array_equal(ours, theirs)
-            compare(f"{title}, reloaded", threads=_call(loaded, x))
+            compare(f"{title}, reloaded", _call(loaded, x))
         for suffix, convert in ((".tflite", convert_tflite), (".onnx", convert_onnx)):
             outputs = _exported(outcome, suffix, convert, folder, folded, model, x)
             if outputs is not None:
-                compare(suffix, threads=outputs)
+                compare(suffix, outputs)
     return outcome
 
 
