@@ -165,7 +165,7 @@ _SHARED = """
 
     The kernel W (*kernel_size, C, filters) is A (C, r_in), G (*kernel_size, r_in, r_out) and
     B (filters, r_out), W[l, c, s] = sum A[c, i] G[l, i, o] B[s, o]. Use it through
-    `dprp_tf.factorize(model, "tucker")`, or in a new network in the place of the Keras layer,
+    `dprp_tf.factorize` with that decomposition, or in a new network in place of the Keras layer,
     whose arguments it takes. See `TuckerConvolution` on how it computes.
 
     Args:
