@@ -63,9 +63,9 @@ model.save(path)
 again = dprp.load_model(path)
 plain = dprp.fold(again)
 close = np.abs(plain.predict(x, verbose=0) - model.predict(x, verbose=0)).max()
-plan = dprp.select_ranks(dense, "energy", dprp.Budget(parameters=0.5))
+plan = dprp.select_ranks(dense, method="energy", budget=0.5)
 smaller = dprp.cut(dense, plan).count_params() < dense.count_params()
-print(dprp.summary(model))
+print(dprp.summarize(model))
 print({"close": bool(close < 1e-3), "smaller": bool(smaller)})
 """
 
@@ -88,8 +88,8 @@ model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.
 model.save(folder / "model.keras")
 x, y = np.zeros((4, 8, 8, 1), "float32"), np.zeros(4, int)
 features = {
-    "export_tflite": lambda: deploy.export_tflite(model, folder / "new.tflite"),
-    "export_onnx": lambda: deploy.export_onnx(model, folder / "new.onnx"),
+    "export_tflite": lambda: deploy.export(model, folder / "new.tflite"),
+    "export_onnx": lambda: deploy.export(model, folder / "new.onnx"),
     "convert_tflite": lambda: convert_tflite(model),
     "convert_onnx": lambda: convert_onnx(model),
     "run .tflite": lambda: deploy.run_file(folder / "some.tflite", x),

@@ -707,7 +707,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         lambda: deploy.measure_latency(factorize(_model(), decomposition="tucker", ranks=2)),
         r"SVD layers.*Tucker layers alone",
     ),
-    (lambda: TrainSettings(decomposition="tucker"), r"`matricization`.*'tucker'"),
+    (lambda: TrainSettings(decomposition="tucker"), r"`decomposition`.*'tucker'"),
 ]
 
 

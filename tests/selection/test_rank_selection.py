@@ -109,7 +109,7 @@ def test_wrong_ranks_and_kernels_are_refused() -> None:
         KernelTruncation(np.ones((2, 2)), "rows")
 
 
-@pytest.mark.parametrize("decomposition", MATRICIZATIONS)
+@pytest.mark.parametrize("matricization", MATRICIZATIONS)
 def test_a_plan_costs_what_the_folded_model_does(network: keras.Model, matricization: str) -> None:
     plan = select_ranks(network, method="energy", budget=0.5, decomposition=matricization)
     folded = dprp.fold(dprp.factorize(network, ranks=plan))
@@ -178,7 +178,7 @@ def test_break_even_is_the_last_rank_that_weighs_less(network: keras.Model) -> N
 _BOUNDS = ({"parameters": 0.6, "macs": 0.45}, {"parameters": 0.35}, {"macs": 0.6})
 
 
-@pytest.mark.parametrize("decomposition", MATRICIZATIONS)
+@pytest.mark.parametrize("matricization", MATRICIZATIONS)
 @pytest.mark.parametrize("method", ["uniform", "energy", "energy_product", "vbmf"])
 @pytest.mark.parametrize(
     "bounds", [_BOUNDS[0], *(pytest.param(b, marks=pytest.mark.long) for b in _BOUNDS[1:])]
