@@ -202,6 +202,10 @@ class Program(_Record):
     seed: int = 0
 
 
+# What TFLite can't hold of any network: its PReLU takes at most four axes, so none of volumes.
+_LIMITS_OF_CONVERTERS = ("'tfl.prelu' op failed to verify that operands",)
+
+
 @dataclass
 class Outcome:
     """What a check saw.
@@ -265,7 +269,13 @@ class Tally:
         cases = seen["cases"]
         assert not any(outcome.differs and not outcome.cut for outcome in self._outcomes)
         assert seen["  and the outputs with it"] >= 0.4 * cases
-        assert sum(len(outcome.refused) for outcome in self._outcomes) <= 0.1 * cases
+        unexplained = [
+            refusal
+            for outcome in self._outcomes
+            for refusal in outcome.refused
+            if not any(limit in refusal for limit in _LIMITS_OF_CONVERTERS)
+        ]
+        assert len(unexplained) <= 0.1 * cases, unexplained
 
 
 def searching(cases: int) -> settings:

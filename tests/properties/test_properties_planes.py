@@ -30,3 +30,10 @@ def test_the_cases_were_of_use(
     if TALLY.empty:
         pytest.skip("needs the cases of the test above: run the whole file")
     TALLY.report(record_error, count_case)
+
+
+@pytest.mark.slow
+def test_more_cases_were_of_use(
+    record_error: Callable[[str, str, float], None], count_case: Callable[[str, str, int], None]
+) -> None:
+    test_the_cases_were_of_use(record_error, count_case)
