@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
-from dprp_tf.files.arguments import check_number
+from dprp_tf.files.setting_fields import check_settings, setting
 
 __all__ = ["METRICS", "Budget", "BudgetError"]
 
@@ -87,12 +87,22 @@ class Budget:
     True
     """
 
-    parameters: float | None = None
-    macs: float | None = None
-    activations: float | None = None
-    milliseconds: float | None = None
-    accuracy_drop: float | None = None
-    tolerance: float = 0.01
+    parameters: float | None = setting(
+        None, "Largest share of the dense model's parameters.", above=0
+    )
+    macs: float | None = setting(None, "Largest share of its MACs.", above=0)
+    activations: float | None = setting(
+        None, "Largest share of its activation volume; 1 or more.", above=0
+    )
+    milliseconds: float | None = setting(
+        None, "Longest time, in the unit of the latency table.", above=0
+    )
+    accuracy_drop: float | None = setting(
+        None, "Accuracy that may be lost; 0.015 is 1.5 points.", minimum=0
+    )
+    tolerance: float = setting(
+        0.01, "How far below the nearest bound the result may stay.", minimum=0
+    )
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in (*METRICS, "accuracy_drop")}
@@ -101,9 +111,7 @@ class Budget:
             raise ValueError(
                 f"A budget must have a bound on one of {(*METRICS, 'accuracy_drop')}. Received none"
             )
-        for name, value in {**given, "tolerance": self.tolerance}.items():
-            limits = {"minimum" if name in ("accuracy_drop", "tolerance") else "above": 0.0}
-            check_number(name, value, **limits)
+        check_settings(self)
         for name in ("parameters", "macs"):
             if given.get(name, 0.0) > 1.0:
                 raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import keras
 import numpy as np
 
 from dprp_tf.conversion.cutting import cut
-from dprp_tf.costs.budget import Budget
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.files.atomic import read_json, remove_leftovers, write_json
@@ -21,8 +20,9 @@ from dprp_tf.files.lock import run_lock
 from dprp_tf.files.settings import require_same_settings
 from dprp_tf.report import save_rank_plan_plot
 from dprp_tf.runs.evaluation import accuracy
+from dprp_tf.runs.excluded_layers import all_but
 from dprp_tf.runs.progress import Display
-from dprp_tf.runs.training import all_but
+from dprp_tf.runs.settings import SelectionSettings
 from dprp_tf.selection.compressing import bsr
 from dprp_tf.selection.methods.beam import BeamSearch
 from dprp_tf.selection.methods.similarity import FeatureSimilarity
@@ -31,75 +31,10 @@ from dprp_tf.selection.selector import Selector
 from dprp_tf.training.fine_tuning import FineTuning
 from dprp_tf.training.saving import load_model, save_model
 
-__all__ = ["SelectionSettings", "select_in_folder"]
+__all__ = ["select_in_folder", "selector_of"]
 
 _RESULTS = "selection.json"
 _CONFIG = "config.json"
-
-
-@dataclass(frozen=True)
-class SelectionSettings:
-    """Everything that decides a rank selection; written to its folder.
-
-    Attributes:
-        method: A name of `selection.SELECTORS`, or `"bsr"`.
-        searches: Pairs (step, beams) of `"mbs"`; empty for its own.
-        budget: The bounds.
-        decomposition: The decomposition.
-        truncation: `"kernel"`, `"output"`, or None for the method's own.
-        samples: Labelled samples held out of the training split for the selection. Default 256.
-        exclude: Names of layers that stay dense.
-        tuning: Fine-tuning after the cut, and within methods that fine-tune; None for none.
-        regularized_epochs: Epochs of BSR's training before the cut.
-        strength: lambda_0 of that training.
-        seed: Seed of everything random.
-
-    Example:
-
-    >>> SelectionSettings(method="energy", budget=Budget.of(0.5)).samples
-    256
-    """
-
-    method: str
-    budget: Budget
-    searches: tuple[tuple[int, int], ...] = ()
-    decomposition: str = "spatial"
-    truncation: str | None = None
-    samples: int = 256
-    exclude: tuple[str, ...] = ()
-    tuning: FineTuning | None = None
-    regularized_epochs: int = 60
-    strength: float = 0.02
-    seed: int = 0
-
-    @property
-    def selector(self) -> Selector | str:
-        """The method of the selection, or of the first step of BSR."""
-        name = "mbs" if self.method == "bsr" else self.method
-        if name == "mbs":
-            pairs = self.searches or ((3, 5),)
-            return BeamSearch(samples=self.samples, searches=pairs)
-        if name == "similarity":
-            # Only a search for an accuracy trains its candidates.
-            drop = self.budget.accuracy_drop
-            return FeatureSimilarity(tuning=None if drop is None else self.tuning)
-        return name
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return them as JSON-ready values."""
-        return {
-            "method": self.method,
-            "searches": [list(pair) for pair in self.searches],
-            "budget": self.budget.as_dict(),
-            "decomposition": self.decomposition,
-            "truncation": self.truncation,
-            "samples": self.samples,
-            "exclude": list(self.exclude),
-            "tuning": None if self.tuning is None else self.tuning.identity,
-            "regularized_epochs": self.regularized_epochs,
-            "strength": self.strength,
-            "seed": self.seed,
-        }
 
 
 def select_in_folder(
@@ -174,7 +109,7 @@ def _run(
         "progress": display.search("choosing ranks"),
         "seed": settings.seed,
     }
-    tuning, tuned, selector = settings.tuning, None, settings.selector
+    tuning, tuned, selector = settings.tuning, None, selector_of(settings)
     if isinstance(selector, FeatureSimilarity):
         # An interrupted training of a candidate goes on.
         selector = replace(selector, folder=place / "similarity")
@@ -233,6 +168,32 @@ def _run(
     save_rank_plan_plot(plan, place / "rank_plan.png")
     display.finish()
     return results
+
+
+def selector_of(settings: SelectionSettings) -> Selector | str:
+    """Return the method of a selection, or of the first step of BSR.
+
+    Args:
+        settings: The selection's settings.
+
+    Returns:
+        A selector, or the name of one that needs no settings of its own.
+
+    Example:
+
+    >>> from dprp_tf.costs.budget import Budget
+    >>> selector_of(SelectionSettings(method="energy", budget=Budget.of(0.5)))
+    'energy'
+    """
+    name = "mbs" if settings.method == "bsr" else settings.method
+    if name == "mbs":
+        pairs = settings.searches or ((3, 5),)
+        return BeamSearch(samples=settings.samples, searches=pairs)
+    if name == "similarity":
+        # Only a search for an accuracy trains its candidates.
+        drop = settings.budget.accuracy_drop
+        return FeatureSimilarity(tuning=None if drop is None else settings.tuning)
+    return name
 
 
 def _held_out(

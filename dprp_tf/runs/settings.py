@@ -1,13 +1,23 @@
-"""Everything that decides a training run."""
+"""Everything that decides a run in a folder: a training, or a selection of ranks.
+
+The fields say their meaning and their range; the command line makes its options from them.
+Nothing here imports Keras, so that `dprp --help` does not wait for it.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["TrainSettings"]
+from dprp_tf.costs.budget import Budget
+from dprp_tf.decomposition.matricization import MATRICIZATIONS
+from dprp_tf.decomposition.truncation import DECOMPOSITIONS
+from dprp_tf.files.setting_fields import check_settings, setting
 
-_SCHEDULES = ("constant", "cosine", "plateau")
+if TYPE_CHECKING:
+    from dprp_tf.training.fine_tuning import FineTuning
+
+__all__ = ["SelectionSettings", "TrainSettings"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,8 @@ class TrainSettings:
         discarded_energy, start_epoch, stop_epoch, frequency, minimum_rank,
             minimum_removed: As `dprp_tf.RankPruning`.
         latency_table: A file that `LatencyTable.save` wrote; the run folder keeps a copy.
-        budget: With it, the time the folded model may take; see `dprp_tf.BudgetPruning`.
+        milliseconds: With it, the time the folded model may take, in the table's unit; see
+            `dprp_tf.BudgetPruning`.
 
     Raises:
         ValueError: If a value is out of range; the messages name it.
@@ -50,67 +61,131 @@ class TrainSettings:
     'dprp'
     """
 
-    model: str = "resnet20"
-    method: str = "dprp"
-    epochs: int = 20
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    schedule: str = "cosine"
-    patience: int = 10
-    warmup_epochs: int = 0
-    weight_decay: float = 1e-4
-    shortcut: str = "A"
-    augment: bool = True
-    padding: int | None = None
-    flip: bool | None = None
-    seed: int = 0
-    steps_per_execution: int = 1
-    on_device: bool = False
-    exclude: tuple[str, ...] = ()
-    decomposition: str = "spatial"
-    structure: str = "retraction"
-    compression: str | None = "tail"
-    compression_weight: float = 0.1
-    threshold: float = 0.1
-    retraction_period: int | None = None
-    discarded_energy: float = 0.0
-    start_epoch: int = 0
-    stop_epoch: int | None = None
-    frequency: int = 1
-    minimum_rank: int = 1
-    minimum_removed: int = 1
-    latency_table: str | None = None
-    budget: float | None = None
+    model: str = setting("resnet20", "A network of the zoo, or a .keras file.")
+    method: str = setting("dprp", "dprp or dense.", choices=("dprp", "dense"))
+    epochs: int = setting(20, "Epochs in all.", minimum=1)
+    batch_size: int = setting(128, "Images per step.", minimum=1)
+    learning_rate: float = setting(0.1, "Peak learning rate of SGD.", minimum=0)
+    momentum: float = setting(0.9, "Momentum of SGD.", minimum=0)
+    nesterov: bool = setting(False, "Whether the momentum is Nesterov's.")
+    schedule: str = setting(
+        "cosine", "cosine, constant or plateau.", choices=("constant", "cosine", "plateau")
+    )
+    patience: int = setting(10, "plateau: epochs without a lower loss before a tenth.", minimum=1)
+    warmup_epochs: int = setting(0, "Epochs of linear growth to the peak rate.", minimum=0)
+    weight_decay: float = setting(1e-4, "Coupled; for a network of the zoo.", minimum=0)
+    shortcut: str = setting("A", "A or B, for the zoo's ResNets.")
+    augment: bool = setting(True, "Change training images at random, as suits the data.")
+    padding: int | None = setting(None, "Largest shift in pixels.", minimum=0, example="the data's")
+    flip: bool | None = setting(None, "Mirror half of the images.", example="the data's")
+    seed: int = setting(0, "Seed of everything random.", minimum=0)
+    steps_per_execution: int = setting(1, "Steps per dispatch.", minimum=1)
+    on_device: bool = setting(False, "Keep the data on the accelerator and augment them there.")
+    exclude: tuple[str, ...] = setting((), "A layer that stays dense; repeat for more.")
+    decomposition: str = setting("spatial", "spatial, channel or separable.")
+    structure: str = setting("retraction", "retraction, smoothed or paper.")
+    compression: str | None = setting(
+        "tail",
+        "Pressure on the singular values: tail, l1, l2, funnel, nuclear_norm, elastic_net, "
+        "schatten_norm, logarithm, log_nuclear_norm, geman, laplace or none.",
+    )
+    compression_weight: float = setting(0.1, "lambda of Eq. 12.", minimum=0)
+    threshold: float = setting(0.1, "epsilon, between 0 and 1.", above=0, below=1)
+    retraction_period: int | None = setting(
+        None, "Steps between retractions.", minimum=1, example="1; for wide layers 10"
+    )
+    discarded_energy: float = setting(
+        0.0, "Share of energy cut besides; for channel and separable.", minimum=0
+    )
+    start_epoch: int = setting(0, "First epoch that may shrink.", minimum=0)
+    stop_epoch: int | None = setting(
+        None, "First epoch that no longer shrinks.", minimum=1, example="none"
+    )
+    frequency: int = setting(1, "Epochs between shrinks.", minimum=1)
+    minimum_rank: int = setting(1, "Rank no layer falls below.", minimum=1)
+    minimum_removed: int = setting(1, "Values that justify a shrink.", minimum=1)
+    latency_table: str | None = setting(None, "What `dprp latency` wrote; with --milliseconds.")
+    milliseconds: float | None = setting(
+        None, "What the folded model may take, in the unit of --latency-table.", above=0
+    )
 
     def __post_init__(self) -> None:
-        if self.method not in ("dense", "dprp"):
-            raise ValueError(f"`method` must be 'dense' or 'dprp'. Received: {self.method!r}")
-        if self.schedule not in _SCHEDULES:
-            raise ValueError(f"`schedule` must be one of {_SCHEDULES}. Received: {self.schedule!r}")
-        for name in ("epochs", "batch_size", "steps_per_execution", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be 1 or more. Received: {getattr(self, name)}")
-        for name in ("learning_rate", "momentum", "weight_decay", "compression_weight"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"`{name}` must be 0 or more and finite. Received: {value}")
-        if (self.latency_table is None) != (self.budget is None):
+        check_settings(self)
+        if (self.latency_table is None) != (self.milliseconds is None):
             raise ValueError(
-                "`latency_table` and `budget` must be given together. Received: "
-                f"latency_table={self.latency_table}, budget={self.budget}"
+                "`latency_table` and `milliseconds` must be given together. Received: "
+                f"latency_table={self.latency_table}, milliseconds={self.milliseconds}"
             )
         if self.latency_table is not None and self.method != "dprp":
             raise ValueError(
                 "`latency_table` needs method='dprp', whose ranks fall. Received: "
                 f"method={self.method!r}"
             )
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"`threshold` must lie in (0, 1). Received: {self.threshold}")
-        if self.method == "dprp" and self.decomposition == "tucker":
+        if self.method == "dprp" and self.decomposition not in MATRICIZATIONS:
             raise ValueError(
-                "`decomposition` must be 'spatial', 'channel' or 'separable', whose ranks fall in "
-                "training. Received: decomposition='tucker'; select its ranks with "
+                f"`decomposition` must be one of {MATRICIZATIONS}, whose ranks fall in training. "
+                f"Received: decomposition={self.decomposition!r}; select Tucker's ranks with "
                 "dprp_tf.select_ranks and train the result of dprp_tf.factorize(model, ranks=plan)."
             )
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """Everything that decides a rank selection; written to its folder.
+
+    Attributes:
+        budget: The bounds.
+        method: A name of `selection.SELECTORS`, or `"bsr"`. Default `"activation"`.
+        searches: Pairs (step, beams) of `"mbs"`; empty for its own.
+        decomposition: The decomposition.
+        truncation: `"kernel"`, `"output"`, or None for the method's own.
+        samples: Labelled samples held out of the training split for the selection. Default 256.
+        exclude: Names of layers that stay dense.
+        tuning: Fine-tuning after the cut, and within methods that fine-tune; None for none.
+        regularized_epochs: Epochs of BSR's training before the cut.
+        strength: lambda_0 of that training.
+        seed: Seed of everything random.
+
+    Example:
+
+    >>> SelectionSettings(method="energy", budget=Budget.of(0.5)).samples
+    256
+    """
+
+    budget: Budget
+    method: str = setting(
+        "activation",
+        "uniform, energy, energy_product, vbmf, activation, mbs, beam, similarity or bsr.",
+    )
+    searches: tuple[tuple[int, int], ...] = ()
+    decomposition: str = setting(
+        "spatial", "spatial, channel, separable or tucker.", choices=DECOMPOSITIONS
+    )
+    truncation: str | None = setting(
+        None, "kernel or output.", choices=("kernel", "output"), example="the method's"
+    )
+    samples: int = setting(256, "Training images held out to choose ranks with.", minimum=1)
+    exclude: tuple[str, ...] = setting((), "A layer that stays dense; repeat for more.")
+    tuning: FineTuning | None = None
+    regularized_epochs: int = setting(60, "bsr: epochs of training before the cut.", minimum=0)
+    strength: float = setting(0.02, "bsr: lambda of that training.", minimum=0)
+    seed: int = setting(0, "Seed of everything random.", minimum=0)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return them as JSON-ready values."""
+        return {
+            "method": self.method,
+            "searches": [list(pair) for pair in self.searches],
+            "budget": self.budget.as_dict(),
+            "decomposition": self.decomposition,
+            "truncation": self.truncation,
+            "samples": self.samples,
+            "exclude": list(self.exclude),
+            "tuning": None if self.tuning is None else self.tuning.identity,
+            "regularized_epochs": self.regularized_epochs,
+            "strength": self.strength,
+            "seed": self.seed,
+        }

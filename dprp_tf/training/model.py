@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.optimizers import exclude_from_weight_decay, inner_optimizer
-from dprp_tf.keras_internals.seeds import seed_states, set_seed_states
-from dprp_tf.layers import SVDLayer, factorized_keys, low_rank_layers, plain_ranks, stored_ranks
+from dprp_tf.layers import SVDLayer, low_rank_layers
 from dprp_tf.training.divergence import DivergenceError
 from dprp_tf.training.failure_record import (
     Block,
@@ -28,20 +25,16 @@ from dprp_tf.training.failure_record import (
 )
 from dprp_tf.training.fit_callbacks import with_own_callbacks
 from dprp_tf.training.losses import layer_losses, mean_losses, weighted_loss
+from dprp_tf.training.ranked_model import RankedModel
 from dprp_tf.training.replicas import replica_count
-from dprp_tf.training.resizing import ranks_of_weights, set_ranks, start_averages
 from dprp_tf.training.settings import DPRPSettings
 from dprp_tf.training.step_retraction import retract_after_step, retract_now
 
 __all__ = ["DPRPModel"]
 
 
-# Key, before its number, of a random state in the model's files.
-_SEED_STATE = "seed_state_"
-
-
 @keras.saving.register_keras_serializable(package="dprp_tf")
-class DPRPModel(keras.Model):
+class DPRPModel(RankedModel):
     """A functional model that trains the factors of its SVD layers with the losses of DPRP.
 
     Made by `dprp_tf.factorize`; compiled, trained, saved and loaded as any Keras model. Besides
@@ -122,27 +115,6 @@ class DPRPModel(keras.Model):
         if changed and getattr(self, "train_function", None) is not None:
             self.make_train_function(force=True)
 
-    @property
-    def low_rank_layers(self) -> list[SVDLayer]:
-        """The SVD layers in model order."""
-        return low_rank_layers(self)
-
-    @property
-    def ranks(self) -> dict[str, int | tuple[int, ...]]:
-        """The rank of each SVD layer, and the pair of each Tucker layer, by name.
-
-        By path where layers share a name. `total_rank` in the logs counts SVD layers alone, whose
-        ranks training can change.
-        """
-        return {key: plain_ranks(layer.ranks) for key, layer in factorized_keys(self).items()}
-
-    def rank_logs(self) -> dict[str, int]:
-        """Return `total_rank` and `parameters` (trainable weights) as they are now."""
-        return {
-            "total_rank": sum(int(layer.rank or 0) for layer in low_rank_layers(self)),
-            "parameters": sum(math.prod(w.shape) for w in self.trainable_weights),
-        }
-
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configure the model for training, as `keras.Model.compile`.
 
@@ -161,64 +133,6 @@ class DPRPModel(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
-
-    def set_weights(self, weights: Sequence[Any]) -> None:
-        """Set all weights, as `keras.Model.set_weights`, taking over the ranks they have.
-
-        So `EarlyStopping(restore_best_weights=True)` gives back the ranks of the best epoch. The
-        optimizer's slots of a layer whose rank changes begin anew, at zero.
-
-        Args:
-            weights: What `get_weights` gave, at these ranks or at others.
-
-        Raises:
-            ValueError: If the number or a shape does not fit this model at any rank.
-        """
-        changed = set_ranks(self, ranks_of_weights(self, weights))
-        super().set_weights(weights)
-        start_averages(self, changed)
-
-    def save_own_variables(self, store: Any) -> None:
-        """Save what is the model's own, and the random states of its layers beside it."""
-        super().save_own_variables(store)
-        for index, state in enumerate(seed_states(self)):
-            store[f"{_SEED_STATE}{index}"] = np.asarray(state, dtype=np.int64)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Load what `save_own_variables` saved; a file without random states keeps the model's."""
-        # Keras' own stores have keys() and no iteration.
-        found = {key: store[key] for key in store.keys()}  # noqa: SIM118
-        super().load_own_variables(
-            {key: value for key, value in found.items() if not key.startswith(_SEED_STATE)}
-        )
-        states = [found[key] for key in sorted(found, key=_place) if key.startswith(_SEED_STATE)]
-        # Of another dropout rate, say: states of other layers are of no use, the weights are.
-        if len(states) == len(seed_states(self)):
-            set_seed_states(self, [np.asarray(state).tolist() for state in states])
-
-    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        """Load weights, as `keras.Model.load_weights`, taking over the ranks the file holds.
-
-        So what `ModelCheckpoint` and `BackupAndRestore` saved after the ranks fell goes back into
-        the model as it was built, optimizer slots included.
-
-        Args:
-            filepath: A `.weights.h5`, `.weights.json` or `.keras` file of this model.
-            skip_mismatch: As `keras.Model.load_weights`. Default False.
-            **kwargs: As `keras.Model.load_weights`.
-
-        Raises:
-            ValueError: If the file does not fit this model at any rank.
-        """
-        with stored_ranks() as ranks, warnings.catch_warnings():
-            # What does not fit, such as slots of other ranks, is the second reading's to report.
-            warnings.simplefilter("ignore")
-            super().load_weights(filepath, skip_mismatch=True, **kwargs)
-        changed = set_ranks(self, ranks)
-        try:
-            super().load_weights(filepath, skip_mismatch, **kwargs)
-        finally:
-            start_averages(self, changed)
 
     def fit(
         self,
@@ -384,8 +298,3 @@ class DPRPModel(keras.Model):
         if settings is not None:
             model.settings = DPRPSettings.from_config(settings)
         return model
-
-
-def _place(key: str) -> int:
-    """The number at the end of a key: keys come in the order of texts, 10 before 2."""
-    return int(key.rpartition("_")[2])

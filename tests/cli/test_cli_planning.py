@@ -37,7 +37,7 @@ TRAIN = [
 ]
 
 
-BUDGET = ["--budget", "3", "--latency-table", "none.json"]
+BUDGET = ["--milliseconds", "3", "--latency-table", "none.json"]
 
 
 def invoke(*arguments: object) -> Any:
@@ -71,7 +71,7 @@ def test_a_time_becomes_ranks_and_a_plan_and_a_verified_file(
     assert all(row.name != "logits" for row in costs.layers)
     budget = (costs.model_cost({}) + costs.least) / 2
     run = tmp_path / "run"
-    arguments = ("--latency-table", table, "--budget", budget, "--folder", run)
+    arguments = ("--latency-table", table, "--milliseconds", budget, "--folder", run)
     answer(*TRAIN, "--epochs", 2, *arguments)
     model = load_model(run / "model.keras")
     assert costs.model_cost(model.ranks) <= budget
@@ -94,18 +94,18 @@ def test_a_time_becomes_ranks_and_a_plan_and_a_verified_file(
 
 
 def test_a_budget_that_cannot_be_met_is_one_line(table: Path, tmp_path: Path) -> None:
-    arguments = ("--latency-table", table, "--budget", 1e-6, "--folder", tmp_path / "run")
+    arguments = ("--latency-table", table, "--milliseconds", 1e-6, "--folder", tmp_path / "run")
     result = invoke(*TRAIN, "--epochs", 1, *arguments)
     assert result.exit_code == 2
-    assert "`milliseconds` must be at least" in result.output
+    assert "`--milliseconds` must be at least" in result.output
     assert "Traceback" not in result.output
 
 
 @pytest.mark.long
 def test_a_start_that_failed_does_not_lock_the_folder(table: Path, tmp_path: Path) -> None:
-    arguments = ("--latency-table", table, "--budget", 1e-6, "--folder", tmp_path / "run")
+    arguments = ("--latency-table", table, "--milliseconds", 1e-6, "--folder", tmp_path / "run")
     assert invoke(*TRAIN, "--epochs", 1, *arguments).exit_code == 2
-    possible = ("--latency-table", table, "--budget", LatencyTable.load(table).least)
+    possible = ("--latency-table", table, "--milliseconds", LatencyTable.load(table).least)
     result = invoke(*TRAIN, "--epochs", 1, *possible, "--folder", tmp_path / "run")
     assert result.exit_code == 0, result.output
 
@@ -116,8 +116,11 @@ def test_a_start_that_failed_does_not_lock_the_folder(table: Path, tmp_path: Pat
         (["latency", "resnet_small", "x.json", "--input-shape", "8x8"], "height,width,channels"),
         (["latency", "resnet_small", "x.json", "--exclude", "nobody"], "nobody"),
         (["latency", "resnet_small", "x.json", "--target", "moon"], "moon"),
-        ([*TRAIN, "--folder", "x", "--budget", "3"], "given together"),
-        ([*TRAIN, "--folder", "x", "--budget", "3", "--latency-table", "none.json"], "none.json"),
+        ([*TRAIN, "--folder", "x", "--milliseconds", "3"], "given together"),
+        (
+            [*TRAIN, "--folder", "x", "--milliseconds", "3", "--latency-table", "none.json"],
+            "none.json",
+        ),
         (["plan", "none.keras", "plan.json"], "none.keras"),
         (["plan", "none.keras", "plan.keras"], "must end in .json"),
         ([*TRAIN, "--folder", "x", "--method", "dense", *BUDGET], "method='dprp'"),

@@ -19,8 +19,9 @@ from dprp_tf import data
 from dprp_tf.data import StreamedImages
 from dprp_tf.data.augmentation import CropAndFlip, ResizedCrop
 from dprp_tf.runs.evaluation import accuracy
+from dprp_tf.runs.results import finish
 from dprp_tf.runs.settings import TrainSettings
-from dprp_tf.runs.training import finish, train
+from dprp_tf.runs.training import train
 
 _COUNTS = {"n01440764": 5, "n01443537": 4, "n02085620": 6}
 

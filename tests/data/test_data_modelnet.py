@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from dprp_tf import data
 from dprp_tf.data.augmentation import CropAndFlip, TurnAndShift
+from dprp_tf.runs.results import finish
 from dprp_tf.runs.settings import TrainSettings
-from dprp_tf.runs.training import finish, train
+from dprp_tf.runs.training import train
 
 
 def _arrays(size: int = 6, count: int = 12, dtype: str = "bool") -> dict[str, np.ndarray]:

@@ -19,7 +19,8 @@ from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.data import load as load_data
 from dprp_tf.data.augmentation import ResizedCrop
-from dprp_tf.runs.selecting import SelectionSettings, _held_out, select_in_folder
+from dprp_tf.runs.selecting import _held_out, select_in_folder, selector_of
+from dprp_tf.runs.settings import SelectionSettings
 from dprp_tf.selection.methods.beam import BeamSearch
 from dprp_tf.selection.methods.similarity import FeatureSimilarity
 from dprp_tf.selection.selecting import select_ranks
@@ -91,15 +92,15 @@ def test_unusable_options_end_with_one_line(dense: keras.Model, tmp_path: Path) 
     start += ["--folder", tmp_path / "ranks"]
     for arguments, message in (
         ([], "must have a bound"),
-        (["--parameters", 0.5, "--method", "guess"], "`method` must be one of"),
+        (["--parameters", 0.5, "--method", "guess"], "`--method` must be one of"),
         (["--parameters", 0.5, "--method", "energy", "--search", "3,5"], "for mbs and bsr"),
         (["--parameters", 0.5, "--method", "mbs", "--search", "3"], "step,beams"),
-        (["--parameters", 0.001, "--method", "energy"], "`parameters` must be at least"),
+        (["--parameters", 0.001, "--method", "energy"], "`--parameters` must be at least"),
         (["--milliseconds", 3, "--method", "energy"], "latency table"),
-        (["--parameters", 0.5, "--exclude", "nothing"], "`exclude`"),
+        (["--parameters", 0.5, "--exclude", "nothing"], "`--exclude`"),
         (
             ["--parameters", 0.001, "--method", "bsr", "--learning-rate", 0.2],
-            "`parameters` must be at least",
+            "`--parameters` must be at least",
         ),
     ):
         result = _invoke(*start, *arguments, "--fresh")
@@ -281,9 +282,10 @@ def test_settings_mean_what_they_say(dense: keras.Model, digits: Dataset, tmp_pa
     assert [row.name for row in plan.layers] == ["first", "classes"]
     # Candidates are only trained in a search for an accuracy.
     tuned = replace(settings, method="similarity", tuning=dprp.FineTuning(epochs=1))
-    assert isinstance(tuned.selector, FeatureSimilarity)
-    assert tuned.selector.tuning is None
-    dropping = replace(tuned, budget=dprp.Budget(accuracy_drop=0.1)).selector
+    free = selector_of(tuned)
+    assert isinstance(free, FeatureSimilarity)
+    assert free.tuning is None
+    dropping = selector_of(replace(tuned, budget=dprp.Budget(accuracy_drop=0.1)))
     assert isinstance(dropping, FeatureSimilarity)
     assert dropping.tuning == tuned.tuning
 

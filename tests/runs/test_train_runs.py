@@ -16,8 +16,9 @@ from keras import layers
 
 import dprp_tf as dprp
 from dprp_tf.data import Dataset, load
+from dprp_tf.runs import schedules
 from dprp_tf.runs.settings import TrainSettings
-from dprp_tf.runs.training import _schedule, train
+from dprp_tf.runs.training import train
 from dprp_tf.training.saving import load_model
 
 
@@ -342,5 +343,5 @@ def test_bad_settings_are_named(call: Callable[[], Any], message: str) -> None:
 )
 def test_the_learning_rate_of_every_epoch(schedule: str, expected: list[float]) -> None:
     settings = TrainSettings(epochs=6, warmup_epochs=2, learning_rate=0.1, schedule=schedule)
-    rate = _schedule(settings, {"plateau": None}).schedule
+    rate = schedules.schedule(settings, None).schedule
     assert [rate(epoch, 0.0) for epoch in range(6)] == pytest.approx(expected)

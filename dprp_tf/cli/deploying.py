@@ -1,0 +1,171 @@
+"""Commands from a trained model to a timed file: fold, export, bench."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dprp_tf.cli.app import command
+from dprp_tf.cli.console import load_keras, print_json, print_table, status
+from dprp_tf.cli.inputs import load_data, require_suffix
+from dprp_tf.cli.options import ImageSize, Json, Mean, Std
+
+__all__ = ["bench", "export", "fold"]
+
+
+@command
+def fold(
+    model: Annotated[Path, typer.Argument(help="A .keras file with SVD layers.")],
+    output: Annotated[Path, typer.Argument(help="The .keras file to write.")],
+    form: Annotated[str, typer.Option(help="smallest, fast, dense or two_stage.")] = "smallest",
+    plan: Annotated[Path | None, typer.Option(help="What `dprp plan` wrote; wins.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fold a low-rank model into plain Keras layers.
+
+    Example: dprp fold runs/cifar/model.keras small.keras --plan plan.json
+    """
+    require_suffix(output, ".keras")
+    load_keras()
+    from dataclasses import asdict
+
+    from dprp_tf.conversion.folding import choose_forms
+    from dprp_tf.conversion.folding import fold as fold_model
+    from dprp_tf.costs.fold_plan import FoldPlan
+    from dprp_tf.training.saving import load_model, save_model
+
+    loaded = load_model(model)
+    found = None if plan is None else FoldPlan.load(plan)
+    folded = fold_model(loaded, form=form, plan=found)
+    save_model(folded, output)
+    rows = [asdict(row) for row in choose_forms(loaded, form=form, plan=found)]
+    if as_json:
+        print_json({"output": str(output), "parameters": folded.count_params(), "layers": rows})
+        return
+    for row in rows:
+        typer.echo(
+            f"{row['name']}: rank {row['rank']} of {row['full_rank']}, {row['form']} "
+            f"({row['reason']})"
+        )
+    typer.echo(f"{output}: {folded.count_params():,} parameters")
+
+
+@command
+def export(
+    model: Annotated[Path, typer.Argument(help="A .keras file, folded or not.")],
+    output: Annotated[Path, typer.Argument(help="The .tflite or .onnx file to write.")],
+    quantization: Annotated[
+        str | None, typer.Option(help="float16, int8, or for .tflite dynamic.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data to calibrate on and to verify with.")
+    ] = None,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    samples: Annotated[int, typer.Option(min=1, help="Images used of each split.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Export a model to TFLite or ONNX and verify the file against it.
+
+    Example: dprp export small.keras small.tflite --quantization int8 --data digits
+    """
+    require_suffix(output, ".tflite", ".onnx")
+    load_keras()
+    from dprp_tf import deploy
+    from dprp_tf.runs.evaluation import plain_model
+    from dprp_tf.training.saving import load_model
+
+    plain = plain_model(load_model(model))
+    calibration = verification = None
+    if data is not None:
+        dataset = load_data(data, image_size, mean, std)
+        calibration = dataset.x_train[:samples].astype("float32")
+        verification = dataset.x_test[:samples].astype("float32")
+    report = deploy.export(
+        plain,
+        output,
+        quantization=quantization,
+        calibration_data=calibration if quantization == "int8" else None,
+        verification_data=verification,
+    )
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        typer.echo(str(report))
+
+
+@command
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="One or more .tflite or .onnx files.")],
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Threads of the runtime, 1 by default; repeat for more."),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="local (the default), qemu:cortex-a72, ssh://user@host, adb://serial; repeat."
+        ),
+    ] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed runs first.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed samples per file.")] = 50,
+    data: Annotated[str | None, typer.Option(help="Data to find each file's accuracy on.")] = None,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Test images for the accuracy; all by default.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for bench.json and plots, such as a run folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time files on targets; those of one target are timed in turns and compared with the first.
+
+    Example: dprp bench dense.tflite small.tflite --threads 1 --threads 4 --data digits
+    """
+    from dprp_tf.deploy.measurement.sweep import sweep
+    from dprp_tf.files.atomic import write_json
+    from dprp_tf.report import NothingToPlotError, bench_report, save_bench_plots
+
+    dataset = split = None
+    if data is not None:
+        load_keras()
+        dataset = load_data(data, image_size, mean, std)
+        if dataset.streamed and samples is None:
+            raise ValueError(
+                "`samples` must be given for images that stay on disk. Received: samples=None "
+                f"for {data}. Give a number of test images, such as --samples 1000."
+            )
+        split = dataset.x_test[:samples].astype("float32"), dataset.y_test[:samples]
+    with status() as progress:
+        found = sweep(
+            files,
+            threads=threads or (1,),
+            targets=target or ("local",),
+            warmup=warmup,
+            repeats=repeats,
+            data=split,
+            progress=progress,
+        )
+    content = found.as_dict()
+    if dataset is not None and split is not None:
+        content |= {"data": dataset.description, "samples": len(split[1])}
+    if output is not None:
+        write_json(output / "bench.json", content)
+        with contextlib.suppress(NothingToPlotError):
+            save_bench_plots(content, output)
+    if as_json:
+        print_json(content)
+    else:
+        print_table(bench_report(content))
+        if output is not None:
+            typer.echo(f"{output / 'bench.json'}; its page: dprp report {output}")
+    if found.failures:
+        places = ", ".join(dict.fromkeys(failure.target for failure in found.failures))
+        raise RuntimeError(f"some targets could not measure: {places}; see the messages above")

@@ -1,0 +1,113 @@
+"""The command that chooses the ranks of a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dprp_tf.cli.app import command
+from dprp_tf.cli.console import load_keras, print_json, print_table
+from dprp_tf.cli.inputs import load_data
+from dprp_tf.cli.options import (
+    Fresh,
+    ImageSize,
+    Json,
+    LatencyTableFile,
+    Mean,
+    Std,
+    with_settings,
+)
+from dprp_tf.costs.budget import Budget
+from dprp_tf.runs.settings import SelectionSettings
+
+__all__ = ["select"]
+
+
+@command
+@with_settings("bounds", Budget)
+@with_settings("settings", SelectionSettings, without=("tuning",))
+def select(
+    model: Annotated[Path, typer.Argument(help="A trained .keras file of dense layers.")],
+    data: Annotated[str, typer.Option(help="Its data, as for `dprp train`.")],
+    folder: Annotated[Path, typer.Option(help="Folder; the same command goes on in it.")],
+    bounds: dict[str, Any],
+    settings: dict[str, Any],
+    latency_table: LatencyTableFile = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(help="mbs: step,beams such as 3,5; repeat to search several times."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=0, help="Epochs of fine-tuning.", show_default="none; bsr: 30")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate of the fine-tuning.")] = 0.01,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 128,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Choose the ranks of a trained model against a budget, cut it, and fine-tune it if asked.
+
+    Example: dprp select dense.keras --data cifar10 --folder runs/ranks --parameters 0.5
+    """
+    budget, method = Budget(**bounds), settings["method"]
+    searches = _searches(method, search)
+    load_keras()
+    from dprp_tf.costs.latency_table import LatencyTable
+    from dprp_tf.costs.rank_plan import RankPlan
+    from dprp_tf.runs.excluded_layers import all_but
+    from dprp_tf.runs.progress import Display
+    from dprp_tf.runs.selecting import select_in_folder
+    from dprp_tf.training.fine_tuning import FineTuning
+    from dprp_tf.training.saving import load_model
+
+    if epochs is None and method == "bsr":
+        epochs = 30
+    tuning = None
+    if epochs is not None:
+        tuning = FineTuning(
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=settings["seed"],
+        )
+    chosen = SelectionSettings(budget=budget, searches=searches, tuning=tuning, **settings)
+    dense = load_model(model)
+    dataset = load_data(data, image_size, mean, std)
+    with Display() as display:
+        results = select_in_folder(
+            folder,
+            dense,
+            dataset,
+            chosen,
+            latency=None if latency_table is None else LatencyTable.load(latency_table),
+            layers=all_but(dense, chosen.exclude),
+            display=display,
+            fresh=fresh,
+        )
+    if as_json:
+        print_json(results)
+        return
+    print_table(RankPlan.load(folder / "rank_plan.json"))
+    told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
+    typer.echo(f"Accuracy on the {results['data']['test']} test images: {told}")
+    typer.echo(f"{folder}: every candidate, the plan, a plot, and the models")
+
+
+def _searches(method: str, search: list[str] | None) -> tuple[tuple[int, int], ...]:
+    if search and method not in ("mbs", "bsr"):
+        raise ValueError(f"`search` is for mbs and bsr. Received: {search} for {method}")
+    found = []
+    for entry in search or ():
+        try:
+            step, beams = (int(part) for part in entry.split(","))
+        except ValueError:
+            raise ValueError(
+                f"`search` must be step,beams, such as 3,5. Received: {entry!r}"
+            ) from None
+        found.append((step, beams))
+    return tuple(found)
