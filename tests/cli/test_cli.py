@@ -271,7 +271,7 @@ def test_onnx_is_quantized_too_and_unknown_kinds_are_named(run: Path, tmp_path: 
     assert plain["max_error"] < said["max_error"]
     refused = invoke(*arguments, "--quantization", "int4")
     assert refused.exit_code == 2
-    assert "`quantization`" in refused.output
+    assert "`--quantization`" in refused.output
 
 
 def test_debug_shows_the_traceback(bad: dict[str, Path]) -> None:

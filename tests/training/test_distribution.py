@@ -382,7 +382,7 @@ def test_a_worker_that_dies_or_stands_still_ends_the_other(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--strategy", "mirror"], "`strategy` must be one of"),
+        (["--strategy", "mirror"], "`--strategy` must be one of"),
         (["--workers", "a:1", "--worker-index", "0"], "go with strategy='multiworker'"),
         (["--strategy", "multiworker", "--workers", "a:1"], "must be given together"),
     ],

@@ -22,7 +22,7 @@ from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.runs.training import train
 from dprp_tf.training.divergence import DivergenceError, DivergenceGuard, broken_weights
 from dprp_tf.training.failure_record import own_loss_names
-from dprp_tf.training.on_device import fit_on_device
+from dprp_tf.training.on_device import epoch_order, fit_on_device
 
 pytestmark = pytest.mark.backend
 STEPS, BATCH = 6, 4
@@ -454,7 +454,7 @@ def _flat(dataset: Dataset) -> dprp.DPRPModel:
 def test_with_the_data_on_the_device(digits: Dataset) -> None:
     broken = replace(digits, x_train=digits.x_train.copy())
     broken.x_train[7] = np.nan
-    rows, _ = dprp.device_fit.epoch_order(48, 8, seed=0, epoch=0)
+    rows, _ = epoch_order(48, 8, seed=0, epoch=0)
     step = int(np.argwhere(rows == 7)[0, 0])
     for dispatch in (1, 4):
         with pytest.raises(DivergenceError, match="inputs of that step hold NaN") as raised:
