@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from dprp_tf.deploy.targets.edge_runner import MARKER_SYSCALL
 from dprp_tf.deploy.targets.target import TargetError
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.files.cache import cache_folder
+from dprp_tf.files.lock import alone_in
 
 __all__ = ["Sandbox", "build_sandbox", "missing_tools"]
 
@@ -153,7 +153,7 @@ def build_sandbox(
         )
     tell = progress or (lambda what: None)
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache / ".lock"):
+    with alone_in(cache):
         if (destination / "sandbox.json").is_file():
             return _open(destination)
         downloads = cache / f".downloads-{destination.name}"
@@ -194,15 +194,6 @@ def _name(versions: dict[str, str]) -> str:
 def _open(folder: Path) -> Sandbox:
     told = read_json(folder / "sandbox.json")
     return Sandbox(folder, told["python"], told["emulator"])
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    import fcntl
-
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _fill(

@@ -1,4 +1,4 @@
-"""One process at a time in a run folder."""
+"""One process at a time in a folder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["run_lock"]
+import filelock
 
+__all__ = ["alone_in", "run_lock"]
+
+_LOCK = ".lock"
+# A lock's own file is emptied by whoever asks for it, so the holder's name stands beside it.
+_HOLDER = ".lock-holder"
 # What file systems answer that have no such locks, some network drives among them.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -18,7 +23,7 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a run folder for this process; the system gives it free when the process ends or dies.
 
-    Where there are no such locks (Windows, some network drives) nothing is held.
+    Where a drive has no such locks, nothing is held.
 
     Args:
         folder: The run folder; made if missing.
@@ -37,25 +42,43 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = filelock.FileLock(folder / _LOCK), folder / _HOLDER
     try:
-        import fcntl
-    except ImportError:  # no such locks on this system
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        named = holder.read_text(encoding="utf-8").strip() if holder.exists() else ""
+        raise RuntimeError(
+            f"`folder` must not be in use. Received: {folder}, in which process "
+            f"{named or 'unknown'} is training. Wait for it, stop it, or choose another folder."
+        ) from error
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    try:
+        holder.write_text(str(os.getpid()), encoding="utf-8")
         yield
-        return
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise RuntimeError(
-                f"`folder` must not be in use. Received: {folder}, in which process {holder} is "
-                "training. Wait for it, stop it, or choose another folder."
-            ) from error
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Wait until no other process is in a folder, and keep others waiting meanwhile.
+
+    Args:
+        folder: A folder that is there.
+
+    Yields:
+        Nothing.
+
+    Example:
+
+    >>> import tempfile
+    >>> with alone_in(tempfile.mkdtemp()):
+    ...     pass
+    """
+    with filelock.FileLock(Path(folder) / _LOCK):
         yield

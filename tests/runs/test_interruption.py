@@ -146,7 +146,7 @@ def _assert_equal_runs(found: Path, expected: Path, method: str = "dprp") -> Non
         assert [e["ranks"] for e in ranks[0]] == [e["ranks"] for e in ranks[1]]
         assert ranks[0][0]["ranks"] != ranks[0][-1]["ranks"]
     names = {path.name for path in found.iterdir()}
-    assert {n for n in names if n.startswith(".")} <= {".lock"}
+    assert {n for n in names if n.startswith(".")} <= {".lock", ".lock-holder"}
 
 
 @pytest.mark.slow
@@ -205,7 +205,8 @@ def test_a_second_process_is_refused_and_a_dead_one_forgotten(tmp_path: Path) ->
     holder.kill()
     holder.communicate()
     with run_lock(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock-holder").read_text() == str(os.getpid())
+    assert not (tmp_path / ".lock-holder").exists()
 
 
 def test_a_drive_without_locks_is_used_without_one(
