@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dprp_tf.costs.budget import BudgetError
+from dprp_tf.costs.program import Bound, choose
 
 __all__ = ["Allocation", "allocate_ranks"]
 
-_BISECTIONS = 60
 _EMPTY = 1e-30
 _ROUNDING = 1e-9
 
@@ -44,9 +44,7 @@ def allocate_ranks(
     """Choose the ranks that keep the largest product of energies within a budget.
 
     With E_l(r) = sum_(i<=r) s_i^2 / sum_i s_i^2, maximises sum_l log E_l(r_l) subject to
-    fixed_cost + sum_l cost(l, r_l) <= budget. For a price p per unit of cost each layer takes the
-    rank that minimises p cost - log E by itself; the price is found by bisection, and what is
-    left of the budget is then spent where it buys most.
+    fixed_cost + sum_l cost(l, r_l) <= budget, exactly, as a mixed-integer program.
 
     Args:
         spectra: Singular values by layer, descending; their number is the largest rank.
@@ -86,29 +84,16 @@ def allocate_ranks(
         raise BudgetError(budget, least + fixed_cost)
     allowed = max(allowed, least)
 
-    def at(price: float) -> list[int]:
-        # Of equals the first, the smallest rank.
-        return [int(np.argmin(price * c + loss)) for c, loss in zip(costs, losses, strict=True)]
-
-    def total(positions: list[int]) -> float:
-        return float(sum(c[p] for c, p in zip(costs, positions, strict=True)))
-
-    positions = at(0.0)
-    if total(positions) > allowed:
-        low, high = 0.0, 1.0
-        while total(at(high)) > allowed and high < 1e30:
-            high *= 4.0
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if total(at(middle)) > allowed else (low, middle)
-        positions = at(high)
-        if total(positions) > allowed:  # costs that the price can't tell apart
-            positions = [0] * len(names)
-        positions = _spend(positions, costs, losses, allowed)
+    picks = choose(losses, [Bound(costs, allowed)])
+    # A price near the bound may be beyond the program's own tolerance.
+    positions = [0] * len(names) if picks is None else picks
+    # Of ranks that keep as much, such as a zero kernel's, the smallest.
+    positions = [int(np.argmax(loss <= loss[p])) for loss, p in zip(losses, positions, strict=True)]
+    total = float(sum(c[p] for c, p in zip(costs, positions, strict=True)))
     kept = math.exp(-sum(loss[p] for loss, p in zip(losses, positions, strict=True)))
     return Allocation(
         {name: start + p for name, start, p in zip(names, starts, positions, strict=True)},
-        total(positions) + fixed_cost,
+        total + fixed_cost,
         kept,
     )
 
@@ -125,31 +110,3 @@ def _losses(name: str, spectrum: ArrayLike) -> NDArray[np.floating]:
         return np.zeros(len(s))
     shares: NDArray[np.floating] = -np.log(np.maximum(energies / energies[-1], _EMPTY))
     return shares
-
-
-def _spend(
-    positions: list[int],
-    costs: list[NDArray[np.floating]],
-    losses: list[NDArray[np.floating]],
-    allowed: float,
-) -> list[int]:
-    """Raise ranks one by one, where a unit of cost buys most, while the budget lasts."""
-    positions = list(positions)
-    left = allowed - sum(c[p] for c, p in zip(costs, positions, strict=True))
-    while True:
-        best: tuple[float, int, int] | None = None
-        for layer, position in enumerate(positions):
-            for step in range(position + 1, len(costs[layer])):
-                price = costs[layer][step] - costs[layer][position]
-                gain = losses[layer][position] - losses[layer][step]
-                if price > left:
-                    break
-                if gain > 0:
-                    value = gain / max(price, _EMPTY)
-                    if best is None or value > best[0]:
-                        best = (value, layer, step)
-        if best is None:
-            return positions
-        _, layer, step = best
-        left -= costs[layer][step] - costs[layer][positions[layer]]
-        positions[layer] = step

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import dprp_tf as dprp
 from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.latency_table import LatencyTable, LayerLatency
+from dprp_tf.costs.program import Bound, choose
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.costs.rank_space import RankSpace
 from dprp_tf.decomposition import KernelTruncation, matricize
@@ -24,7 +25,6 @@ from dprp_tf.selection.methods.energy import Energy
 from dprp_tf.selection.methods.uniform import Uniform
 from dprp_tf.selection.selecting import select_ranks
 from dprp_tf.selection.solving.filling import fill
-from dprp_tf.selection.solving.program import Bound, choose
 from dprp_tf.training.fine_tuning import classification_loss
 
 MATRICIZATIONS = ("spatial", "channel", "separable", "tucker")

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from dprp_tf.costs.program import choose
 from dprp_tf.costs.rank_space import Ranks
 from dprp_tf.decomposition import energy_rank
 from dprp_tf.files.arguments import check_number
 from dprp_tf.selection.methods.common_level import at_common_level
 from dprp_tf.selection.selector import Problem, Selection, Selector
 from dprp_tf.selection.solving.filling import fill, losses, priced, require_feasible
-from dprp_tf.selection.solving.program import choose
 
 __all__ = ["Energy", "EnergyProduct"]
 

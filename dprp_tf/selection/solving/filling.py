@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from dprp_tf.costs.budget import Budget, BudgetError
+from dprp_tf.costs.program import Bound, choose
 from dprp_tf.costs.rank_space import Ranks, RankSpace
-from dprp_tf.selection.solving.program import Bound, choose
 
 __all__ = ["fill", "least_cost", "losses", "priced", "require_feasible"]
 
