@@ -107,6 +107,12 @@ for name, feature in features.items():
         feature()
     except (ImportError, deploy.TargetError) as error:
         told[name] = [type(error).__name__, str(error)]
+run = folder / "run"
+words = "train --model resnet_small --data digits --image-size 8 --epochs 1 --exclude logits"
+result = CliRunner().invoke(app, [*words.split(), "--folder", str(run)])
+told["dprp train"] = [str(result.exit_code), sorted(path.name for path in run.iterdir())]
+result = CliRunner().invoke(app, ["report", str(run)])
+told["dprp report"] = [str(result.exit_code), result.output]
 result = CliRunner().invoke(
     app, ["export", str(folder / "model.keras"), str(folder / "new.tflite")]
 )
@@ -156,7 +162,14 @@ def test_training_factorizing_and_selecting_need_no_extra(tmp_path: Path) -> Non
 
 def test_a_feature_names_the_extra_that_it_needs(tmp_path: Path) -> None:
     told = json.loads(_run(FEATURES, tmp_path))
-    assert told.pop("left behind") == ["model.keras", "some.onnx", "some.tflite"]
+    assert told.pop("left behind") == ["model.keras", "run", "some.onnx", "some.tflite"]
+    code, left = told.pop("dprp train")
+    assert code == "0"
+    assert {"model.keras", "folded.keras", "results.json"} <= set(left)
+    assert "report.html" not in left
+    code, line = told.pop("dprp report")
+    assert code == "2"
+    assert re.fullmatch(r'error: A figure needs matplotlib, .*"dprp-tf\[report\]"\n', line)
     code, line = told.pop("dprp export")
     assert code == "2"
     assert re.fullmatch(

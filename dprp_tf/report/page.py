@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from dprp_tf.files.atomic import write_text
+from dprp_tf.files.extras import require
 from dprp_tf.report.contents import PageContents, page_contents
 from dprp_tf.report.loading import load_run
 from dprp_tf.report.theme import THEMES
@@ -55,6 +56,7 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
 
 
 def _markup(page: PageContents) -> str:
+    require("jinja2", extra="report", feature="A report's page")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     # Names in a run are anyone's: the templates escape every text, and mark none as safe.

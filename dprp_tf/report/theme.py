@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dprp_tf.files.extras import require
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -87,6 +89,7 @@ def theme_named(name: str) -> Theme:
 
 def new_figure(width: float, height: float, theme: Theme) -> Figure:
     """Return an empty figure, in inches, that touches no state of pyplot."""
+    require("matplotlib", extra="report", feature="A figure")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

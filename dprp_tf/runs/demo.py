@@ -12,9 +12,9 @@ import keras
 
 from dprp_tf import data
 from dprp_tf.files.atomic import read_json, write_json
-from dprp_tf.report import save_plots, write_report
 from dprp_tf.runs.evaluation import compare_models
 from dprp_tf.runs.progress import Display
+from dprp_tf.runs.reporting import report_run
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.runs.training import train
 
@@ -127,7 +127,6 @@ def run_demo(
     results["timing"] = timing
     write_json(folder / "results.json", results)
     display.step("plots and report")
-    save_plots(folder)
-    write_report(folder)
+    report_run(folder)
     display.finish()
     return results

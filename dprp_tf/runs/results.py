@@ -16,8 +16,8 @@ from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset
 from dprp_tf.files.atomic import write_json
 from dprp_tf.layers import factorized_layers
-from dprp_tf.report import save_plots, write_report
 from dprp_tf.runs.evaluation import accuracy
+from dprp_tf.runs.reporting import report_run
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.training.saving import save_model
 
@@ -92,6 +92,5 @@ def finish(
             {"name": row.name, "reason": row.skipped} for row in summarize(model).skipped
         ]
     write_json(folder / RESULTS, results)
-    save_plots(folder)
-    write_report(folder)
+    report_run(folder)
     return results

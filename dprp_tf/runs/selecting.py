@@ -22,6 +22,7 @@ from dprp_tf.report import save_rank_plan_plot
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.excluded_layers import all_but
 from dprp_tf.runs.progress import Display
+from dprp_tf.runs.reporting import where_drawn
 from dprp_tf.runs.settings import SelectionSettings
 from dprp_tf.selection.compressing import bsr
 from dprp_tf.selection.methods.beam import BeamSearch
@@ -165,7 +166,8 @@ def _run(
         save_model(tuned, place / "model.keras")
         results["accuracy"]["tuned"] = accuracy(tuned, dataset)
     write_json(place / _RESULTS, results)
-    save_rank_plan_plot(plan, place / "rank_plan.png")
+    with where_drawn(place):
+        save_rank_plan_plot(plan, place / "rank_plan.png")
     display.finish()
     return results
 
