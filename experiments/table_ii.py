@@ -21,6 +21,7 @@ from rich.table import Table
 
 from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.files.atomic import write_json
 from dprp_tf.report import save_plots
 from dprp_tf.runs.settings import TrainSettings
@@ -79,8 +80,7 @@ def settings_of(
     >>> settings_of("resnet20-proposed2").batch_size
     256
     """
-    if row not in ROWS:
-        raise ValueError(f"`row` must be one of {sorted(ROWS)}. Received: {row!r}")
+    check_choice("row", row, sorted(ROWS))
     paper = ROWS[row]
     settings = TrainSettings(
         model=paper.model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.files.extras import require
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def theme_named(name: str) -> Theme:
     >>> theme_named("dark").background
     '#161b22'
     """
-    if name not in THEMES:
-        raise ValueError(f"`theme` must be one of {sorted(THEMES)}. Received: theme={name!r}.")
+    check_choice("theme", name, sorted(THEMES))
     return THEMES[name]
 
 

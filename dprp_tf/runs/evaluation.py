@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,15 @@ from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset, StreamedImages, evaluation_batches, reading_errors
 from dprp_tf.layers import factorized_layers
 
-__all__ = ["FORMATS", "Format", "accuracy", "compare_models", "plain_model"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "accuracy",
+    "compare_models",
+    "layer_rows",
+    "model_row",
+    "plain_model",
+]
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,82 @@ def compare_models(
     True
     """
     folder = Path(folder)
+    plans = _plans(folder, lowrank, threads, progress)
+    folds = {key: fold(lowrank, plan=plan) for key, plan in plans.items()}
+    first = ("litert", "float32")
+    plans[first].save(folder / "plan.json")
+    scores = {"dense": accuracy(dense, dataset), "dprp": accuracy(folds[first], dataset)}
+    files: list[dict[str, Any]] = []
+    for label, entry in FORMATS.items():
+        models = {"dense": dense, "dprp": folds[(entry.runtime, entry.precision)]}
+        files += _timed_files(folder, label, models, dataset, threads, repeats, progress)
+    trained = model_cost(lowrank).parameters
+    return {
+        "title": title,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "settings": dict(settings),
+        "data": dataset.description,
+        "headline": _verdict(files, scores, tolerated_loss),
+        "models": [
+            model_row("dense", "dense baseline", dense, scores["dense"]),
+            model_row("dprp", "DPRP, folded", folds[first], scores["dprp"], trained),
+        ],
+        "files": files,
+        **layer_rows(lowrank, plan=plans[first]),
+        "timing": dict(timing or {}),
+    }
+
+
+def model_row(
+    name: str,
+    label: str,
+    model: keras.Model,
+    top_1: float,
+    trained_parameters: int | None = None,
+) -> dict[str, Any]:
+    """Return a model's row in `results.json`.
+
+    Args:
+        name: `"dense"` or `"dprp"`.
+        label: What a reader sees.
+        model: The model, whose parameters and MACs are counted.
+        top_1: Its accuracy, 0 to 1.
+        trained_parameters: Parameters of the model in training, if that was another. Default None.
+
+    Returns:
+        JSON-ready values.
+    """
+    cost = model_cost(model)
+    return {
+        "name": name,
+        "label": label,
+        "accuracy": top_1,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "trained_parameters": trained_parameters,
+    }
+
+
+def layer_rows(model: keras.Model, **forms: Any) -> dict[str, list[dict[str, Any]]]:
+    """Return the `layers` and `skipped` of `results.json`: how each layer is folded, or why not.
+
+    Args:
+        model: A model with low-rank layers.
+        **forms: `plan` or `forms`, as `choose_forms` takes them.
+
+    Returns:
+        JSON-ready values.
+    """
+    return {
+        "layers": [asdict(row) for row in choose_forms(model, **forms)],
+        "skipped": [{"name": row.name, "reason": row.skipped} for row in summarize(model).skipped],
+    }
+
+
+def _plans(
+    folder: Path, lowrank: keras.Model, threads: int, progress: Callable[[str], None]
+) -> dict[tuple[str, str], FoldPlan]:
     plans: dict[tuple[str, str], FoldPlan] = {}
     for entry in FORMATS.values():
         key = (entry.runtime, entry.precision)
@@ -140,102 +224,54 @@ def compare_models(
                 lowrank, runtime=entry.runtime, precision=entry.precision, threads=threads
             )
             plans[key].save(folder / "plans" / f"{'_'.join(key)}.json")
-    first = plans[("litert", "float32")]
-    first.save(folder / "plan.json")
-    folds = {key: fold(lowrank, plan=plan) for key, plan in plans.items()}
-    folded = folds[("litert", "float32")]
-    trained_cost, dense_cost, folded_cost = map(model_cost, (lowrank, dense, folded))
-    scores = {"dense": accuracy(dense, dataset), "dprp": accuracy(folded, dataset)}
+    return plans
+
+
+def _timed_files(
+    folder: Path,
+    label: str,
+    models: Mapping[str, keras.Model],
+    dataset: Dataset,
+    threads: int,
+    repeats: int,
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Write both models in one format, verify the files, and time them in turns."""
+    entry, rows = FORMATS[label], []
     images = dataset.x_test[:256].astype("float32")
-    calibration = dataset.x_train[:256].astype("float32")
-    files: list[dict[str, Any]] = []
-    for label, entry in FORMATS.items():
-        rows = []
-        planned = folds[(entry.runtime, entry.precision)]
-        for name, model in (("dense", dense), ("dprp", planned)):
-            progress(f"{label}: {name}")
-            path = folder / f"{name}_{entry.suffix}"
-            report = deploy.export(
-                model,
-                path,
-                quantization=entry.quantization,
-                calibration_data=calibration if entry.quantization == "int8" else None,
-                verification_data=images,
-            )
-            rows.append(
-                {
-                    "model": name,
-                    "format": label,
-                    "file": path.name,
-                    "size_bytes": report.size_bytes,
-                    "accuracy": _file_accuracy(path, dataset),
-                    "max_error": report.max_error,
-                    "top1_agreement": report.top1_agreement,
-                    "verified": report.passed,
-                }
-            )
-        progress(f"{label}: timing")
-        timed = deploy.compare(
-            [folder / row["file"] for row in rows],
-            threads=threads,
-            repeats=repeats,
-            inputs=images[:1],
+    calibration = dataset.x_train[:256].astype("float32") if entry.quantization == "int8" else None
+    for name, model in models.items():
+        progress(f"{label}: {name}")
+        path = folder / f"{name}_{entry.suffix}"
+        report = deploy.export(
+            model,
+            path,
+            quantization=entry.quantization,
+            calibration_data=calibration,
+            verification_data=images,
         )
-        for row, result, ratio in zip(rows, timed.results, timed.ratios, strict=True):
-            row["latency_ms"] = {
-                "median": result.median_ms,
-                "p10": result.p10_ms,
-                "p90": result.p90_ms,
+        rows.append(
+            {
+                "model": name,
+                "format": label,
+                "file": path.name,
+                "size_bytes": report.size_bytes,
+                "accuracy": _file_accuracy(path, dataset),
+                "max_error": report.max_error,
+                "top1_agreement": report.top1_agreement,
+                "verified": report.passed,
             }
-            row["peak_memory_bytes"] = result.peak_memory_bytes
-            if row["model"] == "dprp":
-                row["latency_ratio"] = ratio.ratio
-                row["latency_ratio_interval"] = [ratio.low, ratio.high]
-        files.extend(rows)
-    return {
-        "title": title,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "settings": dict(settings),
-        "data": dataset.description,
-        "headline": _verdict(files, scores, tolerated_loss),
-        "models": [
-            {
-                "name": "dense",
-                "label": "dense baseline",
-                "accuracy": scores["dense"],
-                "parameters": dense_cost.parameters,
-                "macs": dense_cost.macs,
-                "trained_parameters": None,
-            },
-            {
-                "name": "dprp",
-                "label": "DPRP, folded",
-                "accuracy": scores["dprp"],
-                "parameters": folded_cost.parameters,
-                "macs": folded_cost.macs,
-                "trained_parameters": trained_cost.parameters,
-            },
-        ],
-        "files": files,
-        "layers": [
-            {
-                "name": row.name,
-                "type": row.type,
-                "decomposition": row.decomposition,
-                "full_rank": row.full_rank,
-                "rank": row.rank,
-                "form": row.form,
-                "dense_parameters": row.dense_parameters,
-                "folded_parameters": row.folded_parameters,
-            }
-            for row in choose_forms(lowrank, plan=first)
-        ],
-        "skipped": [
-            {"name": row.name, "reason": row.skipped} for row in summarize(lowrank).skipped
-        ],
-        "timing": dict(timing or {}),
-    }
+        )
+    progress(f"{label}: timing")
+    paths = [folder / row["file"] for row in rows]
+    timed = deploy.compare(paths, threads=threads, repeats=repeats, inputs=images[:1])
+    for row, result, ratio in zip(rows, timed.results, timed.ratios, strict=True):
+        middle = {"median": result.median_ms, "p10": result.p10_ms, "p90": result.p90_ms}
+        row |= {"latency_ms": middle, "peak_memory_bytes": result.peak_memory_bytes}
+        if row["model"] == "dprp":
+            row["latency_ratio"] = ratio.ratio
+            row["latency_ratio_interval"] = [ratio.low, ratio.high]
+    return rows
 
 
 def _file_accuracy(path: Path, dataset: Dataset, images: int = 500) -> float:

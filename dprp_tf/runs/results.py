@@ -9,14 +9,13 @@ from typing import Any
 
 import keras
 
-from dprp_tf.conversion.folding import choose_forms, fold
-from dprp_tf.conversion.summaries import summarize
+from dprp_tf.conversion.folding import fold
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset
 from dprp_tf.files.atomic import write_json
 from dprp_tf.layers import factorized_layers
-from dprp_tf.runs.evaluation import accuracy
+from dprp_tf.runs.evaluation import accuracy, layer_rows, model_row
 from dprp_tf.runs.reporting import report_run
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.training.saving import save_model
@@ -52,45 +51,24 @@ def finish(
     'finish'
     """
     folder = Path(folder)
-    cost = model_cost(model)
-    rows = [
-        {
-            "name": settings.method,
-            "label": f"{settings.model}, {settings.method}",
-            "accuracy": accuracy(model, dataset),
-            "parameters": cost.parameters,
-            "macs": cost.macs,
-            "trained_parameters": cost.parameters,
-        }
-    ]
+    trained, top_1 = model_cost(model).parameters, accuracy(model, dataset)
+    label = f"{settings.model}, {settings.method}"
     results: dict[str, Any] = {
         "title": f"{settings.model} on {dataset.name}",
         "command": "dprp train",
         "settings": asdict(settings),
         "data": dataset.description,
-        "models": rows,
+        "models": [model_row(settings.method, label, model, top_1, trained)],
     }
     if factorized_layers(model):
         table = LatencyTable.load(folder / TABLE) if settings.latency_table else None
         forms = None if table is None else table.forms(model.ranks)
         folded = fold(model, forms=forms)
         save_model(folded, folder / FOLDED)
-        folded_cost = model_cost(folded)
-        rows[0]["label"] = f"{settings.model}, factors in training"
-        rows.append(
-            {
-                "name": "dprp",
-                "label": f"{settings.model}, folded",
-                "accuracy": accuracy(folded, dataset),
-                "parameters": folded_cost.parameters,
-                "macs": folded_cost.macs,
-                "trained_parameters": cost.parameters,
-            }
-        )
-        results["layers"] = [asdict(row) for row in choose_forms(model, forms=forms)]
-        results["skipped"] = [
-            {"name": row.name, "reason": row.skipped} for row in summarize(model).skipped
-        ]
+        results["models"][0]["label"] = f"{settings.model}, factors in training"
+        label, top_1 = f"{settings.model}, folded", accuracy(folded, dataset)
+        results["models"].append(model_row("dprp", label, folded, top_1, trained))
+        results |= layer_rows(model, forms=forms)
     write_json(folder / RESULTS, results)
     report_run(folder)
     return results

@@ -177,15 +177,9 @@ class SelectionSettings:
     def as_dict(self) -> dict[str, Any]:
         """Return them as JSON-ready values."""
         return {
-            "method": self.method,
+            **vars(self),
             "searches": [list(pair) for pair in self.searches],
             "budget": self.budget.as_dict(),
-            "decomposition": self.decomposition,
-            "truncation": self.truncation,
-            "samples": self.samples,
             "exclude": list(self.exclude),
             "tuning": None if self.tuning is None else self.tuning.identity,
-            "regularized_epochs": self.regularized_epochs,
-            "strength": self.strength,
-            "seed": self.seed,
         }

@@ -37,6 +37,9 @@ __all__ = ["train"]
 
 _MODEL = "model.keras"
 _VALIDATION_BATCH = 500
+# Settings that `DPRPSettings` and the pruning callbacks take by the same names.
+_STRUCTURE = "structure compression compression_weight threshold retraction_period"
+_PRUNING = "discarded_energy start_epoch stop_epoch frequency minimum_rank minimum_removed"
 
 
 def train(
@@ -134,13 +137,7 @@ def _train(
     recorder = Recorder(folder, settings, state, plateau)
     own: list[keras.callbacks.Callback] = [rates]
     if settings.method == "dprp":
-        options: dict[str, Any] = {
-            name: getattr(settings, name)
-            for name in (
-                *("discarded_energy", "start_epoch", "stop_epoch"),
-                *("frequency", "minimum_rank", "minimum_removed"),
-            )
-        }
+        options = _taken(settings, _PRUNING)
         if table is None:
             pruning = RankPruning(**options)
         else:
@@ -170,6 +167,10 @@ def _train(
         )
     _save(model, folder)
     return model
+
+
+def _taken(settings: TrainSettings, names: str) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in names.split()}
 
 
 def _require_shareable(place: Distribution, settings: TrainSettings, dataset: Dataset) -> None:
@@ -265,13 +266,7 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
             model,
             decomposition=settings.decomposition,
             layers=all_but(model, settings.exclude),
-            settings=DPRPSettings(
-                structure=settings.structure,
-                compression=settings.compression,
-                compression_weight=settings.compression_weight,
-                threshold=settings.threshold,
-                retraction_period=settings.retraction_period,
-            ),
+            settings=DPRPSettings(**_taken(settings, _STRUCTURE)),
         )
     else:
         metrics.append(

@@ -16,6 +16,7 @@ import numpy as np
 
 from dprp_tf.data import Dataset, batches, reading_errors
 from dprp_tf.files.atomic import read_json, remove_leftovers, write_json
+from dprp_tf.files.setting_fields import check_settings, setting
 from dprp_tf.keras_internals.graphs import graph_of
 from dprp_tf.training.saving import save_model
 
@@ -58,31 +59,18 @@ class FineTuning:
     2
     """
 
-    epochs: int = 10
-    learning_rate: float = 0.01
-    schedule: str = "cosine"
-    batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    augment: bool = True
+    epochs: int = setting(10, "Epochs in all; 0 changes nothing.", minimum=0)
+    learning_rate: float = setting(0.01, "Rate at the start.", above=0)
+    schedule: str = setting("cosine", "cosine or constant.", choices=_SCHEDULES)
+    batch_size: int = setting(128, "Samples per step.", minimum=1)
+    momentum: float = setting(0.9, "Nesterov's momentum.", minimum=0, below=1)
+    weight_decay: float = setting(0.0, "Decoupled weight decay.", minimum=0)
+    augment: bool = setting(True, "Whether a `Dataset` is augmented in its own way.")
     loss: Any = None
-    seed: int = 0
+    seed: int = setting(0, "Seed of the order and of the augmentation.", minimum=0)
 
     def __post_init__(self) -> None:
-        sound = {
-            "epochs": self.epochs >= 0,
-            "learning_rate": self.learning_rate > 0,
-            "schedule": self.schedule in _SCHEDULES,
-            "batch_size": self.batch_size >= 1,
-            "momentum": 0 <= self.momentum < 1,
-            "weight_decay": self.weight_decay >= 0,
-        }
-        for name, holds in sound.items():
-            if not holds:
-                raise ValueError(
-                    f"`{name}` is out of range; see FineTuning. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
+        check_settings(self)
 
     def fit(
         self,

@@ -44,9 +44,7 @@ def layer_losses(
     for rank, group in by_rank.items():
         # n layers of equal rank: s (n, r), Gram matrices (2n, r, r)
         s = ops.stack([ops.cast(layer.s, "float32") for layer in group])
-        gram = ops.stack(
-            [regularizers.gram_matrix(q) for layer in group for q in (layer.u, layer.v)]
-        )
+        gram = regularizers.gram_matrices([q for layer in group for q in (layer.u, layer.v)])
         softening: Any = 0.0
         if settings.structure == "smoothed":
             strength = settings.structure_weight * settings.orthogonality_weight

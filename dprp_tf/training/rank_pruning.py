@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from dprp_tf import decomposition
+from dprp_tf.files.arguments import check_integer, check_number
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.layers import SVDLayer, low_rank_keys
 from dprp_tf.training.divergence import diagnose
@@ -68,33 +69,23 @@ class RankPruning(keras.callbacks.Callback):
         verbose: int = 0,
     ) -> None:
         super().__init__()
-        if threshold is not None and not 0.0 < threshold < 1.0:
-            raise ValueError(f"`threshold` must lie in (0, 1). Received: threshold={threshold}")
-        if not 0.0 <= discarded_energy < 1.0:
-            raise ValueError(f"`discarded_energy` must lie in [0, 1). Received: {discarded_energy}")
-        for name, value, least in (
-            ("start_epoch", start_epoch, 0),
-            ("frequency", frequency, 1),
-            ("minimum_rank", minimum_rank, 1),
-            ("minimum_removed", minimum_removed, 1),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"`{name}` must be an integer of {least} or more. Received: {name}={value!r}"
-                )
+        if threshold is not None:
+            check_number("threshold", threshold, above=0, below=1)
         if stop_epoch is not None and not stop_epoch > start_epoch:
             raise ValueError(
                 f"`stop_epoch` must be above start_epoch={start_epoch}, or None. "
                 f"Received: stop_epoch={stop_epoch}"
             )
         self.threshold = threshold
-        self.discarded_energy = discarded_energy
-        self.start_epoch = start_epoch
+        self.discarded_energy = check_number(
+            "discarded_energy", discarded_energy, minimum=0, below=1
+        )
+        self.start_epoch = check_integer("start_epoch", start_epoch, 0)
         self.stop_epoch = stop_epoch
-        self.frequency = frequency
+        self.frequency = check_integer("frequency", frequency)
         self.layer_names = None if layers is None else tuple(layers)
-        self.minimum_rank = minimum_rank
-        self.minimum_removed = minimum_removed
+        self.minimum_rank = check_integer("minimum_rank", minimum_rank)
+        self.minimum_removed = check_integer("minimum_removed", minimum_removed)
         self.verbose = verbose
         self.shrinks: list[dict[str, Any]] = []
         self._epoch: int | None = None

@@ -13,6 +13,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from dprp_tf.decomposition import DECOMPOSITIONS, decompose, matricize, resolve_decomposition
 from dprp_tf.decomposition.threads import threads_for
+from dprp_tf.files.arguments import check_choice, check_integer, check_number
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.strategies import strategy_scope
@@ -105,36 +106,17 @@ class RankRegularization(keras.callbacks.Callback):
                 f"Received: decomposition={decomposition!r}"
             )
         self.decomposition = decomposition or planned or "spatial"
-        if self.decomposition not in DECOMPOSITIONS:
-            raise ValueError(
-                f"`decomposition` must be one of {DECOMPOSITIONS}. "
-                f"Received: decomposition={decomposition!r}"
-            )
+        check_choice("decomposition", self.decomposition, DECOMPOSITIONS)
         self._by_key = hasattr(ranks, "ranks")
         self.ranks: int | dict[str, Any] | None = _plain_ranks(getattr(ranks, "ranks", ranks))
         self.penalty = penalty
         self._require_penalty()
-        for name, value, sound in (
-            ("strength", strength, strength >= 0),
-            ("growth", growth, growth > 0),
-        ):
-            if not (sound and np.isfinite(value)):
-                least = "0 or more" if name == "strength" else "positive"
-                raise ValueError(f"`{name}` must be {least} and finite. Received: {name}={value}")
-        counts = {"growth_epochs": growth_epochs, "refresh": refresh}
-        if columns is not None:
-            counts["columns"] = columns
-        for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"`{name}` must be an integer of 1 or more. Received: {name}={value!r}"
-                )
-        self.strength = float(strength)
-        self.growth = float(growth)
-        self.growth_epochs = growth_epochs
-        self.refresh = refresh
+        self.strength = check_number("strength", strength, minimum=0)
+        self.growth = check_number("growth", growth, above=0)
+        self.growth_epochs = check_integer("growth_epochs", growth_epochs)
+        self.refresh = check_integer("refresh", refresh)
         self.layer_names = None if layers is None else _names(layers)
-        self.columns = columns
+        self.columns = None if columns is None else check_integer("columns", columns)
         self._loss: _RankLoss | None = None
         self._refreshed_at: int | None = None
 
@@ -285,7 +267,7 @@ class _Directions:
         self.layer = layer
         self.unfold = unfold
         self.shape = shape
-        self.columns = columns
+        self.columns = None if columns is None else check_integer("columns", columns)
         self.regularizer = regularizer
         self.u: Any = None
         self.v: Any = None
@@ -380,11 +362,11 @@ def _plain_ranks(ranks: Any) -> int | dict[str, Any] | None:
         return None
     if isinstance(ranks, Mapping):
         return {name: _plain_rank(rank) for name, rank in ranks.items() if rank is not None}
-    return regularizers.positive_rank(ranks)
+    return check_integer("rank", ranks)
 
 
 def _plain_rank(rank: Any) -> Any:
     if isinstance(rank, (tuple, list)):
-        found = tuple(regularizers.positive_rank(part) for part in rank)
+        found = tuple(check_integer("rank", part) for part in rank)
         return found[0] if len(found) == 1 else found
-    return regularizers.positive_rank(rank)
+    return check_integer("rank", rank)

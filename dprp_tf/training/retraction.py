@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from dprp_tf.training.regularizers import gram_matrix
+from dprp_tf.training.regularizers import gram_matrices
 
 __all__ = ["TrainedFactors", "retract", "turn", "turn_shapes", "turns"]
 
@@ -73,8 +73,8 @@ def turns(factors: list[TrainedFactors]) -> list[Any]:
     found: list[Any] = []
     for indices in _by_rank(factors):
         # n layers of equal rank: (n, r, r)
-        r_u, inverse_u = _root(ops.stack([gram_matrix(factors[i].u) for i in indices]))
-        r_v, inverse_v = _root(ops.stack([gram_matrix(factors[i].v) for i in indices]))
+        r_u, inverse_u = _root(gram_matrices([factors[i].u for i in indices]))
+        r_v, inverse_v = _root(gram_matrices([factors[i].v for i in indices]))
         s = ops.cast(ops.stack([factors[i].s for i in indices]), "float32")
         core = _finite_or_identity(ops.matmul(r_u * s[:, None, :], ops.swapaxes(r_v, -2, -1)))
         a, t, b_transposed = ops.linalg.svd(core, full_matrices=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from dprp_tf.files.setting_fields import check_settings, setting
 from dprp_tf.training import regularizers
 
 __all__ = ["STRUCTURES", "DPRPSettings"]
@@ -50,37 +51,17 @@ class DPRPSettings:
     0.1
     """
 
-    structure: str = "retraction"
+    structure: str = setting("retraction", "How U and V stay orthonormal.", choices=STRUCTURES)
     compression: Any = "tail"
-    compression_weight: float = 0.1
-    threshold: float = 0.1
-    structure_weight: float = 1.0
-    orthogonality_weight: float = 1000.0
-    sorting_weight: float = 1.0
-    retraction_period: int | None = None
+    compression_weight: float = setting(0.1, "lambda_comp.", minimum=0)
+    threshold: float = setting(0.1, "The pruning threshold epsilon.", above=0, below=1)
+    structure_weight: float = setting(1.0, "lambda_str.", minimum=0)
+    orthogonality_weight: float = setting(1000.0, "mu_orth.", minimum=0)
+    sorting_weight: float = setting(1.0, "mu_sort.", minimum=0)
+    retraction_period: int | None = setting(None, "Steps between retractions.", minimum=1)
 
     def __post_init__(self) -> None:
-        if self.structure not in STRUCTURES:
-            raise ValueError(
-                f"`structure` must be one of {STRUCTURES}. Received: structure={self.structure!r}"
-            )
-        if not 0.0 < self.threshold < 1.0:
-            raise ValueError(f"`threshold` must lie in (0, 1). Received: {self.threshold}")
-        for name in (
-            "compression_weight",
-            "structure_weight",
-            "orthogonality_weight",
-            "sorting_weight",
-        ):
-            value = getattr(self, name)
-            if not 0.0 <= value < float("inf"):
-                raise ValueError(f"`{name}` must be 0 or more and finite. Received: {value}")
-        period = self.retraction_period
-        if period is not None and (not isinstance(period, int) or period < 1):
-            raise ValueError(
-                "`retraction_period` must be an integer of 1 or more, or None. "
-                f"Received: {period!r}"
-            )
+        check_settings(self)
         compression = regularizers.get(self.compression, self.threshold)
         object.__setattr__(self, "compression", compression)
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from dprp_tf.decomposition import MATRICIZATIONS, Factors, decompose, dematricize, matricize
 from dprp_tf.decomposition.threads import threads_for
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.strategies import strategy_scope
 from dprp_tf.training.added_loss import AddedLoss, assign_copy
 from dprp_tf.training.trained_kernels import kernel_values, trained_kernels
 
-__all__ = ["LowRankTraining", "fraction", "positive", "weight"]
+__all__ = ["LowRankTraining"]
 
 
 class LowRankTraining(keras.callbacks.Callback):
@@ -42,11 +43,7 @@ class LowRankTraining(keras.callbacks.Callback):
 
     def __init__(self, decomposition: str, layers: Iterable[str] | None) -> None:
         super().__init__()
-        if decomposition not in MATRICIZATIONS:
-            raise ValueError(
-                f"`decomposition` must be one of {MATRICIZATIONS}. "
-                f"Received: decomposition={decomposition!r}"
-            )
+        check_choice("decomposition", decomposition, MATRICIZATIONS)
         self.decomposition = decomposition
         given = (layers,) if isinstance(layers, str) else layers
         self.layer_names = None if given is None else tuple(given)
@@ -136,72 +133,3 @@ class LowRankTraining(keras.callbacks.Callback):
     def put(self, key: str, matrix: NDArray[np.floating]) -> None:
         """Make a matrix (h, w) the layer's matricized kernel."""
         assign_copy(self._layers[key].kernel, self.folded(key, matrix))
-
-
-def fraction(name: str, value: float) -> float:
-    """Return an argument that must lie in [0, 1).
-
-    Args:
-        name: Its name, for the message.
-        value: Its value.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: If it lies outside.
-
-    Example:
-
-    >>> fraction("discarded_energy", 0.02)
-    0.02
-    """
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"`{name}` must lie in [0, 1). Received: {name}={value}")
-    return float(value)
-
-
-def weight(name: str, value: float) -> float:
-    """Return an argument that must be a finite number of 0 or more.
-
-    Args:
-        name: Its name, for the message.
-        value: Its value.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: If it is not.
-
-    Example:
-
-    >>> weight("strength", 0.5)
-    0.5
-    """
-    if not 0.0 <= value < float("inf"):
-        raise ValueError(f"`{name}` must be 0 or more and finite. Received: {value}")
-    return float(value)
-
-
-def positive(name: str, value: int) -> int:
-    """Return an argument that must be an integer of 1 or more.
-
-    Args:
-        name: Its name, for the message.
-        value: Its value.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: If it is not.
-
-    Example:
-
-    >>> positive("frequency", 3)
-    3
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of 1 or more. Received: {name}={value!r}")
-    return value

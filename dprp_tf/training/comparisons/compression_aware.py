@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from dprp_tf.decomposition import decompose, energy_rank
 from dprp_tf.decomposition.threads import threads_for
+from dprp_tf.files.arguments import check_number
 from dprp_tf.keras_internals.optimizers import inner_optimizer
-from dprp_tf.training.comparisons.base import LowRankTraining, fraction, weight
+from dprp_tf.training.comparisons.base import LowRankTraining
 
 __all__ = ["CompressionAware", "soft_thresholded"]
 
@@ -62,8 +63,10 @@ class CompressionAware(LowRankTraining):
         layers: Iterable[str] | None = None,
     ) -> None:
         super().__init__(decomposition, layers)
-        self.strength = weight("strength", strength)
-        self.discarded_energy = fraction("discarded_energy", discarded_energy)
+        self.strength = check_number("strength", strength, minimum=0)
+        self.discarded_energy = check_number(
+            "discarded_energy", discarded_energy, minimum=0, below=1
+        )
         self._steps = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -12,9 +12,10 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.costs.rank_space import RankSpace
+from dprp_tf.files.arguments import check_integer
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.training.added_loss import AddedLoss, assign_copy
-from dprp_tf.training.comparisons.base import LowRankTraining, positive
+from dprp_tf.training.comparisons.base import LowRankTraining
 
 __all__ = ["LearningCompression", "best_rank"]
 
@@ -86,7 +87,7 @@ class LearningCompression(LowRankTraining):
         self.alpha = float(alpha)
         self.mu = float(mu)
         self.growth = float(growth)
-        self.epochs_per_step = positive("epochs_per_step", epochs_per_step)
+        self.epochs_per_step = check_integer("epochs_per_step", epochs_per_step)
         self.cost = cost
         self._costs: dict[str, NDArray[np.float64]] = {}
         self._distance: _Distance | None = None

@@ -12,9 +12,10 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.decomposition import energy_rank
+from dprp_tf.files.arguments import check_integer, check_number
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.training.added_loss import AddedLoss, assign_copy
-from dprp_tf.training.comparisons.base import LowRankTraining, fraction, positive, weight
+from dprp_tf.training.comparisons.base import LowRankTraining
 
 __all__ = ["TrainedRankPruning"]
 
@@ -65,9 +66,11 @@ class TrainedRankPruning(LowRankTraining):
         layers: Iterable[str] | None = None,
     ) -> None:
         super().__init__(decomposition, layers)
-        self.discarded_energy = fraction("discarded_energy", discarded_energy)
-        self.period = positive("period", period)
-        self.strength = weight("strength", strength)
+        self.discarded_energy = check_number(
+            "discarded_energy", discarded_energy, minimum=0, below=1
+        )
+        self.period = check_integer("period", period)
+        self.strength = check_number("strength", strength, minimum=0)
         self._nuclear: _Nuclear | None = None
         self._cut_at: int | None = None
 

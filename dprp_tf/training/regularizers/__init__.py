@@ -1,6 +1,6 @@
 """Losses on factors and singular values: structure, sorting, and penalties that lower ranks."""
 
-from dprp_tf.training.regularizers.base import RankRegularizer, positive_rank
+from dprp_tf.training.regularizers.base import RankRegularizer
 from dprp_tf.training.regularizers.compression import (
     FunnelPenalty,
     L1Penalty,
@@ -22,7 +22,13 @@ from dprp_tf.training.regularizers.literature import (
 )
 from dprp_tf.training.regularizers.names import NAMES, RANKED_NAMES, get
 from dprp_tf.training.regularizers.stable_rank import ModifiedStableRank
-from dprp_tf.training.regularizers.structure import gram_error, gram_matrix, orthogonality, sorting
+from dprp_tf.training.regularizers.structure import (
+    gram_error,
+    gram_matrices,
+    gram_matrix,
+    orthogonality,
+    sorting,
+)
 
 __all__ = [
     "NAMES",
@@ -45,9 +51,9 @@ __all__ = [
     "WeightedNuclearNorm",
     "get",
     "gram_error",
+    "gram_matrices",
     "gram_matrix",
     "orthogonality",
-    "positive_rank",
     "retained_ranks",
     "sorting",
 ]

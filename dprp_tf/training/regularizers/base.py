@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Any
 
-import numpy as np
-
-__all__ = ["RankRegularizer", "positive_number", "positive_rank"]
+__all__ = ["RankRegularizer"]
 
 
 class RankRegularizer(ABC):
@@ -41,48 +38,3 @@ class RankRegularizer(ABC):
     def from_config(cls, config: dict[str, Any]) -> RankRegularizer:
         """Make the regularizer from `get_config`'s result."""
         return cls(**config)
-
-
-def positive_rank(rank: Any) -> int:
-    """Return a rank as an int.
-
-    Args:
-        rank: An integer of 1 or more.
-
-    Returns:
-        The rank.
-
-    Raises:
-        ValueError: If it is not a positive integer.
-
-    Example:
-
-    >>> positive_rank(3)
-    3
-    """
-    if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)) or rank < 1:
-        raise ValueError(f"`rank` must be an integer of 1 or more. Received: rank={rank!r}")
-    return int(rank)
-
-
-def positive_number(name: str, value: Any) -> float:
-    """Return a constructor's argument as a float.
-
-    Args:
-        name: The argument's name, for the message.
-        value: A number above 0, finite.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: If it is not positive and finite.
-
-    Example:
-
-    >>> positive_number("gamma", 2)
-    2.0
-    """
-    if not 0 < value < math.inf:
-        raise ValueError(f"`{name}` must be positive and finite. Received: {name}={value}")
-    return float(value)

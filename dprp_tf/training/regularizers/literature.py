@@ -12,7 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from dprp_tf.training.regularizers.base import RankRegularizer, positive_number, positive_rank
+from dprp_tf.files.arguments import check_integer, check_number
+from dprp_tf.training.regularizers.base import RankRegularizer
 
 __all__ = [
     "CappedNuclearNorm",
@@ -65,7 +66,7 @@ class ElasticNet(RankRegularizer):
     """
 
     def __init__(self, gamma: float = 0.5) -> None:
-        self.gamma = positive_number("gamma", gamma)
+        self.gamma = check_number("gamma", gamma, above=0)
 
     def __call__(self, s: Any) -> Any:
         magnitudes = _magnitudes(s)
@@ -103,7 +104,7 @@ class SchattenNorm(RankRegularizer):
         if not 0.0 < p <= 1.0:
             raise ValueError(f"`p` must lie in (0, 1]. Received: p={p}")
         self.p = float(p)
-        self.epsilon = positive_number("epsilon", epsilon)
+        self.epsilon = check_number("epsilon", epsilon, above=0)
 
     def __call__(self, s: Any) -> Any:
         # (s + e)^p - e^p = e^p ((1 + s/e)^p - 1), without the difference of near numbers
@@ -134,7 +135,7 @@ class TruncatedNuclearNorm(RankRegularizer):
     """
 
     def __init__(self, rank: int) -> None:
-        self.rank = positive_rank(rank)
+        self.rank = check_integer("rank", rank)
 
     def __call__(self, s: Any) -> Any:
         return ops.sum(_magnitudes(s)[..., self.rank :], axis=-1)
@@ -171,8 +172,8 @@ class WeightedNuclearNorm(RankRegularizer):
     def __init__(
         self, rank: int, weights: Sequence[float] | None = None, epsilon: float = 0.01
     ) -> None:
-        self.rank = positive_rank(rank)
-        self.epsilon = positive_number("epsilon", epsilon)
+        self.rank = check_integer("rank", rank)
+        self.epsilon = check_number("epsilon", epsilon, above=0)
         self.weights = None if weights is None else tuple(float(weight) for weight in weights)
         if self.weights is not None and not all(0 <= w < math.inf for w in self.weights):
             raise ValueError(
@@ -218,8 +219,8 @@ class CappedNuclearNorm(RankRegularizer):
     """
 
     def __init__(self, rank: int, theta: float = 1.0) -> None:
-        self.rank = positive_rank(rank)
-        self.theta = positive_number("theta", theta)
+        self.rank = check_integer("rank", rank)
+        self.theta = check_number("theta", theta, above=0)
 
     def __call__(self, s: Any) -> Any:
         return ops.sum(ops.minimum(_magnitudes(s)[..., self.rank :], self.theta), axis=-1)
@@ -248,7 +249,7 @@ class LogarithmPenalty(RankRegularizer):
     """
 
     def __init__(self, gamma: float = 10.0) -> None:
-        self.gamma = positive_number("gamma", gamma)
+        self.gamma = check_number("gamma", gamma, above=0)
 
     def __call__(self, s: Any) -> Any:
         logarithms = ops.log1p(self.gamma * _magnitudes(s))
@@ -295,7 +296,7 @@ class GemanPenalty(RankRegularizer):
     """
 
     def __init__(self, gamma: float = 0.1) -> None:
-        self.gamma = positive_number("gamma", gamma)
+        self.gamma = check_number("gamma", gamma, above=0)
 
     def __call__(self, s: Any) -> Any:
         magnitudes = _magnitudes(s)
@@ -325,7 +326,7 @@ class LaplacePenalty(RankRegularizer):
     """
 
     def __init__(self, gamma: float = 0.1) -> None:
-        self.gamma = positive_number("gamma", gamma)
+        self.gamma = check_number("gamma", gamma, above=0)
 
     def __call__(self, s: Any) -> Any:
         return ops.sum(-ops.expm1(-_magnitudes(s) / self.gamma), axis=-1)

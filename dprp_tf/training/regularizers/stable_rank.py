@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from dprp_tf.training.regularizers.base import RankRegularizer, positive_rank
+from dprp_tf.files.arguments import check_integer
+from dprp_tf.training.regularizers.base import RankRegularizer
 
 __all__ = ["ModifiedStableRank"]
 
@@ -38,7 +39,7 @@ class ModifiedStableRank(RankRegularizer):
     """
 
     def __init__(self, rank: int) -> None:
-        self.rank = positive_rank(rank)
+        self.rank = check_integer("rank", rank)
 
     def __call__(self, s: Any) -> Any:
         magnitudes = ops.abs(ops.cast(s, "float32"))

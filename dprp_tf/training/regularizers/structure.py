@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from keras import ops
 
-__all__ = ["gram_error", "gram_matrix", "orthogonality", "sorting"]
+__all__ = ["gram_error", "gram_matrices", "gram_matrix", "orthogonality", "sorting"]
 
 _TINY = 1e-12
 
@@ -54,6 +56,38 @@ def gram_matrix(factor: Any) -> Any:
     """
     factor = ops.cast(factor, "float32")
     return ops.matmul(ops.swapaxes(factor, -2, -1), factor)
+
+
+def gram_matrices(factors: Sequence[Any]) -> Any:
+    """Return Q^T Q of n factors Q, shapes (h_i, r) -> (n, r, r), in float32.
+
+    Factors of one height are multiplied at once: a train step is longer by its number of
+    operations rather than by these small products.
+
+    Args:
+        factors: Tensors of shape (h_i, r), one or more, of equal r.
+
+    Returns:
+        Tensor of shape (n, r, r).
+
+    Example:
+
+    >>> import numpy as np
+    >>> tall, wide = np.ones((4, 2), "float32"), np.ones((3, 2), "float32")
+    >>> [float(gram[0, 0]) for gram in gram_matrices([tall, wide, tall])]
+    [4.0, 3.0, 4.0]
+    """
+    by_height: dict[int, list[int]] = {}
+    for index, factor in enumerate(factors):
+        by_height.setdefault(factor.shape[0], []).append(index)
+    # (m, h, r) -> (m, r, r) for the m factors of each height
+    grams = [
+        gram_matrix(ops.stack([ops.cast(factors[i], "float32") for i in indices]))
+        for indices in by_height.values()
+    ]
+    order = [index for indices in by_height.values() for index in indices]
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return ops.take(ops.concatenate(grams), np.asarray(places), axis=0)
 
 
 def gram_error(gram: Any, softening: Any = 0.0) -> Any:

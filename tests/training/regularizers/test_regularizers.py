@@ -90,6 +90,17 @@ def test_orthogonality_is_eq_10(
     _close(orthogonality(q, softening), _orthogonality(q, softening))
 
 
+def test_gram_matrices_keep_the_order_of_their_factors() -> None:
+    rng = np.random.default_rng(0)
+    factors = [rng.standard_normal((height, 3)).astype("float32") for height in (7, 4, 7, 5, 4)]
+    found = keras.ops.convert_to_numpy(regularizers.gram_matrices(factors))
+    assert found.shape == (5, 3, 3)
+    for gram, factor in zip(found, factors, strict=True):
+        np.testing.assert_allclose(gram, factor.T @ factor, rtol=1e-5, atol=1e-5)
+    one = keras.ops.convert_to_numpy(regularizers.gram_matrices(factors[:1]))
+    np.testing.assert_allclose(one, found[:1], rtol=1e-6)
+
+
 def test_orthogonality_is_a_norm_and_not_its_square() -> None:
     # Q = sqrt(1 + x) * I gives Q^T Q - I = x I: doubling x doubles the loss.
     loss = [
