@@ -26,12 +26,12 @@ import numpy as np
 
 import dprp_tf as dprp
 from dprp_tf import data
+from dprp_tf.costs.accuracy import top_1_accuracy
 from dprp_tf.costs.budget import Budget
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.selection.candidate_log import CandidateLog
 from dprp_tf.selection.methods.beam import BeamSearch
-from dprp_tf.selection.scoring.evaluator import top_1_accuracy
 from dprp_tf.selection.selector import Problem
 
 __all__ = ["main"]

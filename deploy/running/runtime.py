@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dprp_tf.costs.accuracy import top_1_accuracy
 from dprp_tf.deploy.running.batches import check_batches
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.files.arguments import check_integer
@@ -305,17 +306,7 @@ def evaluate_file(
             f"`path` must name a file with an output (samples, classes). Received: {path} with "
             f"output shape={scores.shape}."
         )
-    labels = np.asarray(y)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.shape == scores.shape:
-        labels = labels.argmax(axis=1)
-    if labels.shape != scores.shape[:1]:
-        raise ValueError(
-            f"`y` must hold {len(scores)} labels, as integers or one-hot. Received: "
-            f"shape={np.shape(y)}."
-        )
-    return float(np.mean(scores.argmax(axis=1) == labels))
+    return top_1_accuracy(y, scores)
 
 
 def _as_input(array: np.ndarray, tensor: _Tensor) -> np.ndarray:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from dprp_tf import deploy
 from dprp_tf.conversion.folding import choose_forms, fold
 from dprp_tf.conversion.summaries import summarize
+from dprp_tf.costs.accuracy import top_1_accuracy
 from dprp_tf.costs.fold_plan import FoldPlan
 from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset, StreamedImages, evaluation_batches, reading_errors
@@ -77,7 +77,7 @@ def accuracy(model: keras.Model, dataset: Dataset, batch_size: int = 500) -> flo
             outputs = model.predict(evaluation_batches(dataset, min(batch_size, 128)), verbose=0)
     else:
         outputs = model.predict(dataset.x_test.astype("float32"), batch_size=batch_size, verbose=0)
-    return float(np.mean(np.argmax(outputs, axis=-1) == dataset.y_test))
+    return top_1_accuracy(dataset.y_test, outputs)
 
 
 def plain_model(model: keras.Model) -> keras.Model:

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
+from dprp_tf.costs.accuracy import top_1_accuracy
 from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.files.arguments import check_choice, check_integer, check_number
-from dprp_tf.selection.scoring.evaluator import top_1_accuracy
 from dprp_tf.selection.scoring.feature_maps import FeatureMaps
 from dprp_tf.selection.scoring.trainable_candidate import TrainableCandidate
 from dprp_tf.selection.selector import Problem, Selection, Selector

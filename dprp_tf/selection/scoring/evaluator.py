@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 from keras import ops
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from dprp_tf.costs.accuracy import class_labels, top_1_accuracy
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.selection.scoring.stages import StagedModel
 
-__all__ = ["CandidateEvaluator", "Evaluation", "top_1_accuracy"]
+__all__ = ["CandidateEvaluator", "Evaluation"]
 
 _MEMORY = 2**30
 _BATCH = 512
@@ -253,52 +254,9 @@ def _bytes(tensor: Any) -> int:
     return math.prod(int(size) for size in tensor.shape) * width
 
 
-def top_1_accuracy(y: ArrayLike, predictions: Any) -> float:
-    """Return the share of samples whose largest prediction is at the label.
-
-    Args:
-        y: Labels, whole numbers `(samples, ...)`, or one-hot `(samples, ..., classes)`.
-        predictions: Scores or probabilities, `(samples, ..., classes)`.
-
-    Returns:
-        The accuracy, 0 to 1; 0 for predictions that are not finite.
-
-    Raises:
-        ValueError: If the shapes do not fit or there is a single class.
-
-    Example:
-
-    >>> top_1_accuracy([1, 0], np.array([[0.1, 0.9], [0.2, 0.8]]))
-    0.5
-    """
-    labels = _labels(np.asarray(y), predictions)
-    finite = np.isfinite(predictions).all(axis=-1)
-    return float(np.mean((np.argmax(predictions, axis=-1) == labels) & finite))
-
-
-def _labels(y: NDArray[Any], predictions: Any) -> NDArray[Any]:
-    shape = getattr(predictions, "shape", None)
-    if shape is None or len(shape) < 2 or shape[-1] < 2:
-        received = "several outputs" if shape is None else f"predictions of shape {shape}"
-        raise ValueError(
-            "Top-1 accuracy needs one output with two classes or more. Received: "
-            f"{received}. Pass `score`, a function (y, predictions) -> float, larger is better."
-        )
-    if y.shape == shape:
-        return np.asarray(np.argmax(y, axis=-1))
-    if y.shape == (*shape[:-1], 1):
-        y = y[..., 0]
-    if y.shape != shape[:-1]:
-        raise ValueError(
-            f"`y` must hold whole numbers of shape {shape[:-1]} or one-hot rows of shape {shape}. "
-            f"Received: shape {y.shape}"
-        )
-    return y.astype(np.int64)
-
-
 def _cross_entropy(y: NDArray[Any], predictions: NDArray[Any]) -> float:
     """Mean of -log p of the labels; what is no distribution yet is taken for logits."""
-    labels = _labels(y, predictions)
+    labels = class_labels(y, predictions)
     scores = predictions.astype(np.float64)
     sums = scores.sum(axis=-1)
     if scores.min() >= 0 and np.allclose(sums, 1.0, atol=1e-3):

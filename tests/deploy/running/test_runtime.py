@@ -55,7 +55,7 @@ def test_accuracy_takes_every_form_of_label(
     labels[:10] = (labels[:10] + 1) % 4
     for y in (labels, labels[:, None], np.eye(4)[labels]):
         assert evaluate_file(files[suffix], x, y) == pytest.approx(0.75)
-    with pytest.raises(ValueError, match="`y` must hold 40 labels"):
+    with pytest.raises(ValueError, match=r"`y` must hold whole numbers of shape \(40,\)"):
         evaluate_file(files[suffix], x, labels[:39])
 
 

@@ -16,7 +16,7 @@ import dprp_tf as dprp
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.decomposition import dematricize, matricize
 from dprp_tf.keras_internals.graphs import layer_keys, walk_layers
-from dprp_tf.selection.scoring.evaluator import CandidateEvaluator, top_1_accuracy
+from dprp_tf.selection.scoring.evaluator import CandidateEvaluator
 from dprp_tf.selection.scoring.stages import Stage, StagedModel
 
 _COUNT = 12
@@ -347,18 +347,6 @@ def test_scores_are_accuracy_and_cross_entropy(rng: np.random.Generator) -> None
     ends = keras.Model(model.input, layers.Softmax()(model.output))
     same = next(CandidateEvaluator(ends, RankSpace(ends, "channel"), x, np.eye(2)).evaluate([{}]))
     assert same.cross_entropy == pytest.approx(expected, rel=1e-5)
-
-
-def test_top_1_accuracy_reads_every_form_of_labels() -> None:
-    scores = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
-    assert top_1_accuracy([1, 0, 0], scores) == pytest.approx(2 / 3)
-    assert top_1_accuracy([[1], [0], [0]], scores) == pytest.approx(2 / 3)
-    assert top_1_accuracy(np.eye(2)[[1, 0, 0]], scores) == pytest.approx(2 / 3)
-    assert top_1_accuracy([1, 0], np.array([[np.nan, 1.0], [1.0, 0.0]])) == 0.5
-    with pytest.raises(ValueError, match="Pass `score`"):
-        top_1_accuracy([1, 0], np.array([[0.1], [0.2]]))
-    with pytest.raises(ValueError, match="whole numbers of shape"):
-        top_1_accuracy([1, 0], scores)
 
 
 def test_unusable_arguments_are_named(rng: np.random.Generator) -> None:

@@ -1,0 +1,70 @@
+"""Top-1 accuracy: what may be lost while costs fall."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["class_labels", "top_1_accuracy"]
+
+
+def top_1_accuracy(y: ArrayLike, predictions: Any) -> float:
+    """Return the share of samples whose largest prediction is at the label.
+
+    Args:
+        y: Labels, whole numbers `(samples, ...)`, or one-hot `(samples, ..., classes)`.
+        predictions: Scores or probabilities, `(samples, ..., classes)`.
+
+    Returns:
+        The accuracy, 0 to 1; 0 for predictions that are not finite.
+
+    Raises:
+        ValueError: If the shapes do not fit or there is a single class.
+
+    Example:
+
+    >>> top_1_accuracy([1, 0], np.array([[0.1, 0.9], [0.2, 0.8]]))
+    0.5
+    """
+    labels = class_labels(np.asarray(y), predictions)
+    finite = np.isfinite(predictions).all(axis=-1)
+    return float(np.mean((np.argmax(predictions, axis=-1) == labels) & finite))
+
+
+def class_labels(y: NDArray[Any], predictions: Any) -> NDArray[Any]:
+    """Return labels as whole numbers, whichever way they are given.
+
+    Args:
+        y: Labels, whole numbers `(samples, ...)` or `(samples, ..., 1)`, or one-hot.
+        predictions: What they are held against, `(samples, ..., classes)`.
+
+    Returns:
+        Whole numbers `(samples, ...)`.
+
+    Raises:
+        ValueError: If the shapes do not fit or there is a single class.
+
+    Example:
+
+    >>> class_labels(np.eye(3)[[2, 0]], np.zeros((2, 3))).tolist()
+    [2, 0]
+    """
+    shape = getattr(predictions, "shape", None)
+    if shape is None or len(shape) < 2 or shape[-1] < 2:
+        received = "several outputs" if shape is None else f"predictions of shape {shape}"
+        raise ValueError(
+            "Top-1 accuracy needs one output with two classes or more. Received: "
+            f"{received}. Pass `score`, a function (y, predictions) -> float, larger is better."
+        )
+    if y.shape == shape:
+        return np.asarray(np.argmax(y, axis=-1))
+    if y.shape == (*shape[:-1], 1):
+        y = y[..., 0]
+    if y.shape != shape[:-1]:
+        raise ValueError(
+            f"`y` must hold whole numbers of shape {shape[:-1]} or one-hot rows of shape {shape}. "
+            f"Received: shape {y.shape}"
+        )
+    return y.astype(np.int64)
