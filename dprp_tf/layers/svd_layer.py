@@ -240,7 +240,13 @@ def _balance(s: Any) -> Any:
     return 1.0 / (ops.square(s) + ops.square(floor) + 1e-6)
 
 
-def _scale_gradient(value: Any, scale: Any) -> Any:
-    # The forward value is value + scale * 0: exactly `value`.
-    constant = ops.stop_gradient(value)
-    return constant + scale * (value - constant)
+@ops.custom_gradient
+def _scale_gradient(value: Any, scale: Any) -> tuple[Any, Any]:
+    """The value itself, whose gradient is multiplied by `scale`."""
+
+    def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+        # TensorFlow and JAX pass it by position, other backends by name.
+        arriving = args[0] if upstream is None else upstream
+        return arriving * scale, ops.zeros_like(scale)
+
+    return value, gradient
