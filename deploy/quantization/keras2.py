@@ -135,7 +135,7 @@ def load_keras2() -> Any:
 
 
 def load_optimization() -> Any:
-    """Import `tensorflow_model_optimization`, keeping its hands off the process's Keras.
+    """Import `tensorflow_model_optimization` without letting it change the Keras of this process.
 
     Returns:
         The module.
@@ -302,7 +302,7 @@ class _Rebuilder:
         return Keras2Model(original, self.source, model, tuple(self.pairs))
 
     def entry(self, name: str, tensor: Any) -> Any:
-        """A layer of its own after an input, in float, for its quantizer."""
+        """A float identity layer after an input, to which a quantizer can be attached."""
         if tensor.dtype.is_floating:
             return self.layer("Activation", f"{name}_entry", activation="linear")(tensor)
         return self.layer("Rescaling", f"{name}_entry", scale=1.0)(tensor)

@@ -33,7 +33,7 @@ _KEPT_SECONDS = 30 * 24 * 3600
 
 
 def main() -> int:
-    """Hold one conversation on standard input and output.
+    """Answer the commands of one connection on standard input and output.
 
     Returns:
         Exit code: 0, or 1 if the other side went away.

@@ -57,7 +57,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """The form a layer gets.
+    """The form chosen for one layer, beside the candidates it was chosen from.
 
     Attributes:
         name: The layer's name.

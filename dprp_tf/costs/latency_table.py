@@ -76,7 +76,7 @@ class LayerLatency:
         return costs[position - 1] + share * (costs[position] - costs[position - 1])
 
     def check(self) -> None:
-        """Refuse what no measurement gives.
+        """Refuse a row with costs that no measurement can have given.
 
         Raises:
             ValueError: If ranks do not ascend within 1..full rank, lengths differ, or a cost is

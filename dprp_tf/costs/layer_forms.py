@@ -47,7 +47,7 @@ def obstacle(layer: Any, kind: str) -> str | None:
 
 
 def own_form(layer: FactorizedLayer) -> Form:
-    """Return the form of two stages, of Tucker three, that a layer's factors are as they stand.
+    """Return the form whose stages are the layer's factors: two stages, or three for Tucker.
 
     Args:
         layer: A built SVD or Tucker layer.

@@ -51,7 +51,7 @@ def resolve_decomposition(kernel_shape: tuple[int, ...], decomposition: str) -> 
 
 
 class Truncation(Protocol):
-    """A kernel at every rank: what `KernelTruncation` and its relatives can do.
+    """One kernel that can be cut to any of its ranks: the interface of all truncations.
 
     `ranks` is `(r,)`, or `(r_in, r_out)` where `decomposition` is `"tucker"`.
     """

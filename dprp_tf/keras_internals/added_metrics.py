@@ -20,7 +20,7 @@ def added_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
 
 
 def add_metric(model: keras.Model, metric: keras.metrics.Metric) -> None:
-    """Let a model carry a metric: its variables go through the compiled steps of every backend.
+    """Add a metric to a model, so that compiled steps of every backend carry its variables.
 
     The metric's variables are neither weights of the model nor in its files. Compiled functions
     know of it once they are made anew.
@@ -40,7 +40,7 @@ def add_metric(model: keras.Model, metric: keras.metrics.Metric) -> None:
 
 
 def remove_metric(model: keras.Model, metric: keras.metrics.Metric) -> None:
-    """Take a metric that `add_metric` added from a model again.
+    """Remove a metric that `add_metric` added to a model.
 
     Args:
         model: A Keras model.

@@ -18,7 +18,7 @@ def sync(model: keras.Model) -> None:
 
 
 def renew_functions(model: keras.Model) -> None:
-    """Make a model's compiled train, test and predict functions anew, those it has.
+    """Compile those of a model's train, test and predict functions anew that were compiled before.
 
     Args:
         model: A model whose variables or settings have changed.

@@ -112,7 +112,7 @@ def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable
 
 
 def variable_keys(optimizer: Any, variables: Sequence[keras.Variable]) -> list[Any]:
-    """Return what the optimizer knows variables by, which on TensorFlow changes with the payload.
+    """Return the keys by which an optimizer finds variables; on TensorFlow they follow the payload.
 
     Args:
         optimizer: A Keras optimizer, or None.

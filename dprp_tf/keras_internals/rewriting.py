@@ -28,10 +28,10 @@ _CONSTANT = (keras.initializers.Zeros, keras.initializers.Ones, keras.initialize
 
 @runtime_checkable
 class CopiesCheaply(Protocol):
-    """A layer whose copy would compute something at length only to have it replaced."""
+    """A layer whose initial state is costly, so that a copy should not compute one of its own."""
 
     def prepare_copy(self, copy: Any) -> None:
-        """Spare a copy of this layer, not built yet, what its state will be replaced by.
+        """Prepare a copy of this layer, not built yet, whose state is about to be replaced.
 
         Args:
             copy: The copy, made from the layer's configuration.

@@ -36,7 +36,7 @@ def seed_states(model: keras.Model) -> list[list[int]]:
 
 
 def set_seed_states(model: keras.Model, states: Sequence[Sequence[int]]) -> None:
-    """Let a model's random layers go on where others of the same network were.
+    """Set the random states of a model to those that `seed_states` returned for the same network.
 
     Args:
         model: A model.

@@ -78,7 +78,7 @@ class CandidateLog:
         return self._known.get(self._key(ranks, kind))
 
     def candidate(self, ranks: Mapping[str, Ranks], kind: str = "candidate", **values: Any) -> None:
-        """Write down what was found for a rank vector.
+        """Add what was found for a rank vector to the log.
 
         Args:
             ranks: Ranks by layer; a layer left out is dense.

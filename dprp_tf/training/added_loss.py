@@ -126,7 +126,7 @@ class AddedLoss(keras.metrics.Metric):
         return ops.add(total, model._aggregate_additional_loss(strength * value))
 
     def update_state(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: `joined` notes what is to be noted."""
+        """Do nothing, since `joined` updates the mean inside the train step."""
 
     def result(self) -> dict[str, Any]:
         """Return what the logs get: in training the mean value and the strength."""

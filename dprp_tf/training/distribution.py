@@ -221,7 +221,7 @@ class Distribution:
 
     @contextlib.contextmanager
     def run_folder(self, folder: str | os.PathLike[str], *, fresh: bool = False) -> Iterator[Path]:
-        """The folder to train in: the chief's own; for the others a passing copy of its state.
+        """The folder to train in: the chief's own, and a temporary copy of its state for others.
 
         Every worker runs the same program and writes the same files, as variables that replicas
         keep each for themselves can only be saved by all together; but what the others write
@@ -252,7 +252,7 @@ class Distribution:
             chief_bytes(self.strategy, b"")
 
     def require_same(self, terms: Mapping[str, Any]) -> None:
-        """Require that something is as on the chief.
+        """Refuse values that differ from those of the chief worker.
 
         Args:
             terms: JSON values by name.
@@ -514,7 +514,7 @@ def _data_parallel(name: str, number: int | None) -> Distribution:
 @functools.cache
 def _parallel_class() -> type:
     class Parallel(keras.distribution.DataParallel):
-        """Which lets every device take the whole of a batch that can't be shared equally."""
+        """Data parallelism; each device takes the whole of a batch that can't be shared."""
 
         def get_data_layout(self, data_shape: Any) -> Any:
             layout = super().get_data_layout(data_shape)

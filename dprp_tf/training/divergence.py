@@ -62,7 +62,7 @@ class DivergenceError(ValueError):
         self._complete: Callable[[], DivergenceError] | None = None
 
     def completed(self) -> DivergenceError:
-        """Return the error with all that is known, read now; itself if it has that already."""
+        """Return this error completed from the failure record; itself if nothing is missing."""
         return self if self._complete is None else self._complete()
 
 
@@ -107,7 +107,7 @@ class DivergenceGuard(keras.callbacks.Callback):
         self._savers = dict.fromkeys(self._savers, 0)
 
     def watch(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
-        """Look at the weights also before one of these callbacks saves in the midst of an epoch.
+        """Check the weights too before one of these callbacks saves in the middle of an epoch.
 
         Args:
             callbacks: The training's other callbacks.

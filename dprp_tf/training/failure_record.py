@@ -143,7 +143,7 @@ class FailureRecord(keras.metrics.Metric):
         self._steps.assign(steps + 1.0)
 
     def update_state(self, healthy: Any, gather: Callable[[], Sequence[Block]] = list) -> None:
-        """Do what `observe` does; Keras' name for it."""
+        """Call `observe`, under the name that Keras calls."""
         self.observe(healthy, gather)
 
     def result(self) -> Any:

@@ -80,7 +80,7 @@ def mean_losses(terms: dict[str, Any]) -> dict[str, Any]:
 
 
 def weighted_loss(means: dict[str, Any], settings: DPRPSettings, pressure: float = 1.0) -> Any:
-    """Return what the means add to a model's loss.
+    """Return the weighted sum of the mean terms, which joins a model's loss.
 
     pressure compression_weight comp + structure_weight (orthogonality_weight orth + sorting_weight
     sort); the structure costs nothing where retraction keeps it.

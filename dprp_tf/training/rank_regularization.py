@@ -273,7 +273,7 @@ class _Directions:
         self.v: Any = None
 
     def hold(self, owner: AddedLoss) -> None:
-        """Make the variables, (h, r) and (w, r)."""
+        """Make the variables that hold the singular vectors, (h, r) and (w, r)."""
         self.u = owner.hold(np.zeros((self.shape[0], self.columns)))
         self.v = owner.hold(np.zeros((self.shape[1], self.columns)))
 

@@ -22,7 +22,7 @@ def meet(
     *,
     timeout: float,
 ) -> None:
-    """Wait until every worker is there, and require that all were started alike.
+    """Wait until every worker has connected, and refuse workers with other settings.
 
     Worker 0 listens at its own address, the others call; nothing stays open afterwards, so the
     address is free for what is to serve there.

@@ -145,7 +145,7 @@ def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[SVDLayer]:
 
 
 def start_averages(model: keras.Model, layers: Iterable[SVDLayer]) -> None:
-    """Let averages of factors that `set_ranks` emptied and nothing has filled begin at the factors.
+    """Start the averages of factors at the factors, where `set_ranks` left them empty.
 
     Args:
         model: The model, its new factors assigned.

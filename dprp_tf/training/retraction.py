@@ -57,7 +57,7 @@ def retract(
 
 
 def turns(factors: list[TrainedFactors]) -> list[Any]:
-    """Return the small matrices that take factors to their singular value decompositions.
+    """Return the small matrices that turn factors into singular value decompositions again.
 
     The only part of a retraction that is not determined up to rounding: for nearly equal singular
     values two processors may find different bases. Replicas that must stay alike therefore take

@@ -257,7 +257,7 @@ class _Costs:
         self._savings: dict[tuple[str, Ranks], tuple[float, ...]] = {}
 
     def of(self, ranks: _Vector) -> tuple[float, float]:
-        """(excess over the nearest bound, share of the parameters)."""
+        """The excess over the nearest bound, then the share of the parameters."""
         saved = [0.0] * len(self._metrics)
         for name, entry in zip(self._layers, ranks, strict=True):
             if entry is not None:
@@ -305,7 +305,7 @@ class _Search:
         self.history: list[dict[str, Any]] = []
 
     def run(self) -> _Element | None:
-        """Search; None if the accuracy drop leaves nothing inside the bounds."""
+        """Run the search; the result is None if no candidate keeps the bounds and the accuracy."""
         dense: _Vector = (None,) * len(self._entries)
         if not self._scores.known(dense):
             for _ in self._scores.compute([dense], dense):

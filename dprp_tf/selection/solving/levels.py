@@ -59,7 +59,7 @@ class RankCurve:
         return below + 1, above
 
     def narrow(self, level: float) -> None:
-        """Compute one quality more, where it tells most about a level."""
+        """Compute the quality of one more rank, the one that narrows a level most."""
         first, above = self.bracket(level)
         below = first - 1
         low, high = max(self._known[below], -1.0), min(self._known[above], 1.0)

@@ -53,7 +53,7 @@ class LowRankTraining(keras.callbacks.Callback):
         self._added: AddedLoss | None = None
 
     def added_loss(self) -> AddedLoss | None:
-        """Return what joins the model's loss during the training; None for nothing."""
+        """Return the term that joins the model's loss during the training, or None."""
         return None
 
     @abstractmethod
@@ -131,5 +131,5 @@ class LowRankTraining(keras.callbacks.Callback):
         return kernel
 
     def put(self, key: str, matrix: NDArray[np.floating]) -> None:
-        """Make a matrix (h, w) the layer's matricized kernel."""
+        """Set a layer's kernel, given as its matricized form (h, w)."""
         assign_copy(self._layers[key].kernel, self.folded(key, matrix))
