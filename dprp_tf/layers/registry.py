@@ -10,7 +10,14 @@ import keras
 from dprp_tf.files.arguments import check_choice
 from dprp_tf.layers.factorized import FactorizedLayer
 
-__all__ = ["FACTORIZATIONS", "is_registered", "layer_class", "layer_named", "low_rank_layer"]
+__all__ = [
+    "FACTORIZATIONS",
+    "is_registered",
+    "layer_class",
+    "layer_named",
+    "low_rank_layer",
+    "registered_layers",
+]
 
 FACTORIZATIONS = ("svd", "tucker")
 
@@ -106,6 +113,23 @@ def is_registered(stands_for: type[keras.layers.Layer], factorization: str = "sv
     (True, False)
     """
     return (stands_for, factorization) in _BY_DENSE
+
+
+def registered_layers(factorization: str = "svd") -> list[type[FactorizedLayer]]:
+    """Return the layer classes of a factorization, in the order of their registration.
+
+    Args:
+        factorization: `"svd"` or `"tucker"`. Default `"svd"`.
+
+    Returns:
+        The classes; each says in `stands_for` which Keras layer it stands for.
+
+    Example:
+
+    >>> [kind.__name__ for kind in registered_layers("tucker")]
+    ['TuckerConv1D', 'TuckerConv2D', 'TuckerConv3D']
+    """
+    return [kind for (_, of), kind in _BY_DENSE.items() if of == factorization]
 
 
 def layer_named(name: str) -> type[FactorizedLayer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ from dprp_tf import decomposition
 from dprp_tf.decomposition import Factors
 from dprp_tf.keras_internals.graphs import walk_layers
 from dprp_tf.layers import SVDConv1D, SVDConv2D, SVDConv3D, SVDDense, SVDLayer, low_rank_layers
+from dprp_tf.layers.registry import registered_layers
 
 pytestmark = pytest.mark.backend
 KINDS = ("spatial", "channel", "separable")
@@ -53,6 +54,22 @@ CASES = {
         (None, 5, None, 4, 3),
     ),
     "Dense": Case(SVDDense, keras.layers.Dense, {"units": 5}, (2, 3, 7), (None, 3, 7)),
+}
+
+
+def _like(kind: type[Any]) -> Case:
+    """The case of the Keras layer that a newly registered one derives from."""
+    for case in CASES.values():
+        if issubclass(kind.stands_for, case.dense):
+            return replace(case, layer=kind, dense=kind.stands_for)
+    raise NotImplementedError(f"CASES needs one for {kind.stands_for.__name__}")
+
+
+# A layer is tested by being registered.
+CASES |= {
+    kind.__name__: _like(kind)
+    for kind in registered_layers()
+    if kind not in [case.layer for case in CASES.values()]
 }
 EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
