@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dprp_tf.layers import low_rank_layers
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.runs.training import train
 
-_SLOW = pytest.mark.long
+_SLOW, _LONG = pytest.mark.slow, pytest.mark.long
 
 
 @pytest.fixture
@@ -34,15 +35,22 @@ def zero_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)
 
 
+@pytest.fixture
+def released() -> Iterator[None]:
+    """Half a gigabyte of weights goes when a test ends, not when the collector next looks."""
+    yield
+    gc.collect()
+
+
 # Trainable parameters, which leave out the moving statistics, and MACs in millions.
 _TORCHVISION = [
     ("alexnet", {}, 61_100_840, 714),
-    ("vgg11", {}, 132_863_336, 7_609),
+    pytest.param("vgg11", {}, 132_863_336, 7_609, marks=_SLOW),
     ("vgg16", {}, 138_357_544, 15_470),
-    ("vgg19", {}, 143_667_240, 19_632),
-    pytest.param("vgg11", {"batch_norm": True}, 132_868_840, 7_609, marks=_SLOW),
-    ("vgg16", {"batch_norm": True}, 138_365_992, 15_470),
-    pytest.param("vgg19", {"batch_norm": True}, 143_678_248, 19_632, marks=_SLOW),
+    pytest.param("vgg19", {}, 143_667_240, 19_632, marks=_SLOW),
+    pytest.param("vgg11", {"batch_norm": True}, 132_868_840, 7_609, marks=_LONG),
+    pytest.param("vgg16", {"batch_norm": True}, 138_365_992, 15_470, marks=_SLOW),
+    pytest.param("vgg19", {"batch_norm": True}, 143_678_248, 19_632, marks=_LONG),
     ("googlenet", {}, 6_624_904, 1_498),
     ("squeezenet1_0", {}, 1_248_424, 819),
     ("squeezenet1_1", {}, 1_235_496, 349),
@@ -59,7 +67,7 @@ def _identity(case: Any) -> str:
 
 # "num_params" and "_ops" (in thousands of millions, three digits) of the `*_Weights` in
 # torchvision's documentation.
-@pytest.mark.usefixtures("zero_kernels")
+@pytest.mark.usefixtures("zero_kernels", "released")
 @pytest.mark.parametrize(("name", "options", "parameters", "megamacs"), _TORCHVISION, ids=_identity)
 def test_imagenet_networks_have_the_published_sizes(
     name: str, options: dict[str, Any], parameters: int, megamacs: int
@@ -186,17 +194,17 @@ def test_small_networks_have_the_papers_maps() -> None:
     }
 
 
-@pytest.mark.usefixtures("zero_kernels")
+@pytest.mark.usefixtures("zero_kernels", "released")
 @pytest.mark.parametrize(
     ("name", "options", "theirs"),
     [
         ("vgg16", {}, keras.applications.VGG16),
-        pytest.param("vgg19", {}, keras.applications.VGG19, marks=_SLOW),
-        pytest.param("densenet121", {}, keras.applications.DenseNet121, marks=_SLOW),
-        pytest.param("mobilenet_v2", {"alpha": 0.5}, keras.applications.MobileNetV2, marks=_SLOW),
-        pytest.param("mobilenet_v2", {"alpha": 1.0}, keras.applications.MobileNetV2, marks=_SLOW),
-        pytest.param("mobilenet_v2", {"alpha": 1.3}, keras.applications.MobileNetV2, marks=_SLOW),
-        pytest.param("mobilenet_v2", {"alpha": 1.4}, keras.applications.MobileNetV2, marks=_SLOW),
+        pytest.param("vgg19", {}, keras.applications.VGG19, marks=_LONG),
+        pytest.param("densenet121", {}, keras.applications.DenseNet121, marks=_LONG),
+        pytest.param("mobilenet_v2", {"alpha": 0.5}, keras.applications.MobileNetV2, marks=_LONG),
+        pytest.param("mobilenet_v2", {"alpha": 1.0}, keras.applications.MobileNetV2, marks=_LONG),
+        pytest.param("mobilenet_v2", {"alpha": 1.3}, keras.applications.MobileNetV2, marks=_LONG),
+        pytest.param("mobilenet_v2", {"alpha": 1.4}, keras.applications.MobileNetV2, marks=_LONG),
     ],
     ids=_identity,
 )
@@ -309,7 +317,7 @@ def test_every_network_of_the_papers_has_a_small_form_here() -> None:
     "name",
     [
         "densenet_cifar",
-        *(pytest.param(name, marks=() if name in _TRAINED else _SLOW) for name in sorted(_SMALL)),
+        *(pytest.param(name, marks=() if name in _TRAINED else _LONG) for name in sorted(_SMALL)),
     ],
 )
 def test_every_network_factorizes_trains_and_folds(name: str) -> None:
@@ -378,7 +386,7 @@ def test_the_least_size_is_named(name: str, least: int) -> None:
             zoo.build(name, input_shape=tuple(shape), **options)
 
 
-@pytest.mark.parametrize("name", [pytest.param("googlenet", marks=_SLOW), "mobilenet_v2_cifar"])
+@pytest.mark.parametrize("name", [pytest.param("googlenet", marks=_LONG), "mobilenet_v2_cifar"])
 def test_networks_without_a_least_size_take_one_pixel(name: str) -> None:
     options = {k: v for k, v in _SMALL[name].items() if k != "input_shape"}
     model = zoo.build(name, input_shape=(1, 1, 1), classes=2, **options)
@@ -482,8 +490,8 @@ def test_every_builder_takes_the_common_arguments(name: str) -> None:
     "name",
     [
         "alexnet_cifar",
-        pytest.param("densenet40", marks=_SLOW),
-        pytest.param("googlenet", marks=_SLOW),
+        pytest.param("densenet40", marks=_LONG),
+        pytest.param("googlenet", marks=_LONG),
         "mobilenet_v2_cifar",
         "squeezenet1_1",
         "vgg11_cifar",
@@ -525,8 +533,8 @@ def test_layer_names_tell_where_they_stand() -> None:
     ("name", "method"),
     [
         ("lenet5", "dense"),
-        pytest.param("vgg11_cifar", "dprp", marks=_SLOW),
-        pytest.param("voxnet", "dprp", marks=_SLOW),
+        pytest.param("vgg11_cifar", "dprp", marks=_LONG),
+        pytest.param("voxnet", "dprp", marks=_LONG),
     ],
 )
 def test_a_run_trains_any_network_by_its_name(name: str, method: str, tmp_path: Path) -> None:
