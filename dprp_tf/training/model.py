@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from dprp_tf.files.arguments import check_number
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.optimizers import exclude_from_weight_decay, inner_optimizer
 from dprp_tf.layers import SVDLayer, low_rank_layers
@@ -108,8 +108,7 @@ class DPRPModel(RankedModel):
 
     @pressure.setter
     def pressure(self, pressure: float) -> None:
-        if not 0.0 <= pressure < math.inf:
-            raise ValueError(f"`pressure` must be 0 or more and finite. Received: {pressure}")
+        pressure = check_number("pressure", pressure, minimum=0)
         changed, self._pressure = pressure != self._pressure, pressure
         # Only the train step has the pressure in it.
         if changed and getattr(self, "train_function", None) is not None:

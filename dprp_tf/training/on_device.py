@@ -16,6 +16,7 @@ from keras import ops
 
 from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.data.augmentation import Augmentation, adjust
+from dprp_tf.files.arguments import check_integer
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.training.divergence import DivergenceGuard
 
@@ -104,11 +105,8 @@ def fit_on_device(
             f"`fit_on_device` needs the TensorFlow or the JAX backend. Received: {backend}"
         )
     count = len(dataset.x_train)
-    if not 1 <= batch_size <= count or steps_per_dispatch < 1:
-        raise ValueError(
-            f"`batch_size` must lie in 1..{count} and `steps_per_dispatch` be 1 or more. Received: "
-            f"batch_size={batch_size}, steps_per_dispatch={steps_per_dispatch}"
-        )
+    check_integer("batch_size", batch_size, 1, count)
+    check_integer("steps_per_dispatch", steps_per_dispatch)
     if isinstance(dataset.x_train, StreamedImages) or isinstance(dataset.x_test, StreamedImages):
         raise ValueError(
             "`dataset` must be in memory to be copied to the device. Received: "

@@ -84,7 +84,7 @@ def test_every_image_comes_once_per_epoch_in_another_order() -> None:
 
 @pytest.mark.long_on_jax
 def test_a_batch_larger_than_the_data_is_refused(whole: Any, digits: Dataset) -> None:
-    with pytest.raises(ValueError, match=r"`batch_size` must lie in 1\.\.160.*batch_size=999"):
+    with pytest.raises(ValueError, match=r"`batch_size` must be .* 1 to 160.*batch_size=999"):
         fit_on_device(whole[1], digits, batch_size=999, epochs=1)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from dprp_tf.data.augmentation.base import Augmentation
 from dprp_tf.data.augmentation.draws import draw, mix
+from dprp_tf.files.arguments import check_integer
 
 __all__ = ["TurnAndShift"]
 
@@ -56,11 +57,7 @@ class TurnAndShift(Augmentation):
     def __post_init__(self) -> None:
         bounds = {"rotations": (1, 65536), "shift": (0, 32767), "vertical_axis": (0, 2)}
         for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(
-                    f"`{name}` must lie from {low} to {high}. Received: {name}={value}."
-                )
+            check_integer(name, getattr(self, name), low, high)
 
     def _apply(self, ops: SimpleNamespace, images: Any, seed: Any, index: Any) -> Any:
         sizes, channels = tuple(images.shape[1:4]), images.shape[4]

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from dprp_tf.files.arguments import check_number
 from dprp_tf.training.regularizers.base import RankRegularizer
 
 __all__ = ["FunnelPenalty", "L1Penalty", "L2Penalty", "TailPenalty", "retained_ranks"]
@@ -64,9 +65,7 @@ class TailPenalty(RankRegularizer):
     """
 
     def __init__(self, threshold: float = 0.1) -> None:
-        if not 0.0 < threshold < 1.0:
-            raise ValueError(f"`threshold` must lie in (0, 1). Received: threshold={threshold}")
-        self.threshold = float(threshold)
+        self.threshold = check_number("threshold", threshold, above=0, below=1)
 
     def __call__(self, s: Any) -> Any:
         s = ops.cast(s, "float32")
@@ -136,9 +135,7 @@ class FunnelPenalty(RankRegularizer):
     """
 
     def __init__(self, delta: float = 0.1) -> None:
-        if not delta > 0:
-            raise ValueError(f"`delta` must be positive. Received: delta={delta}")
-        self.delta = float(delta)
+        self.delta = check_number("delta", delta, above=0)
 
     def __call__(self, s: Any) -> Any:
         magnitudes = ops.abs(ops.cast(s, "float32"))

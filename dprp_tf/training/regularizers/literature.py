@@ -101,9 +101,7 @@ class SchattenNorm(RankRegularizer):
     """
 
     def __init__(self, p: float = 0.5, epsilon: float = 1e-3) -> None:
-        if not 0.0 < p <= 1.0:
-            raise ValueError(f"`p` must lie in (0, 1]. Received: p={p}")
-        self.p = float(p)
+        self.p = check_number("p", p, above=0, maximum=1)
         self.epsilon = check_number("epsilon", epsilon, above=0)
 
     def __call__(self, s: Any) -> Any:
