@@ -59,16 +59,18 @@ __all__ = [
 
 # These need Keras to be there: imported when first used.
 _HOMES = {
-    "planning.latencies": "measure_latency",
-    "planning.planner": "plan_fold",
-    "quantization.training": "QuantizedModel cluster_weights sparsify train_quantized",
+    "QuantizedModel": "quantization.training",
+    "cluster_weights": "quantization.training",
+    "measure_latency": "planning.latencies",
+    "plan_fold": "planning.planner",
+    "sparsify": "quantization.training",
+    "train_quantized": "quantization.training",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(f"dprp_tf.deploy.{_HOME_OF[name]}"), name)
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"dprp_tf.deploy.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'dprp_tf.deploy' has no attribute {name!r}")

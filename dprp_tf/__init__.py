@@ -78,35 +78,47 @@ __version__ = "0.2.0"
 
 # Names are imported when first used, so that `dprp --help` does not wait for TensorFlow.
 _HOMES = {
-    "conversion.cutting": "cut",
-    "conversion.factorizing": "factorize",
-    "conversion.folding": "FoldedLayer choose_forms fold",
-    "conversion.summaries": "Summary summarize",
-    "costs.budget": "Budget BudgetError",
-    "costs.fold_plan": "FoldPlan",
-    "costs.form": "Form",
-    "costs.latency_table": "LatencyTable",
-    "costs.rank_plan": "RankPlan",
-    "layers": "SVDConv1D SVDConv2D SVDConv3D SVDDense TuckerConv1D TuckerConv2D TuckerConv3D",
-    "selection.compressing": "Compressed bsr",
-    "selection.selecting": "select_ranks",
-    "training.budget_pruning": "BudgetPruning",
-    "training.distribution": "distribution",
-    "training.divergence": "DivergenceError DivergenceGuard",
-    "training.fine_tuning": "FineTuning",
-    "training.model": "DPRPModel",
-    "training.rank_history": "RankHistory",
-    "training.rank_pruning": "RankPruning",
-    "training.rank_regularization": "RankRegularization",
-    "training.saving": "load_model save_model",
-    "training.settings": "DPRPSettings",
+    "Budget": "costs.budget",
+    "BudgetError": "costs.budget",
+    "BudgetPruning": "training.budget_pruning",
+    "Compressed": "selection.compressing",
+    "DPRPModel": "training.model",
+    "DPRPSettings": "training.settings",
+    "DivergenceError": "training.divergence",
+    "DivergenceGuard": "training.divergence",
+    "FineTuning": "training.fine_tuning",
+    "FoldPlan": "costs.fold_plan",
+    "FoldedLayer": "conversion.folding",
+    "Form": "costs.form",
+    "LatencyTable": "costs.latency_table",
+    "RankHistory": "training.rank_history",
+    "RankPlan": "costs.rank_plan",
+    "RankPruning": "training.rank_pruning",
+    "RankRegularization": "training.rank_regularization",
+    "SVDConv1D": "layers",
+    "SVDConv2D": "layers",
+    "SVDConv3D": "layers",
+    "SVDDense": "layers",
+    "Summary": "conversion.summaries",
+    "TuckerConv1D": "layers",
+    "TuckerConv2D": "layers",
+    "TuckerConv3D": "layers",
+    "bsr": "selection.compressing",
+    "choose_forms": "conversion.folding",
+    "cut": "conversion.cutting",
+    "distribution": "training.distribution",
+    "factorize": "conversion.factorizing",
+    "fold": "conversion.folding",
+    "load_model": "training.saving",
+    "save_model": "training.saving",
+    "select_ranks": "selection.selecting",
+    "summarize": "conversion.summaries",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        value = getattr(importlib.import_module(f"dprp_tf.{_HOME_OF[name]}"), name)
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"dprp_tf.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'dprp_tf' has no attribute {name!r}")

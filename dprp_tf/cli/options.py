@@ -64,8 +64,8 @@ def with_settings(
     """Give a command an option for each field of a settings class.
 
     Args:
-        parameter: The parameter of the command that takes the values, by field; where the class
-            can be made of them alone, the command does that in one line.
+        parameter: The parameter of the command that receives the given values, a dictionary by
+            field.
         cls: A dataclass whose fields `files.setting_fields.setting` declared: it states each
             default, each range and each help once.
         without: Fields that get no option, since the command has its own.
@@ -133,7 +133,8 @@ def _annotation(name: str, known: Setting) -> Any:
     if known.optional or known.kind is tuple:
         kind = kind | None
     return Annotated[
-        kind, typer.Option(*flags, help=known.help, min=least, show_default=known.example or True)
+        kind,
+        typer.Option(*flags, help=known.help, min=least, show_default=known.none_means or True),
     ]
 
 

@@ -20,6 +20,7 @@ from dprp_tf.cli.options import (
     Threads,
     TimedRounds,
 )
+from dprp_tf.files.tables import StoredTable
 
 __all__ = ["latency", "plan"]
 
@@ -55,7 +56,6 @@ def latency(
     load_keras()
     from dprp_tf import deploy, zoo
     from dprp_tf.conversion.factorizing import factorize
-    from dprp_tf.files.atomic import read_json
     from dprp_tf.layers import factorized_layers
     from dprp_tf.runs.excluded_layers import all_but
     from dprp_tf.training.saving import load_model
@@ -96,16 +96,14 @@ def latency(
             refresh=refresh,
             progress=progress,
         )
-    table.save(output)
-    if as_json:
-        print_json(read_json(output))
-    else:
-        print_table(table)
-        between = (table.dense + table.least) / 2
-        typer.echo(
-            f"{output}; train towards a time, such as {between:.3g}: "
-            f"dprp train --latency-table {output} --milliseconds {between:.3g}"
-        )
+    between = (table.dense + table.least) / 2
+    _save(
+        table,
+        output,
+        as_json,
+        f"train towards a time, such as {between:.3g}: "
+        f"dprp train --latency-table {output} --milliseconds {between:.3g}",
+    )
 
 
 @command
@@ -145,9 +143,14 @@ def plan(
             refresh=refresh,
             progress=progress,
         )
+    _save(found, output, as_json, f"apply it: dprp fold {model} small.keras --plan {output}")
+
+
+def _save(found: StoredTable, output: Path, as_json: bool, what_next: str) -> None:
+    """Write what was measured, and print it with what to do next."""
     found.save(output)
     if as_json:
         print_json(found.as_dict())
     else:
         print_table(found)
-        typer.echo(f"{output}; apply it: dprp fold {model} small.keras --plan {output}")
+        typer.echo(f"{output}; {what_next}")

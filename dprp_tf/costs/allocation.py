@@ -44,7 +44,8 @@ def allocate_ranks(
     """Choose the ranks that keep the largest product of energies within a budget.
 
     With E_l(r) = sum_(i<=r) s_i^2 / sum_i s_i^2, maximises sum_l log E_l(r_l) subject to
-    fixed_cost + sum_l cost(l, r_l) <= budget, exactly, as a mixed-integer program.
+    fixed_cost + sum_l cost(l, r_l) <= budget as a mixed-integer program,
+    to within a ten-thousandth of the optimum; see `dprp_tf.costs.program.choose`.
 
     Args:
         spectra: Singular values by layer, descending; their number is the largest rank.

@@ -52,7 +52,7 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
             f"{named or 'unknown'} is training. Wait for it, stop it, or choose another folder."
         ) from error
     except NotImplementedError:
-        pass
+        pass  # filelock's answer on a drive without locks: the run goes on without one
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise

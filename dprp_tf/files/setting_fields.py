@@ -30,7 +30,8 @@ class Setting:
         above: What a number must exceed; None for no limit.
         below: What a number must stay below; None for no limit.
         choices: The only values of a string; None for any.
-        example: What None means, as the help says it instead of a default; None for nothing.
+        none_means: What a value of None stands for, told in the help as the default; None if the
+            help tells no default.
     """
 
     help: str
@@ -40,7 +41,7 @@ class Setting:
     above: float | None = None
     below: float | None = None
     choices: tuple[str, ...] | None = None
-    example: str | None = None
+    none_means: str | None = None
 
 
 def setting(default: Any, help: str, **limits: Any) -> Any:
@@ -49,7 +50,7 @@ def setting(default: Any, help: str, **limits: Any) -> Any:
     Args:
         default: Its default.
         help: What it means, in one sentence without the default.
-        **limits: `minimum`, `above`, `below`, `choices` and `example` of a `Setting`.
+        **limits: `minimum`, `above`, `below`, `choices` and `none_means` of a `Setting`.
 
     Returns:
         What `dataclasses.field` returns.

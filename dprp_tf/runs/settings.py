@@ -76,8 +76,10 @@ class TrainSettings:
     weight_decay: float = setting(1e-4, "Coupled; for a network of the zoo.", minimum=0)
     shortcut: str = setting("A", "A or B, for the zoo's ResNets.")
     augment: bool = setting(True, "Change training images at random, as suits the data.")
-    padding: int | None = setting(None, "Largest shift in pixels.", minimum=0, example="the data's")
-    flip: bool | None = setting(None, "Mirror half of the images.", example="the data's")
+    padding: int | None = setting(
+        None, "Largest shift in pixels.", minimum=0, none_means="the data's"
+    )
+    flip: bool | None = setting(None, "Mirror half of the images.", none_means="the data's")
     seed: int = setting(0, "Seed of everything random.", minimum=0)
     steps_per_execution: int = setting(1, "Steps per dispatch.", minimum=1)
     on_device: bool = setting(False, "Keep the data on the accelerator and augment them there.")
@@ -92,14 +94,14 @@ class TrainSettings:
     compression_weight: float = setting(0.1, "lambda of Eq. 12.", minimum=0)
     threshold: float = setting(0.1, "epsilon, between 0 and 1.", above=0, below=1)
     retraction_period: int | None = setting(
-        None, "Steps between retractions.", minimum=1, example="1; for wide layers 10"
+        None, "Steps between retractions.", minimum=1, none_means="1; for wide layers 10"
     )
     discarded_energy: float = setting(
         0.0, "Share of energy cut besides; for channel and separable.", minimum=0
     )
     start_epoch: int = setting(0, "First epoch that may shrink.", minimum=0)
     stop_epoch: int | None = setting(
-        None, "First epoch that no longer shrinks.", minimum=1, example="none"
+        None, "First epoch that no longer shrinks.", minimum=1, none_means="none"
     )
     frequency: int = setting(1, "Epochs between shrinks.", minimum=1)
     minimum_rank: int = setting(1, "Rank no layer falls below.", minimum=1)
@@ -162,7 +164,7 @@ class SelectionSettings:
         "spatial", "spatial, channel, separable or tucker.", choices=DECOMPOSITIONS
     )
     truncation: str | None = setting(
-        None, "kernel or output.", choices=("kernel", "output"), example="the method's"
+        None, "kernel or output.", choices=("kernel", "output"), none_means="the method's"
     )
     samples: int = setting(256, "Training images held out to choose ranks with.", minimum=1)
     exclude: tuple[str, ...] = setting((), "A layer that stays dense; repeat for more.")

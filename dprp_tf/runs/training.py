@@ -38,8 +38,21 @@ __all__ = ["train"]
 _MODEL = "model.keras"
 _VALIDATION_BATCH = 500
 # Settings that `DPRPSettings` and the pruning callbacks take by the same names.
-_STRUCTURE = "structure compression compression_weight threshold retraction_period"
-_PRUNING = "discarded_energy start_epoch stop_epoch frequency minimum_rank minimum_removed"
+_STRUCTURE = (
+    "structure",
+    "compression",
+    "compression_weight",
+    "threshold",
+    "retraction_period",
+)
+_PRUNING = (
+    "discarded_energy",
+    "start_epoch",
+    "stop_epoch",
+    "frequency",
+    "minimum_rank",
+    "minimum_removed",
+)
 
 
 def train(
@@ -169,8 +182,8 @@ def _train(
     return model
 
 
-def _taken(settings: TrainSettings, names: str) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in names.split()}
+def _taken(settings: TrainSettings, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in names}
 
 
 def _require_shareable(place: Distribution, settings: TrainSettings, dataset: Dataset) -> None:

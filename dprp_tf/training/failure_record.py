@@ -105,9 +105,8 @@ class FailureRecord(keras.metrics.Metric):
         self.size = int(size)
         # A tuple: what a step notes while it is traced must not become tracked state.
         self._labels: tuple[Label, ...] = ()
-        self._steps = self.add_variable((), "zeros", name="steps")
-        self._sound = self.add_variable((), "zeros", name="sound_steps")
-        self._input_step = self.add_variable((), "zeros", name="input_step")
+        # Steps, sound steps before the first that is not, first step of unsound inputs or 0.
+        self._counts = self.add_variable((3,), "zeros", name="counts")
         self._values = self.add_variable((self.size,), "zeros", name="evidence")
 
     def observe(
@@ -122,7 +121,7 @@ class FailureRecord(keras.metrics.Metric):
             inputs: The batch, any structure of tensors. A step that is sound in spite of its
                 inputs, since a ReLU may turn NaN into 0, breaks the weights for the next one.
         """
-        steps, sound = ops.cast(self._steps, "float32"), ops.cast(self._sound, "float32")
+        steps, sound, input_step = ops.unstack(ops.cast(self._counts, "float32"))
         kept = ops.cast(self._values, "float32")
         intact = ops.equal(steps, sound)
 
@@ -136,11 +135,10 @@ class FailureRecord(keras.metrics.Metric):
 
         first = ops.logical_and(intact, ops.logical_not(healthy))
         self._values.assign(ops.cond(first, gathered, lambda: kept))
-        self._sound.assign(sound + ops.cast(ops.logical_and(intact, healthy), "float32"))
-        before = ops.cast(self._input_step, "float32")
-        new = ops.logical_and(ops.equal(before, 0.0), ops.logical_not(all_finite(inputs)))
-        self._input_step.assign(ops.where(new, steps + 1.0, before))
-        self._steps.assign(steps + 1.0)
+        sound = sound + ops.cast(ops.logical_and(intact, healthy), "float32")
+        new = ops.logical_and(ops.equal(input_step, 0.0), ops.logical_not(all_finite(inputs)))
+        input_step = ops.where(new, steps + 1.0, input_step)
+        self._counts.assign(ops.stack([steps + 1.0, sound, input_step]))
 
     def update_state(self, healthy: Any, gather: Callable[[], Sequence[Block]] = list) -> None:
         """Call `observe`, under the name that Keras calls."""
@@ -148,30 +146,30 @@ class FailureRecord(keras.metrics.Metric):
 
     def result(self) -> Any:
         """Return how many steps of the epoch came from the first failure on, that one included."""
-        return ops.cast(self._steps, "float32") - ops.cast(self._sound, "float32")
+        return self._counts[0] - self._counts[1]
 
     @property
     def steps_done(self) -> int:
         """Steps since the last reset."""
-        return int(_replica_values(self._steps)[0])
+        return int(_replica_values(self._counts)[0][0])
 
     def read(self) -> Failure | None:
         """Return the first failure since the last reset; None if every loss was finite.
 
         With several replicas it is that of the replica that failed first.
         """
-        steps, sound = _replica_values(self._steps), _replica_values(self._sound)
-        failed = [i for i in range(len(steps)) if sound[i] < steps[i]]
+        counts = _replica_values(self._counts)
+        failed = [i for i, (steps, sound, _) in enumerate(counts) if sound < steps]
         if not failed:
             return None
-        replica = min(failed, key=lambda i: float(sound[i]))
+        replica = min(failed, key=lambda i: float(counts[i][1]))
         values = _replica_values(self._values)[replica]
         evidence = tuple(
             Evidence(*label, value=float(value))
             for label, value in zip(self._labels, values, strict=False)
         )
-        fed = int(_replica_values(self._input_step)[replica])
-        return Failure(int(sound[replica]) + 1, evidence, fed or None)
+        _, sound, fed = counts[replica].astype(int)
+        return Failure(int(sound) + 1, evidence, int(fed) or None)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor arguments."""

@@ -24,6 +24,7 @@ from dprp_tf.training.failure_record import (
     record_size,
 )
 from dprp_tf.training.fit_callbacks import with_own_callbacks
+from dprp_tf.training.loss_terms import LossTerms
 from dprp_tf.training.losses import layer_losses, mean_losses, weighted_loss
 from dprp_tf.training.ranked_model import RankedModel
 from dprp_tf.training.replicas import replica_count
@@ -63,13 +64,9 @@ class DPRPModel(RankedModel):
     def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any) -> None:
         settings = kwargs.pop("settings", None)
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
-        self._terms = {
-            term: keras.metrics.Mean(name=f"{term}_loss")
-            for term in ("app", "orth", "sort", "comp")
-        }
+        self._loss_terms = LossTerms()
         # The smoothed norm follows the learning rate; a train step can't read the optimizer's own
         # variable on every backend, so a callback of fit() copies it here before each epoch.
-        self._evaluating = False
         self._pressure = 1.0
         self._learning_rate = keras.Variable(0.0, trainable=False, name="learning_rate_copy")
         self._failures = FailureRecord(record_size(self))
@@ -204,13 +201,11 @@ class DPRPModel(RankedModel):
         own = [self._aggregate_additional_loss(loss) for loss in self.losses]
         count = ops.shape(keras.tree.flatten(x)[0])[0]
         app = total - sum(own[1:], own[0]) if own else total
-        self._terms["app"].update_state(app * replica_count(), sample_weight=count)
+        layers, by_layer = self._layer_losses() if training else ([], {})
+        terms = mean_losses(by_layer)
+        self._loss_terms.update_state(app * replica_count(), terms, sample_weight=count)
         if not training:
             return total
-        layers, by_layer = self._layer_losses()
-        terms = mean_losses(by_layer)
-        for name, value in terms.items():
-            self._terms[name].update_state(ops.stop_gradient(value), sample_weight=count)
         weighted = weighted_loss(terms, self.settings, self.pressure)
         total = total + self._aggregate_additional_loss(weighted)
 
@@ -229,9 +224,6 @@ class DPRPModel(RankedModel):
         """Return the metrics by name; in evaluation without the terms not computed there."""
         result = super().get_metrics_result()
         result.pop(self._failures.name, None)
-        if self._evaluating:
-            for term in ("orth", "sort", "comp"):
-                result.pop(f"{term}_loss", None)
         return result
 
     def structural_losses(self) -> dict[str, Any]:
@@ -253,11 +245,12 @@ class DPRPModel(RankedModel):
 
     @contextlib.contextmanager
     def _evaluation(self) -> Iterator[None]:
-        before, self._evaluating = self._evaluating, True
+        terms = self._loss_terms
+        before, terms.evaluating = terms.evaluating, True
         try:
             yield
         finally:
-            self._evaluating = before
+            terms.evaluating = before
 
     def test_step(self, *args: Any) -> Any:
         """Run Keras' own test step, whose metrics leave out what is not computed there."""

@@ -124,7 +124,8 @@ def turn(
     results: list[TrainedFactors | None] = [None] * len(factors)
     carried: list[TrainedFactors | None] = [None] * len(factors)
     for group, indices in enumerate(_by_rank(factors)):
-        turn_u, turn_v, t, carry = matrices[4 * group : 4 * group + 4]
+        # Taken apart by one operation instead of by one for each layer.
+        turn_u, turn_v, t, carry = map(ops.unstack, matrices[4 * group : 4 * group + 4])
         for place, index in enumerate(indices):
             old, momentum = factors[index], momenta[index]
             results[index] = TrainedFactors(

@@ -29,7 +29,7 @@ class Baking:
     salt: float = setting(0.02, "Its share.", minimum=0, below=1)
     knead: bool = setting(True, "Whether it is kneaded.")
     proof: str | None = setting("cold", "How it proofs, or none.")
-    hours: int | None = setting(None, "How long.", minimum=1, example="until it has doubled")
+    hours: int | None = setting(None, "How long.", minimum=1, none_means="until it has doubled")
     seeds: tuple[str, ...] = setting((), "A kind of seed; repeat for more.")
 
     def __post_init__(self) -> None:
