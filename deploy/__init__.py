@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dprp_tf.deploy.exporters.agreement import OutputParity
+from dprp_tf.deploy.exporters.export_report import ExportReport, ParityError, compressed_size
 from dprp_tf.deploy.exporters.exporting import export
-from dprp_tf.deploy.exporters.parity import ExportReport, OutputParity, ParityError, compressed_size
 from dprp_tf.deploy.measurement.benchmark import (
     BenchmarkResult,
     Comparison,

@@ -152,9 +152,7 @@ def time_folds(dense: keras.Model, model: keras.Model, test: Dataset) -> dict[st
         paths, sizes = [], {}
         for label, plain in models.items():
             paths.append(Path(temporary) / f"{label}.tflite")
-            written = deploy.export(
-                plain, paths[-1], verification_data=test.x_test[:128].astype("float32")
-            )
+            written = deploy.export(plain, paths[-1], verification_data=test.sample("test", 128)[0])
             sizes[label] = written.size_bytes
         timed = deploy.compare(paths, repeats=150, inputs=test.x_test[:1].astype("float32"))
     folds = {}

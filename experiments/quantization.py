@@ -351,7 +351,7 @@ def _images(dataset: Dataset, count: int) -> np.ndarray:
 
 
 def _verification(dataset: Dataset) -> np.ndarray:
-    return dataset.x_test[:512].astype("float32")
+    return dataset.sample("test", 512)[0]
 
 
 def _figures(report: deploy.ExportReport) -> dict[str, Any]:

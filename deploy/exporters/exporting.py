@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dprp_tf.deploy.exporters.export_report import ExportReport
 from dprp_tf.deploy.exporters.onnx import export_onnx
-from dprp_tf.deploy.exporters.parity import ExportReport
 from dprp_tf.deploy.exporters.tflite import export_tflite
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def export(
     quantization: str | None = None,
     calibration_data: Any = None,
     verification_data: Any = None,
+    class_scores: bool | str | Sequence[str] | None = None,
     tolerance: float | None = None,
     minimum_agreement: float | None = None,
     **options: Any,
@@ -36,7 +37,8 @@ def export(
     """Write a plain Keras model as a file for an edge runtime and prove that it computes the same.
 
     The file is written beside `path`, run on the verification inputs, and renamed only if its
-    outputs agree with the model's.
+    outputs agree with the model's: every channel by its own range; see `compare_output` in
+    `deploy/exporters/agreement.py` for the limits.
 
     Args:
         model: A built Functional or Sequential model of Keras' own layers, such as `fold` returns.
@@ -46,12 +48,16 @@ def export(
             int8 weights, activations quantized on the fly. Default None.
         calibration_data: Typical inputs, 100 or more, as an array `(samples, ...)`, or a list or
             dict of them for several inputs. Required for `"int8"`. Default: none.
-        verification_data: Inputs to compare on, in the same form. Default: `calibration_data`,
-            else seeded random inputs; the report says which.
-        tolerance: Largest allowed error as a share of the output's scale, 0 or more. Default:
-            1e-4 (float32), 1e-2 (float16), 0.25 (dynamic, and int8 without class scores).
+        verification_data: Inputs to compare on, in the same form, other than those to calibrate
+            on. Default: `calibration_data`, else seeded random inputs; the report says which.
+        class_scores: Names of the outputs whose channels are scores of classes; true for all,
+            false for none. Default: those that a softmax gives, and those that the model was
+            compiled with a categorical loss for; a folded or cut model is not compiled.
+        tolerance: Largest allowed error as a share of a channel's own range, 0 or more. Default:
+            1e-4 (float32), 1e-2 (float16), 0.25 (dynamic, int8); in 8 bits class scores have
+            limits on their noise instead, and every channel of every output has one.
         minimum_agreement: Required share of samples with the same top-1 class, 0 to 1. Default:
-            0.95 for int8; else none is required.
+            0.95 for class scores in 8 bits; else none is required.
         **options: What one format alone takes: `integer_io` of `.tflite`, `opset` of `.onnx`; see
             `export_tflite` and `export_onnx` in `dprp_tf.deploy.exporters`.
 
@@ -87,6 +93,7 @@ def export(
         quantization=quantization,
         calibration_data=calibration_data,
         verification_data=verification_data,
+        class_scores=class_scores,
         tolerance=tolerance,
         minimum_agreement=minimum_agreement,
         **options,

@@ -5,21 +5,16 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dprp_tf.deploy.exporters.parity import (
-    ExportReport,
-    check_limits,
-    check_parity,
-    verification_inputs,
-)
+from dprp_tf.deploy.exporters.export_report import ExportReport
+from dprp_tf.deploy.exporters.parity import ParityCheck
 from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.running.quiet import quiet
-from dprp_tf.deploy.running.runtime import load_file
 from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.files.atomic import atomic_path
 from dprp_tf.files.extras import require
@@ -46,6 +41,7 @@ def export_onnx(
     quantization: OnnxQuantization | None = None,
     calibration_data: Any = None,
     verification_data: Any = None,
+    class_scores: bool | str | Sequence[str] | None = None,
     tolerance: float | None = None,
     minimum_agreement: float | None = None,
     opset: int = 17,
@@ -68,15 +64,19 @@ def export_onnx(
             them for several inputs. Defaults to `calibration_data`, else to seeded random inputs;
             the report says which.
         opset: Version of the ONNX operator set, 13 to 18. Defaults to 17.
-        tolerance: Largest allowed error as a share of the output's scale, 0 or more. Defaults
-            to 1e-4 (float32), 1e-2 (float16), 0.25 (int8 without class scores).
+        class_scores: Names of the outputs whose channels are scores of classes; true for all,
+            false for none. Defaults to those that a softmax gives and those that the model was
+            compiled with a categorical loss for.
+        tolerance: Largest allowed error as a share of a channel's own range, 0 or more. Defaults
+            to 1e-4 (float32), 1e-2 (float16), 0.25 (int8); in int8 class scores have limits on
+            their noise instead; see `compare_output` in `agreement.py`.
         quantization: `None` keeps float32; `"float16"` stores weights in half precision, which
             ONNX Runtime widens when it loads the file (half the size, same speed); `"int8"`
             computes in 8 bits with ranges from `calibration_data`. Defaults to `None`.
         calibration_data: Typical inputs, 100 or more, in the forms of `verification_data`.
             Required for `"int8"`.
         minimum_agreement: Required share of samples with the same top-1 class, 0 to 1. Defaults
-            to 0.95 for int8; else none is required.
+            to 0.95 for class scores in int8; else none is required.
 
     Returns:
         The figures of the comparison, size and operators.
@@ -99,31 +99,24 @@ def export_onnx(
     if path.suffix.lower() != ".onnx":
         raise ValueError(f"`path` must end in .onnx. Received: path={path}.")
     _check_arguments(quantization, calibration_data, opset)
-    check_limits(tolerance, minimum_agreement)
     with atomic_path(path) as temporary:
         source = Source.of(model)
-        inputs, origin = verification_inputs(source, verification_data, calibration_data)
-        calibration = _calibration(source, quantization, calibration_data)
-        reference = source.predict(inputs)
-        converted = _convert(source, quantization, calibration, opset)
-        temporary.write_bytes(converted.SerializeToString())
-        _check_file(temporary)
-        notes = source.notes
-        if quantization == "int8":
-            notes += _in_float(temporary)
-        return check_parity(
-            reference,
-            load_file(temporary).run(inputs),
-            temporary=temporary,
-            path=path,
-            format="onnx",
-            precision=quantization or "float32",
-            inputs=origin,
-            operators=dict(Counter(node.op_type for node in converted.graph.node)),
+        check = ParityCheck.of(
+            model,
+            source,
+            quantization=quantization,
+            calibration_data=calibration_data,
+            verification_data=verification_data,
+            class_scores=class_scores,
             tolerance=tolerance,
             minimum_agreement=minimum_agreement,
-            notes=notes,
         )
+        converted = _convert(source, quantization, check.calibration, opset)
+        temporary.write_bytes(converted.SerializeToString())
+        _check_file(temporary)
+        operators = dict(Counter(node.op_type for node in converted.graph.node))
+        notes = _in_float(temporary) if quantization == "int8" else ()
+        return check.compare(temporary, path, operators, notes)
 
 
 def convert_onnx(

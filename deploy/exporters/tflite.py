@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dprp_tf.deploy.exporters.export_report import ExportReport
 from dprp_tf.deploy.exporters.flatbuffer import Operators, read_operators
-from dprp_tf.deploy.exporters.parity import (
-    ExportReport,
-    check_limits,
-    check_parity,
-    verification_inputs,
-)
+from dprp_tf.deploy.exporters.parity import ParityCheck
 from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.running.quiet import quiet
-from dprp_tf.deploy.running.runtime import load_file
 from dprp_tf.files.arguments import check_choice
 from dprp_tf.files.atomic import atomic_path
 from dprp_tf.files.extras import require
@@ -45,6 +40,7 @@ def export_tflite(
     quantization: Quantization | None = None,
     calibration_data: Any = None,
     verification_data: Any = None,
+    class_scores: bool | str | Sequence[str] | None = None,
     tolerance: float | None = None,
     minimum_agreement: float | None = None,
     integer_io: bool = False,
@@ -66,10 +62,14 @@ def export_tflite(
             dict of them for several inputs. Required for `"int8"`.
         verification_data: Inputs to compare on, in the same form. Defaults to
             `calibration_data`, else to seeded random inputs; the report says which.
-        tolerance: Largest allowed error as a share of the output's scale, 0 or more. Defaults
-            to 1e-4 (float32), 1e-2 (float16), 0.25 (dynamic, and int8 without class scores).
+        class_scores: Names of the outputs whose channels are scores of classes; true for all,
+            false for none. Defaults to those that a softmax gives and those that the model was
+            compiled with a categorical loss for.
+        tolerance: Largest allowed error as a share of a channel's own range, 0 or more. Defaults
+            to 1e-4 (float32), 1e-2 (float16), 0.25 (dynamic, int8); in 8 bits class scores have
+            limits on their noise instead; see `compare_output` in `agreement.py`.
         minimum_agreement: Required share of samples with the same top-1 class, 0 to 1. Defaults
-            to 0.95 for int8; else none is required.
+            to 0.95 for class scores in 8 bits; else none is required.
         integer_io: For `"int8"` only: the file's inputs and outputs are int8 too, instead of
             float32 with conversions inside. Defaults to `False`.
 
@@ -93,32 +93,24 @@ def export_tflite(
     """
     path = Path(path)
     _check_arguments(path, quantization, calibration_data, integer_io)
-    check_limits(tolerance, minimum_agreement)
     with atomic_path(path) as temporary:
         source = Source.of(model)
         _require_fixed_shapes(source)
-        inputs, origin = verification_inputs(source, verification_data, calibration_data)
-        calibration = None
-        if quantization == "int8":
-            calibration = source.check_data(calibration_data, "calibration_data")
-        reference = source.predict(inputs)
-        content = _convert(source, quantization, calibration, integer_io)
-        operators = read_operators(content)
-        notes = source.notes + _check_operators(operators, quantization)
-        temporary.write_bytes(content)
-        return check_parity(
-            reference,
-            load_file(temporary).run(inputs),
-            temporary=temporary,
-            path=path,
-            format="tflite",
-            precision=quantization or "float32",
-            inputs=origin,
-            operators=operators.counts,
+        check = ParityCheck.of(
+            model,
+            source,
+            quantization=quantization,
+            calibration_data=calibration_data,
+            verification_data=verification_data,
+            class_scores=class_scores,
             tolerance=tolerance,
             minimum_agreement=minimum_agreement,
-            notes=notes,
         )
+        content = _convert(source, quantization, check.calibration, integer_io)
+        operators = read_operators(content)
+        notes = _check_operators(operators, quantization)
+        temporary.write_bytes(content)
+        return check.compare(temporary, path, operators.counts, notes)
 
 
 def convert_tflite(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dprp_tf.deploy.exporters.parity import (
-    ExportReport,
-    check_limits,
-    check_parity,
-    verification_inputs,
-)
+from dprp_tf.deploy.exporters.class_scores import class_score_outputs, is_categorical
+from dprp_tf.deploy.exporters.export_report import ExportReport
+from dprp_tf.deploy.exporters.parity import ParityCheck
 from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.exporters.tflite import convert_trained
 from dprp_tf.deploy.quantization.keras2 import (
@@ -24,7 +22,6 @@ from dprp_tf.deploy.quantization.keras2 import (
     to_keras2,
 )
 from dprp_tf.deploy.running.quiet import quiet
-from dprp_tf.deploy.running.runtime import load_file
 from dprp_tf.files.arguments import check_integer, check_number
 from dprp_tf.files.atomic import atomic_path
 from dprp_tf.keras_internals.graphs import layers_inside
@@ -73,6 +70,7 @@ class QuantizedModel:
         model: The trained `tf_keras` model with quantizers.
         history: Metric name to its value after each epoch.
         samples: Typical inputs, to verify exports with.
+        class_scores: Names of the outputs whose channels are scores of classes.
     """
 
     def __init__(
@@ -81,11 +79,14 @@ class QuantizedModel:
         model: Any,
         history: dict[str, list[float]],
         samples: dict[str, np.ndarray],
+        class_scores: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.history = history
         self._samples = samples
+        self._class_scores = tuple(class_scores)
         source = bridge.source
+        self._plain = source.model
         self._source = Source(model, source.inputs, source.outputs, source.notes)
 
     def predict(self, x: Any) -> np.ndarray | dict[str, np.ndarray]:
@@ -139,10 +140,10 @@ class QuantizedModel:
             path: The file to write; ends in `.tflite`.
             verification_data: Inputs to compare on, as `predict` takes them. Defaults to some of
                 the training inputs.
-            tolerance: Largest allowed error as a share of the output's scale. Defaults to none
-                for class scores, else 0.25.
+            tolerance: Largest allowed error as a share of a channel's own range. Defaults to
+                0.25; class scores have limits on their noise instead.
             minimum_agreement: Required share of samples with the same top-1 class. Defaults to
-                0.95 for class scores.
+                0.95 for class scores: those of a softmax, or trained with a categorical loss.
             integer_io: The file's inputs and outputs are int8 too. Defaults to `False`.
 
         Returns:
@@ -156,25 +157,22 @@ class QuantizedModel:
         path = Path(path)
         if path.suffix.lower() != ".tflite":
             raise ValueError(f"`path` must end in .tflite. Received: path={path}.")
-        check_limits(tolerance, minimum_agreement)
-        source = self._source
+        given = verification_data is not None
+        check = ParityCheck.of(
+            self._plain,
+            self._source,
+            quantization="int8",
+            verification_data=verification_data if given else self._samples,
+            class_scores=self._class_scores,
+            tolerance=tolerance,
+            minimum_agreement=minimum_agreement,
+        )
+        check = replace(check, origin="verification_data" if given else "training data")
         with atomic_path(path) as temporary:
-            inputs, _ = verification_inputs(source, verification_data, self._samples)
-            content, operators, notes = convert_trained(source, integer_io)
+            content, operators, notes = convert_trained(self._source, integer_io)
             temporary.write_bytes(content)
-            return check_parity(
-                source.predict(inputs),
-                load_file(temporary).run(inputs),
-                temporary=temporary,
-                path=path,
-                format="tflite",
-                precision="int8",
-                inputs="verification_data" if verification_data is not None else "training data",
-                operators=operators.counts,
-                tolerance=tolerance,
-                minimum_agreement=minimum_agreement,
-                notes=(*source.notes, *notes, "compared with the model trained with quantizers"),
-            )
+            notes += ("compared with the model trained with quantizers",)
+            return check.compare(temporary, path, operators.counts, notes)
 
 
 def train_quantized(
@@ -261,7 +259,10 @@ def train_quantized(
         verbose=verbose,
     )
     _open_empty_ranges(trained)
-    return QuantizedModel(bridge, trained, history, samples)
+    # Without `loss` it was a cross-entropy.
+    by_loss = True if loss is None or is_categorical(loss) else None
+    scores = class_score_outputs(bridge.source.model, by_loss)
+    return QuantizedModel(bridge, trained, history, samples, scores)
 
 
 def cluster_weights(

@@ -66,7 +66,16 @@ def export(
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
-    samples: Annotated[int, typer.Option(min=1, help="Images used of each split.")] = 256,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Images used of each split, of every class alike.")
+    ] = 256,
+    class_scores: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether the outputs are scores of classes; by default that is so with --data, "
+            "with a softmax, or if the model was compiled with a categorical loss."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export a model to TFLite or ONNX and verify the file against it.
@@ -76,21 +85,28 @@ def export(
     require_suffix(output, ".tflite", ".onnx")
     load_keras()
     from dprp_tf import deploy
+    from dprp_tf.deploy.exporters.class_scores import class_score_outputs
     from dprp_tf.runs.evaluation import plain_model
     from dprp_tf.training.saving import load_model
 
-    plain = plain_model(load_model(model))
+    loaded = load_model(model)
+    plain = plain_model(loaded)
     calibration = verification = None
     if data is not None:
         dataset = load_data(data, image_size, mean, std)
-        calibration = dataset.x_train[:samples].astype("float32")
-        verification = dataset.x_test[:samples].astype("float32")
+        calibration, _ = dataset.sample("train", samples)
+        verification, _ = dataset.sample("test", samples)
+        if class_scores is None:
+            # A column for each class of the data; a regressor has no such data.
+            sizes = [tensor.shape[-1] for tensor in plain.outputs]
+            class_scores = True if sizes == [len(dataset.classes)] else None
     report = deploy.export(
         plain,
         output,
         quantization=quantization,
         calibration_data=calibration if quantization == "int8" else None,
         verification_data=verification,
+        class_scores=class_score_outputs(loaded, class_scores),
     )
     if as_json:
         print_json(report.as_dict())
@@ -118,7 +134,10 @@ def bench(
     mean: Mean = None,
     std: Std = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Test images for the accuracy; all by default.")
+        int | None,
+        typer.Option(
+            min=1, help="Test images for the accuracy, of every class alike; all by default."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for bench.json and plots, such as a run folder.")
@@ -142,7 +161,7 @@ def bench(
                 "`samples` must be given for images that stay on disk. Received: samples=None "
                 f"for {data}. Give a number of test images, such as --samples 1000."
             )
-        split = dataset.x_test[:samples].astype("float32"), dataset.y_test[:samples]
+        split = dataset.sample("test", len(dataset.y_test) if samples is None else samples)
     with status() as progress:
         found = sweep(
             files,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dprp_tf.data.augmentation import Augmentation, CropAndFlip, ResizedCrop
+from dprp_tf.data.sampling import balanced_sample
 from dprp_tf.data.streaming import StreamedImages
 
 __all__ = ["Dataset"]
@@ -162,6 +163,28 @@ class Dataset:
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel over the training images, 1 if it never varies."""
         return self._moments[1]
+
+    def sample(self, split: str, samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Draw images of a split, the same by the same seed, as many of every class as there are.
+
+        Args:
+            split: `"train"` or `"test"`.
+            samples: How many, 1 or more; all of the split if it has no more.
+            seed: Seed of the draw. Default 0.
+
+        Returns:
+            Images as a float32 array, and their labels, in the order of the data set.
+
+        Example:
+
+        >>> images, labels = np.zeros((6, 8, 8, 1), "uint8"), np.array([0, 0, 0, 0, 1, 1])
+        >>> tiny = Dataset("tiny", images, labels, images, labels, ("no", "yes"))
+        >>> tiny.sample("train", 4)[1].tolist()
+        [0, 0, 1, 1]
+        """
+        x, y = getattr(self, f"x_{split}"), getattr(self, f"y_{split}")
+        rows = balanced_sample(y, samples, seed)
+        return np.asarray(x[rows]).astype(np.float32), y[rows]
 
     def normalized(self, mean: Sequence[float], std: Sequence[float]) -> Dataset:
         """Return the data set as (x - mean) / std, for a model that expects such inputs.

@@ -30,6 +30,9 @@ __all__ = [
     "plain_model",
 ]
 
+# Of each split, of every class alike, to calibrate a file on and to verify it with.
+_IMAGES = 256
+
 
 @dataclass(frozen=True)
 class Format:
@@ -238,8 +241,8 @@ def _timed_files(
 ) -> list[dict[str, Any]]:
     """Write both models in one format, verify the files, and time them in turns."""
     entry, rows = FORMATS[label], []
-    images = dataset.x_test[:256].astype("float32")
-    calibration = dataset.x_train[:256].astype("float32") if entry.quantization == "int8" else None
+    images, _ = dataset.sample("test", _IMAGES)
+    calibration = dataset.sample("train", _IMAGES)[0] if entry.quantization == "int8" else None
     for name, model in models.items():
         progress(f"{label}: {name}")
         path = folder / f"{name}_{entry.suffix}"
@@ -249,6 +252,7 @@ def _timed_files(
             quantization=entry.quantization,
             calibration_data=calibration,
             verification_data=images,
+            class_scores=True,
         )
         rows.append(
             {

@@ -335,7 +335,7 @@ def test_flex_and_custom_operators_are_seen_in_the_file() -> None:
     ],
 )
 def test_data_of_the_wrong_shape(argument: str, shape: tuple[int, ...], tmp_path: Path) -> None:
-    good = np.zeros((4, 6, 6, 3), "float32")
+    good = np.random.default_rng(0).random((4, 6, 6, 3), dtype=np.float32)
     data: dict[str, Any] = {"calibration_data": good, "verification_data": good}
     data[argument] = np.zeros(shape, "float32")
     with pytest.raises(ValueError, match=f"`{argument}` must have shape .samples, 6, 6, 3."):

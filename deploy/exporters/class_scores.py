@@ -1,0 +1,169 @@
+"""Which outputs of a model are class scores: what is known of them, not what their shape is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["class_score_outputs", "full_range", "is_categorical", "output_names"]
+
+# Layers that pass each channel on as it is.
+_PASSING = ("Dropout", "Identity", "Reshape", "Flatten")
+_LOSSES = frozenset(
+    {
+        "categorical_crossentropy",
+        "categorical_focal_crossentropy",
+        "categorical_hinge",
+        "sparse_categorical_crossentropy",
+    }
+)
+# What an activation's values span.
+_SPANS = {"sigmoid": 1.0, "hard_sigmoid": 1.0, "softmax": 1.0, "tanh": 2.0, "hard_tanh": 2.0}
+
+
+def class_score_outputs(
+    model: keras.Model, class_scores: bool | str | Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Return the names of a model's outputs whose channels are scores of classes.
+
+    That is what the user says; else what a softmax gives, and what the model was compiled with a
+    categorical loss for. A shape says nothing: four columns may be a box.
+
+    Args:
+        model: A built Functional or Sequential model.
+        class_scores: Names of outputs; true for all of them, false for none. Default: to be found
+            out.
+
+    Returns:
+        Output names as the model has them.
+
+    Raises:
+        ValueError: If a name is not one of the model's outputs.
+
+    Example:
+
+    >>> import keras
+    >>> inputs = keras.Input((4,))
+    >>> box = keras.layers.Dense(4, name="box")(inputs)
+    >>> kind = keras.layers.Dense(3, activation="softmax", name="kind")(inputs)
+    >>> class_score_outputs(keras.Model(inputs, [box, kind]))
+    ('kind',)
+    """
+    names = output_names(model)
+    if class_scores is None:
+        by_loss = _compiled_for_classes(model, names)
+        found = zip(names, model.outputs, strict=True)
+        return tuple(n for n, tensor in found if n in by_loss or _activation(tensor) == "softmax")
+    if isinstance(class_scores, bool):
+        return tuple(names) if class_scores else ()
+    given = [class_scores] if isinstance(class_scores, str) else list(class_scores)
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise ValueError(
+            f"`class_scores` must name outputs of the model, of {names}, or be true for all. "
+            f"Received: {unknown}"
+        )
+    return tuple(given)
+
+
+def full_range(model: keras.Model) -> dict[str, float]:
+    """Return what the activation of an output spans, for outputs that have bounds.
+
+    Args:
+        model: A built Functional or Sequential model.
+
+    Returns:
+        Output name to the difference of the bounds: 1 of a sigmoid, 2 of a tanh.
+
+    Example:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, "tanh", name="pan")])
+    >>> full_range(model)
+    {'pan': 2.0}
+    """
+    spans = {
+        name: _SPANS.get(_activation(tensor) or "")
+        for name, tensor in zip(output_names(model), model.outputs, strict=True)
+    }
+    return {name: span for name, span in spans.items() if span is not None}
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """Return the names of a model's outputs, in the order of `model.outputs`.
+
+    Args:
+        model: A built Functional or Sequential model.
+
+    Returns:
+        The names; that of the last layer for Sequential, which does not name its output.
+
+    Example:
+
+    >>> import keras
+    >>> output_names(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="y")]))
+    ['y']
+    """
+    return list(getattr(model, "output_names", None) or [model.layers[-1].name])
+
+
+def _activation(tensor: Any) -> str | None:
+    """Name of the activation that gave a tensor, through what passes channels on."""
+    import keras
+
+    from dprp_tf.keras_internals.graphs import call_behind, history_of
+
+    while True:
+        history = history_of(tensor)
+        operation = history.operation
+        kind = type(operation).__name__
+        if isinstance(operation, keras.Model):
+            tensor = operation.outputs[history.tensor_index]
+            continue
+        if kind in ("Softmax", "Sigmoid", "Tanh"):
+            return kind.lower()
+        activation = getattr(getattr(operation, "activation", None), "__name__", None)
+        if activation not in (None, "linear"):
+            return str(activation)
+        # Casts to float32 in a mixed-precision model are linear activations.
+        passes = kind in _PASSING or (kind == "Activation" and activation == "linear")
+        sources = call_behind(tensor).input_tensors if passes else []
+        if len(sources) != 1 or sources[0].shape[-1] != tensor.shape[-1]:
+            return None
+        tensor = sources[0]
+
+
+def _compiled_for_classes(model: keras.Model, names: Sequence[str]) -> set[str]:
+    loss = getattr(model, "loss", None)
+    if isinstance(loss, Mapping):
+        return {name for name in names if is_categorical(loss.get(name))}
+    if isinstance(loss, (list, tuple)):
+        flat = list(loss)
+        return {n for n, each in zip(names, flat, strict=False) if is_categorical(each)}
+    return set(names) if is_categorical(loss) else set()
+
+
+def is_categorical(loss: Any) -> bool:
+    """Return whether a loss takes a model's channels for scores of classes that exclude each other.
+
+    Args:
+        loss: A Keras loss, its name or its class's name, or anything else.
+
+    Returns:
+        True for the (sparse) categorical cross-entropies and the categorical hinge.
+
+    Example:
+
+    >>> is_categorical("sparse_categorical_crossentropy"), is_categorical("mse")
+    (True, False)
+    """
+    # A loss may be an object with a name of its own, a function, or the name of either.
+    names = (loss, type(loss).__name__, getattr(loss, "__name__", None))
+    return any(_snake_case(name) in _LOSSES for name in names if isinstance(name, str))
+
+
+def _snake_case(name: str) -> str:
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).removeprefix("_")
