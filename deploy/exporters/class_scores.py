@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["class_score_outputs", "full_range", "is_categorical", "output_names"]
+__all__ = ["class_score_outputs", "full_range", "output_names"]
 
 # Layers that pass each channel on as it is.
 _PASSING = ("Dropout", "Identity", "Reshape", "Flatten")
-_LOSSES = frozenset(
-    {
-        "categorical_crossentropy",
-        "categorical_focal_crossentropy",
-        "categorical_hinge",
-        "sparse_categorical_crossentropy",
-    }
-)
 # What an activation's values span.
 _SPANS = {"sigmoid": 1.0, "hard_sigmoid": 1.0, "softmax": 1.0, "tanh": 2.0, "hard_tanh": 2.0}
 
@@ -137,33 +129,12 @@ def _activation(tensor: Any) -> str | None:
 
 
 def _compiled_for_classes(model: keras.Model, names: Sequence[str]) -> set[str]:
-    loss = getattr(model, "loss", None)
+    from dprp_tf.costs.compiled_loss import compiled_loss, is_categorical
+
+    loss = compiled_loss(model)
     if isinstance(loss, Mapping):
         return {name for name in names if is_categorical(loss.get(name))}
     if isinstance(loss, (list, tuple)):
         flat = list(loss)
         return {n for n, each in zip(names, flat, strict=False) if is_categorical(each)}
     return set(names) if is_categorical(loss) else set()
-
-
-def is_categorical(loss: Any) -> bool:
-    """Return whether a loss takes a model's channels for scores of classes that exclude each other.
-
-    Args:
-        loss: A Keras loss, its name or its class's name, or anything else.
-
-    Returns:
-        True for the (sparse) categorical cross-entropies and the categorical hinge.
-
-    Example:
-
-    >>> is_categorical("sparse_categorical_crossentropy"), is_categorical("mse")
-    (True, False)
-    """
-    # A loss may be an object with a name of its own, a function, or the name of either.
-    names = (loss, type(loss).__name__, getattr(loss, "__name__", None))
-    return any(_snake_case(name) in _LOSSES for name in names if isinstance(name, str))
-
-
-def _snake_case(name: str) -> str:
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).removeprefix("_")

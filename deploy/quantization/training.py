@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dprp_tf.deploy.exporters.class_scores import class_score_outputs, is_categorical
+from dprp_tf.costs.compiled_loss import are_classes, compiled_loss, is_binary, is_categorical
+from dprp_tf.deploy.exporters.class_scores import class_score_outputs, output_names
 from dprp_tf.deploy.exporters.export_report import ExportReport
 from dprp_tf.deploy.exporters.parity import ParityCheck
 from dprp_tf.deploy.exporters.source import Source
@@ -185,7 +186,7 @@ def train_quantized(
     learning_rate: float = 1e-4,
     loss: Any = None,
     validation_data: Any = None,
-    metrics: Sequence[Any] = ("accuracy",),
+    metrics: Sequence[Any] | None = None,
     seed: int = 0,
     verbose: int = 0,
 ) -> QuantizedModel:
@@ -208,10 +209,12 @@ def train_quantized(
         batch_size: Samples per step, 1 or more. Defaults to 64.
         learning_rate: Adam's first learning rate, above 0; it falls to 0 along a cosine.
             Defaults to 1e-4.
-        loss: A Keras loss or its name. Defaults to cross-entropy, sparse for integer labels, on
-            logits unless the model ends in softmax.
+        loss: A Keras loss or its name, or a list or dict of them for several outputs. Defaults to
+            what the model was compiled with; else to cross-entropy where `y` holds whole numbers or
+            one-hot rows, on logits unless the model ends in softmax.
         validation_data: `(x, y)` to evaluate on after each epoch, or None.
-        metrics: Names of metrics. Defaults to `("accuracy",)`.
+        metrics: Names of metrics. Defaults to the accuracy, with a loss for classes or labels; else
+            to none.
         seed: Seed of shuffling and dropout; it sets the global seeds. Defaults to 0.
         verbose: 1 shows Keras' progress bar. Defaults to 0.
 
@@ -259,9 +262,10 @@ def train_quantized(
         verbose=verbose,
     )
     _open_empty_ranges(trained)
-    # Without `loss` it was a cross-entropy.
-    by_loss = True if loss is None or is_categorical(loss) else None
-    scores = class_score_outputs(bridge.source.model, by_loss)
+    told = compiled_loss(model) if loss is None else loss
+    # Without any it was a cross-entropy.
+    by_loss = True if told is None or (loss is not None and is_categorical(loss)) else None
+    scores = class_score_outputs(bridge.original, by_loss)
     return QuantizedModel(bridge, trained, history, samples, scores)
 
 
@@ -276,7 +280,7 @@ def cluster_weights(
     learning_rate: float = 1e-4,
     loss: Any = None,
     validation_data: Any = None,
-    metrics: Sequence[Any] = ("accuracy",),
+    metrics: Sequence[Any] | None = None,
     seed: int = 0,
     verbose: int = 0,
 ) -> keras.Model:
@@ -298,7 +302,8 @@ def cluster_weights(
             Defaults to 1e-4.
         loss: As for `train_quantized`.
         validation_data: `(x, y)` to evaluate on after each epoch, or None.
-        metrics: Names of metrics. Defaults to `("accuracy",)`.
+        metrics: Names of metrics. Defaults to the accuracy, with a loss for classes or labels; else
+            to none.
         seed: Seed of shuffling and dropout; it sets the global seeds. Defaults to 0.
         verbose: 1 shows Keras' progress bar. Defaults to 0.
 
@@ -362,7 +367,7 @@ def sparsify(
     learning_rate: float = 1e-4,
     loss: Any = None,
     validation_data: Any = None,
-    metrics: Sequence[Any] = ("accuracy",),
+    metrics: Sequence[Any] | None = None,
     seed: int = 0,
     verbose: int = 0,
 ) -> keras.Model:
@@ -384,7 +389,8 @@ def sparsify(
             Defaults to 1e-4.
         loss: As for `train_quantized`.
         validation_data: `(x, y)` to evaluate on after each epoch, or None.
-        metrics: Names of metrics. Defaults to `("accuracy",)`.
+        metrics: Names of metrics. Defaults to the accuracy, with a loss for classes or labels; else
+            to none.
         seed: Seed of shuffling and dropout; it sets the global seeds. Defaults to 0.
         verbose: 1 shows Keras' progress bar. Defaults to 0.
 
@@ -521,7 +527,7 @@ def _fit(
     learning_rate: float,
     loss: Any,
     validation_data: Any,
-    metrics: Sequence[Any],
+    metrics: Sequence[Any] | None,
     verbose: int,
     callbacks: Iterable[Any] = (),
 ) -> dict[str, list[float]]:
@@ -532,7 +538,12 @@ def _fit(
     if validation_data is not None:
         checked = bridge.source.check_data(validation_data[0], "validation_data")
         validation_data = (_packed(checked), validation_data[1])
-    trained.compile(keras2.optimizers.Adam(schedule), _loss(loss, bridge, y), metrics=list(metrics))
+    if metrics is None:
+        told = compiled_loss(bridge.original) if loss is None else loss
+        metrics = ("accuracy",) if told is None or is_categorical(told) else ()
+        metrics = ("binary_accuracy",) if is_binary(told) else metrics
+    resolved = _resolved_loss(loss, bridge, y)
+    trained.compile(keras2.optimizers.Adam(schedule), resolved, metrics=list(metrics))
     history = trained.fit(
         _packed(data),
         y,
@@ -551,25 +562,29 @@ def _fit(
     return {name: [float(value) for value in values] for name, values in history.history.items()}
 
 
-def _loss(loss: Any, bridge: Keras2Model, y: Any) -> Any:
-    import keras
-
-    if isinstance(loss, keras.losses.Loss):
-        return lambda targets, outputs: loss(targets, outputs)
+def _resolved_loss(loss: Any, bridge: Keras2Model, y: Any) -> Any:
+    """The loss that is given, else that of `compile`, else cross-entropy for labels of classes."""
+    loss = compiled_loss(bridge.original) if loss is None else loss
+    if isinstance(loss, Mapping):
+        return [_for_keras2(loss.get(name)) for name in output_names(bridge.original)]
     if loss is not None:
-        return loss
+        return [*map(_for_keras2, loss)] if isinstance(loss, (list, tuple)) else _for_keras2(loss)
     outputs = bridge.model.outputs
-    shape = np.shape(y)
-    if len(outputs) != 1 or len(outputs[0].shape) != 2 or not shape:
+    if len(outputs) != 1 or not are_classes(y, outputs[0].shape[-1]):
         raise ValueError(
-            "`loss` must be given for a model without one output (samples, classes). Received: "
-            "loss=None."
+            "`loss` must be given for a model that was not compiled, unless it has one output and "
+            "labels that are classes: whole numbers or one-hot rows. Received: loss=None."
         )
     losses = load_keras2().losses
     logits = not _ends_in_softmax(outputs[0])
-    if len(shape) == 2 and shape[1] == outputs[0].shape[1] and shape[1] > 1:
-        return losses.CategoricalCrossentropy(from_logits=logits)
-    return losses.SparseCategoricalCrossentropy(from_logits=logits)
+    rows = np.ndim(y) == len(outputs[0].shape) and np.shape(y)[-1] == outputs[0].shape[-1]
+    kind = losses.CategoricalCrossentropy if rows else losses.SparseCategoricalCrossentropy
+    return kind(from_logits=logits)
+
+
+def _for_keras2(loss: Any) -> Any:
+    """A loss of Keras 3 as a function that Keras 2 calls."""
+    return (lambda targets, outputs: loss(targets, outputs)) if callable(loss) else loss
 
 
 def _ends_in_softmax(tensor: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from dprp_tf.deploy.running.batches import check_batches
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.files.arguments import check_integer
 from dprp_tf.files.extras import require
+
+if TYPE_CHECKING:
+    from dprp_tf.costs.scores import Score
 
 __all__ = ["RuntimeModel", "evaluate_file", "load_file", "require_model_file", "run_file"]
 
@@ -269,20 +272,27 @@ def run_file(
 def evaluate_file(
     path: str | Path,
     x: np.ndarray | Sequence[np.ndarray] | Mapping[str, np.ndarray],
-    y: np.ndarray,
+    y: Any,
     *,
+    score: Score | None = None,
     threads: int = 1,
 ) -> float:
-    """Measure a file's top-1 accuracy.
+    """Measure how good a file's outputs are: its top-1 accuracy, or any other score.
 
     Args:
-        path: The `.tflite` or `.onnx` file, with one output `(samples, classes)`.
+        path: The `.tflite` or `.onnx` file; for top-1 accuracy with one output
+            `(samples, classes)`.
         x: Inputs, as `run_file` takes them.
-        y: Labels: integers `(samples,)` or `(samples, 1)`, or one-hot `(samples, classes)`.
+        y: Labels: for top-1 accuracy integers `(samples,)` or `(samples, 1)`, or one-hot
+            `(samples, classes)`; else what the score takes, a dict by output name where there are
+            several outputs.
+        score: A name, such as `"mean_iou"`, `"mean_squared_error"` (counted negatively) or
+            `"psnr"`; a Keras metric or its name; a function (y, predictions) -> float, larger is
+            better. Defaults to top-1 accuracy.
         threads: Number of threads, 1 or more. Defaults to 1.
 
     Returns:
-        Share of samples whose largest output is their label, 0 to 1.
+        Share of samples whose largest output is their label, 0 to 1; or the score.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -290,7 +300,7 @@ def evaluate_file(
 
     Example:
 
-    >>> import tempfile, keras, numpy as np
+    >>> import tempfile, keras
     >>> from dprp_tf.deploy import export
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Activation("softmax")])
     >>> path = Path(tempfile.mkdtemp()) / "softmax.onnx"
@@ -298,15 +308,22 @@ def evaluate_file(
     >>> evaluate_file(path, np.eye(2, dtype="float32"), np.array([0, 1]))
     1.0
     """
-    scores = run_file(path, x, threads=threads)
-    if isinstance(scores, dict):
-        raise ValueError(f"`path` must name a file with one output. Received: {list(scores)}.")
-    if scores.ndim != 2 or scores.shape[1] < 2:
+    outputs = run_file(path, x, threads=threads)
+    if score is not None:
+        from dprp_tf.costs.scores import resolve_score
+
+        return float(resolve_score(score)(y, outputs))
+    if isinstance(outputs, dict):
         raise ValueError(
-            f"`path` must name a file with an output (samples, classes). Received: {path} with "
-            f"output shape={scores.shape}."
+            f"`path` must name a file with one output, or `score` must be given. Received: "
+            f"{list(outputs)}."
         )
-    return top_1_accuracy(y, scores)
+    if outputs.ndim < 2 or outputs.shape[-1] < 2:
+        raise ValueError(
+            f"`path` must name a file with an output (samples, classes), or `score` must be given. "
+            f"Received: {path} with output shape={outputs.shape}."
+        )
+    return top_1_accuracy(y, outputs)
 
 
 def _as_input(array: np.ndarray, tensor: _Tensor) -> np.ndarray:

@@ -44,7 +44,7 @@ def class_labels(y: NDArray[Any], predictions: Any) -> NDArray[Any]:
         Whole numbers `(samples, ...)`.
 
     Raises:
-        ValueError: If the shapes do not fit or there is a single class.
+        ValueError: If the shapes do not fit, there is a single class, or the labels are no classes.
 
     Example:
 
@@ -59,6 +59,13 @@ def class_labels(y: NDArray[Any], predictions: Any) -> NDArray[Any]:
             f"{received}. Pass `score`, a function (y, predictions) -> float, larger is better."
         )
     if y.shape == shape:
+        if y.min(initial=0) < 0 or not np.allclose(y.sum(axis=-1), 1.0, atol=1e-3):
+            raise ValueError(
+                f"`y` must hold whole numbers of shape {shape[:-1]} or one-hot rows of shape "
+                f"{shape}. Received: rows that do not sum to 1; for labels that do not exclude "
+                "each other or for values pass `score`, such as score='binary_accuracy' or "
+                "score='mean_squared_error'."
+            )
         return np.asarray(np.argmax(y, axis=-1))
     if y.shape == (*shape[:-1], 1):
         y = y[..., 0]
@@ -66,5 +73,10 @@ def class_labels(y: NDArray[Any], predictions: Any) -> NDArray[Any]:
         raise ValueError(
             f"`y` must hold whole numbers of shape {shape[:-1]} or one-hot rows of shape {shape}. "
             f"Received: shape {y.shape}"
+        )
+    if y.dtype.kind not in "iub" and (y != np.round(y)).any():
+        raise ValueError(
+            "`y` must hold whole numbers, the labels of classes. Received: fractions; for values "
+            "pass `score`, such as score='mean_squared_error'."
         )
     return y.astype(np.int64)

@@ -109,6 +109,7 @@ def _run(
         "latency": latency,
         "progress": display.search("choosing ranks"),
         "seed": settings.seed,
+        "score": "accuracy",
     }
     tuning, tuned, selector = settings.tuning, None, selector_of(settings)
     if isinstance(selector, FeatureSimilarity):
@@ -156,7 +157,7 @@ def _run(
     }
     if tuned is None and tuning is not None:
         tuned = small
-        tuning.fit(
+        tuning.for_model(model, rest.y_train).fit(
             tuned,
             rest,
             callbacks=[display.training("fine-tuning", tuning.epochs)],

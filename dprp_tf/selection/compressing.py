@@ -17,7 +17,7 @@ from dprp_tf.files.settings import require_same_settings
 from dprp_tf.keras_internals.rewriting import rewrite
 from dprp_tf.selection.selecting import select_ranks
 from dprp_tf.selection.selector import Selector
-from dprp_tf.training.fine_tuning import FineTuning, Labelled
+from dprp_tf.training.fine_tuning import FineTuning, Labelled, labels_of
 from dprp_tf.training.rank_regularization import RankRegularization
 
 __all__ = ["Compressed", "bsr"]
@@ -77,7 +77,8 @@ def bsr(
         strength: lambda_0. Default 0.02.
         growth: Factor b. Default 1.5.
         growth_epochs: Epochs between growths. Default 15.
-        regularized: Settings of step 2. Default: 60 epochs from a learning rate of 0.01.
+        regularized: Settings of step 2. Default: 60 epochs from a learning rate of 0.01. Both
+            trainings have the loss that the model was compiled with, unless they are given one.
         tuning: Settings of step 3. Default: 30 epochs from a learning rate of 0.01.
         folder: Where to keep the search's log and checkpoints; the same call goes on from them.
         callbacks: Keras callbacks of both trainings.
@@ -116,7 +117,10 @@ def bsr(
     press = RankRegularization(
         ranks=plan, strength=strength, growth=growth, growth_epochs=growth_epochs
     )
-    first = regularized or FineTuning(epochs=60)
+    # The copies that train are not compiled: they learn what the model was compiled to do.
+    y = labels_of(training_data)
+    first = (regularized or FineTuning(epochs=60)).for_model(model, y)
+    last = (tuning or FineTuning(epochs=30)).for_model(model, y)
     kept = None if place is None else place / "regularized"
     if plan.ranks:
         prepared = first.fit(dense, training_data, callbacks=[press, *callbacks], folder=kept)
@@ -124,9 +128,7 @@ def bsr(
         prepared = first.fit(dense, training_data, callbacks=callbacks, folder=kept)
     small = cut(dense, plan, calibration_data=data[0] if plan.truncation == "output" else None)
     kept = None if place is None else place / "tuned"
-    tuned = (tuning or FineTuning(epochs=30)).fit(
-        small, training_data, callbacks=callbacks, folder=kept
-    )
+    tuned = last.fit(small, training_data, callbacks=callbacks, folder=kept)
     return Compressed(small, plan, prepared, tuned)
 
 

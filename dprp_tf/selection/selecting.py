@@ -13,10 +13,12 @@ import numpy as np
 from keras import ops
 
 from dprp_tf.conversion.calibration import input_moments
+from dprp_tf.costs.accuracy import top_1_accuracy
 from dprp_tf.costs.budget import Budget
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.costs.rank_space import Ranks, RankSpace
+from dprp_tf.costs.scores import Score, resolve_score
 from dprp_tf.decomposition import OutputTruncation, Truncation
 from dprp_tf.files.arguments import check_choice
 from dprp_tf.layers.factorizable import factorizable
@@ -61,7 +63,7 @@ def select_ranks(
     truncation: str | None = None,
     training_data: Labelled | None = None,
     latency: LatencyTable | None = None,
-    score: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    score: Score | None = None,
     log: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     progress: Callable[[float | None, str], None] | None = None,
@@ -98,7 +100,10 @@ def select_ranks(
             for, `"kernel"` but for `"activation"`.
         training_data: What methods that fine-tune train on: `(x, y)` or a `Dataset`.
         latency: A latency table of the model, for budgets in milliseconds.
-        score: Function (y, predictions) -> float to use in place of top-1 accuracy.
+        score: What is called accuracy: a function (y, predictions) -> float, larger is better; a
+            name, such as `"mean_iou"`, `"mean_squared_error"` (counted negatively) or `"psnr"`; a
+            Keras metric or its name. Default: what the model was compiled for, top-1 accuracy for
+            classes; see `dprp_tf.costs.scores.resolve_score`.
         log: File to write every candidate to; an interrupted search given the same file goes on.
         fresh: Whether to discard what that file holds. Default False.
         progress: Called with the share done, 0 to 1 or None, and a text. Default: nothing shown.
@@ -137,6 +142,9 @@ def select_ranks(
     )
     if bounds is not None:
         space.bounds(bounds)  # refuses a cost that is not known
+    judge = None
+    if score is not None or labelled is not None:
+        judge = resolve_score(score, model, None if labelled is None else labelled[1])
     problem = Problem(
         model=model,
         space=space,
@@ -146,11 +154,12 @@ def select_ranks(
         log=CandidateLog(
             None if log is None else Path(log),
             list(space.layers),
-            _identity(model, space, truncation, labelled, selector, score, training_data, seed),
+            _identity(model, space, truncation, labelled, selector, judge, training_data, seed),
             fresh=fresh,
         ),
         progress=progress or (lambda share, text: None),
-        score=score,
+        # The evaluator's own, which tells ties of the accuracy apart.
+        score=None if judge is top_1_accuracy else judge,
         seed=seed,
     )
     if bounds is not None and bounds.accuracy_drop is not None and not selector.heeds_accuracy:
@@ -232,7 +241,7 @@ def _identity(
         digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight)).tobytes())
     for array in keras.tree.flatten(data or ()):
         digest.update(np.ascontiguousarray(array).tobytes())
-    name = None if score is None else getattr(score, "__qualname__", repr(score))
+    name = getattr(score, "__qualname__", repr(score))
     digest.update(repr((space.decomposition, truncation, selector.identity(), name)).encode())
     if selector.draws and (seed or train is not None):
         x, y = ((), ()) if train is None else _split(train)

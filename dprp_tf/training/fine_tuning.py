@@ -14,13 +14,20 @@ from typing import Any
 import keras
 import numpy as np
 
+from dprp_tf.costs.compiled_loss import (
+    are_classes,
+    compiled_loss,
+    described,
+    is_binary,
+    is_categorical,
+)
 from dprp_tf.data import Dataset, batches, reading_errors
 from dprp_tf.files.atomic import read_json, remove_leftovers, write_json
 from dprp_tf.files.setting_fields import check_settings, setting
 from dprp_tf.keras_internals.graphs import graph_of
 from dprp_tf.training.saving import save_model
 
-__all__ = ["FineTuning", "Labelled", "classification_loss", "labelled_arrays"]
+__all__ = ["FineTuning", "Labelled", "classification_loss", "labelled_arrays", "labels_of"]
 
 
 Labelled = tuple[Any, Any] | Dataset
@@ -42,8 +49,11 @@ class FineTuning:
         momentum: Nesterov's momentum, in [0, 1). Default 0.9.
         weight_decay: Decoupled weight decay. Default 0.
         augment: Whether a `Dataset` is augmented in its own way. Default True.
-        loss: A Keras loss. Default: cross-entropy for whole-number labels or one-hot rows, from
-            logits unless the model ends in a softmax.
+        loss: What `compile` takes as a loss. Default: what the model was compiled with; else
+            cross-entropy, for labels that are classes (whole numbers, one-hot rows), from logits
+            unless the model ends in a softmax.
+        metrics: What `compile` takes as metrics. Default: the accuracy where the loss is one for
+            classes, the binary accuracy where it is one for labels, else none.
         seed: Seed of the order and of the augmentation.
 
     Raises:
@@ -67,6 +77,7 @@ class FineTuning:
     weight_decay: float = setting(0.0, "Decoupled weight decay.", minimum=0)
     augment: bool = setting(True, "Whether a `Dataset` is augmented in its own way.")
     loss: Any = None
+    metrics: Any = None
     seed: int = setting(0, "Seed of the order and of the augmentation.", minimum=0)
 
     def __post_init__(self) -> None:
@@ -101,8 +112,9 @@ class FineTuning:
             return []
         source = _Images(data) if isinstance(data, Dataset) else _Arrays(data)
         samples = len(source.y_train)
-        self._compile(model, math.ceil(samples / self.batch_size), source.y_train)
-        state = _State(None if folder is None else Path(folder), self, samples, model)
+        settings = self.for_model(model, source.y_train)
+        settings._compile(model, math.ceil(samples / self.batch_size))
+        state = _State(None if folder is None else Path(folder), settings, samples, model)
         begun = state.restore(model)
         if begun >= self.epochs:
             return state.history
@@ -118,21 +130,52 @@ class FineTuning:
             )
         return state.history
 
+    def for_model(self, model: keras.Model, y: Any = None) -> FineTuning:
+        """Return these settings with the loss that is meant for a model.
+
+        Models that are cut or folded are not compiled; the one they were made of may be.
+
+        Args:
+            model: A model, compiled or not.
+            y: Labels: for a model that is not compiled, and for one that was compiled for one-hot
+                rows where these are whole numbers, or the other way. Default: not looked at.
+
+        Returns:
+            The settings; themselves where they have a loss.
+
+        Raises:
+            ValueError: If nothing says what the labels are: they are no classes, and neither the
+                settings nor the model have a loss.
+
+        Example:
+
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+        >>> model.compile("sgd", "mse")
+        >>> FineTuning().for_model(model).loss
+        'mse'
+        """
+        if self.loss is not None:
+            return self
+        loss = compiled_loss(model)
+        if y is not None and (loss is None or _other_form(loss, y)):
+            loss = classification_loss(model, y)
+        return replace(self, loss=loss)
+
     @property
     def identity(self) -> str:
         """The settings as text that is the same in every process, whatever the loss is."""
-        loss = self.loss
-        if isinstance(loss, keras.losses.Loss):
-            config = loss.get_config()
-            loss = f"{type(loss).__name__} {config if 'fn' not in config else config['name']}"
-        elif callable(loss):
-            loss = getattr(loss, "__qualname__", type(loss).__name__)
-        return repr(replace(self, loss=loss))
+        told = {name: described(getattr(self, name)) for name in ("loss", "metrics")}
+        return repr(replace(self, **told))
 
-    def _compile(self, model: keras.Model, steps: int, y: Any) -> None:
+    def _compile(self, model: keras.Model, steps: int) -> None:
         rate: Any = self.learning_rate
         if self.schedule == "cosine":
             rate = keras.optimizers.schedules.CosineDecay(rate, steps * self.epochs)
+        metrics = self.metrics
+        if metrics is None:
+            # "accuracy" would take several labels for one-hot rows.
+            metrics = ["accuracy"] if is_categorical(self.loss) else []
+            metrics += ["binary_accuracy"] if is_binary(self.loss) else []
         model.compile(
             optimizer=keras.optimizers.SGD(
                 rate,
@@ -140,9 +183,35 @@ class FineTuning:
                 nesterov=self.momentum > 0,
                 weight_decay=self.weight_decay or None,
             ),
-            loss=classification_loss(model, y) if self.loss is None else self.loss,
-            metrics=["accuracy"],
+            loss=self.loss,
+            metrics=metrics,
         )
+
+
+def labels_of(data: Labelled) -> Any:
+    """Return the labels of training data.
+
+    Args:
+        data: `(x, y)`, or a `Dataset`.
+
+    Returns:
+        y, or the labels of the training split.
+
+    Example:
+
+    >>> labels_of((np.zeros((2, 3)), [0, 1]))
+    [0, 1]
+    """
+    return data.y_train if isinstance(data, Dataset) else data[1]
+
+
+def _other_form(loss: Any, y: Any) -> bool:
+    """Whether a categorical loss is for one-hot rows and the labels are numbers, or vice versa."""
+    if not is_categorical(loss) or isinstance(y, (dict, list, tuple)):
+        return False
+    labels = np.asarray(y)
+    rows = labels.ndim > 1 and labels.shape[-1] > 1 and bool((labels.sum(axis=-1) == 1).all())
+    return rows == ("sparse" in str(described(loss)).lower())
 
 
 def classification_loss(model: keras.Model, y: Any) -> keras.losses.Loss:
@@ -156,7 +225,7 @@ def classification_loss(model: keras.Model, y: Any) -> keras.losses.Loss:
         The loss; from logits unless the last layer's activation is a softmax.
 
     Raises:
-        ValueError: If the model has several outputs, or a single class.
+        ValueError: If the model has several outputs, or the labels are not classes.
 
     Example:
 
@@ -166,10 +235,12 @@ def classification_loss(model: keras.Model, y: Any) -> keras.losses.Loss:
     """
     graph = graph_of(model)
     shapes = [tuple(tensor.shape) for tensor in getattr(graph, "outputs", None) or ()]
-    if len(shapes) > 1 or (shapes and shapes[0][-1] == 1):
+    if len(shapes) > 1 or (shapes and not are_classes(y, shapes[0][-1])):
         raise ValueError(
-            "`loss` must be given for a model of several outputs or of a single class. "
-            f"Received: loss=None for outputs of the shapes {shapes}"
+            "`loss` must be given, here or to `compile`, for a model of several outputs and for "
+            "labels that are not classes (whole numbers or one-hot rows). Received: loss=None for "
+            f"outputs of the shapes {shapes} and labels of dtype {np.asarray(y).dtype}, shape "
+            f"{np.shape(y)}"
         )
     last = (graph or model).layers[-1]
     while graph_of(last) is not None:
@@ -178,7 +249,7 @@ def classification_loss(model: keras.Model, y: Any) -> keras.losses.Loss:
     softmax = activation is keras.activations.softmax or any(
         isinstance(entry, keras.layers.Softmax) for entry in (last, activation)
     )
-    rows = np.ndim(y) == 2 and np.shape(y)[-1] > 1
+    rows = bool(shapes) and np.ndim(y) == len(shapes[0]) and np.shape(y)[-1] == shapes[0][-1]
     kind = keras.losses.CategoricalCrossentropy if rows else None
     return (kind or keras.losses.SparseCategoricalCrossentropy)(from_logits=not softmax)
 

@@ -479,7 +479,7 @@ def test_the_default_loss_needs_classes() -> None:
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dense(1, "sigmoid")(inputs))
     data = np.ones((4, 3), "float32"), np.array([0, 1, 0, 1])
-    with pytest.raises(ValueError, match=r"`loss` must be given.*single class"):
+    with pytest.raises(ValueError, match=r"`loss` must be given.*not classes"):
         dprp.FineTuning(epochs=1).fit(model, data)
     assert len(dprp.FineTuning(epochs=1, loss="binary_crossentropy").fit(model, data)) == 1
     soft = keras.layers.Dense(2, activation=keras.layers.Softmax())

@@ -23,7 +23,7 @@ from dprp_tf.selection.selector import Problem, Selection, Selector
 from dprp_tf.selection.solving.filling import fill, require_feasible
 from dprp_tf.selection.solving.levels import Levels, RankCurve
 from dprp_tf.selection.solving.ratios import PAIRS, ladder, ranks_at_ratio, ratio_of
-from dprp_tf.training.fine_tuning import FineTuning
+from dprp_tf.training.fine_tuning import FineTuning, labels_of
 from dprp_tf.training.saving import save_model
 
 __all__ = ["FeatureSimilarity", "largest_layers"]
@@ -332,6 +332,8 @@ class _Search:
         return known
 
     def _tune(self, tuning: FineTuning, model: keras.Model, ranks: dict[str, Ranks]) -> None:
+        # A candidate is not compiled: it learns what the model was compiled to do.
+        tuning = tuning.for_model(self._problem.model, labels_of(self._problem.training_data))
         path = self._method.tuned_path
         if path is None:
             tuning.fit(model, self._problem.training_data, callbacks=[self._bar()])
