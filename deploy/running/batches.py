@@ -7,7 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from dprp_tf.data.gathering import gather, is_stream
+
 __all__ = ["check_batches"]
+
+# Enough to calibrate and to verify with, of a stream that may be endless.
+_LIMIT = 1024
 
 
 def check_batches(
@@ -17,7 +22,9 @@ def check_batches(
 
     Args:
         data: One array for a single input, else a list or tuple of arrays in the order of
-            `shapes`, or a dict by input name. Each has shape `(samples, ...)`.
+            `shapes`, or a dict by input name. Each has shape `(samples, ...)`. Or what gives such
+            ones batch by batch or sample by sample, alone or as `(x, y)`: a `tf.data.Dataset`, a
+            `PyDataset`, a generator, a loader; its first 1,024 samples are taken.
         shapes: Input name to shape, batch axis included; `None` fits any length, and the batch
             axis always does.
         argument: Name of the argument it came through, for the error message.
@@ -33,6 +40,9 @@ def check_batches(
     >>> check_batches([[1.0, 2.0]], {"x": (None, 2)}, "inputs")
     {'x': array([[1., 2.]])}
     """
+    if is_stream(data):
+        ranks = {name: len(shape) for name, shape in shapes.items()}
+        data, _ = gather(data, ranks=ranks, limit=_LIMIT, argument=argument)
     try:
         arrays = {k: np.asarray(v) for k, v in _by_name(data, shapes, argument).items()}
     except ValueError as error:
