@@ -28,6 +28,12 @@ _COUNTS = ("filters", "units", "rank", "depth_multiplier", "output_dim", "num_he
 _LARGEST_EXPANSION = 100
 _ALWAYS_ALLOWED = 2**28  # bytes
 _LONGEST_REASON = 200
+_OLDER = (".h5", ".hdf5")
+_OLDER_HINT = (
+    ". Of weights alone, build the model and call model.load_weights(); a model of Keras 2 that "
+    "this version can't read is opened by tf_keras, whose get_weights() fill the same model "
+    "built in Keras 3. Then save that as .keras."
+)
 
 
 def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
@@ -53,15 +59,17 @@ def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
 
 
 def load_model(path: str | os.PathLike[str]) -> keras.Model:
-    """Load a `.keras` file, plain or factorized, with its optimizer if it was saved with one.
+    """Load a model, plain or factorized, with its optimizer if it was saved with one.
 
     What was damaged on the way is refused: every member is checked against its checksum before it
     is used. (Keras itself reads weights by seeking, where Python's zip reader, by version, checks
     none.) A changed configuration whose checksum is right describes another model and is loaded as
     such, if the weights fit it.
 
+    A `.h5` file of older versions is read where Keras reads it.
+
     Args:
-        path: The file.
+        path: The `.keras` file, or a whole model as `.h5`.
 
     Returns:
         The model, with the ranks it was saved with.
@@ -69,7 +77,7 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not a whole Keras archive, can't be understood, or holds weights
-            that are NaN or infinite.
+            that are NaN or infinite; if it is a SavedModel, which Keras 3 does not take apart.
 
     Example:
 
@@ -79,25 +87,42 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
     FileNotFoundError: `path` must be a .keras file. Received: missing.keras, which does not exist.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"`path` must be a .keras file. Received: the folder {path}{_if_saved_model(path)}"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"`path` must be a .keras file. Received: {path}, which does not exist."
         )
-    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+    older = path.suffix.lower() in _OLDER
+    if not older and (path.suffix != ".keras" or not zipfile.is_zipfile(path)):
         raise ValueError(
             f"`path` must be a whole .keras archive. Received: {path} ({path.stat().st_size} "
             "bytes), which is truncated or of another kind. Save it again with model.save()."
         )
     try:
-        _check_archive(path)
+        if not older:
+            _check_archive(path)
         model = keras.saving.load_model(path)
     except Exception as error:  # Keras, HDF5 and TensorFlow raise whatever they come across
+        hint = _OLDER_HINT if older else ""
         raise ValueError(
             "`path` must be a Keras model this version can load. "
-            f"Received: {path} ({_reason(error)})"
+            f"Received: {path} ({_reason(error)}){hint}"
         ) from error
     _require_finite(model, path)
     return model
+
+
+def _if_saved_model(folder: Path) -> str:
+    if not (folder / "saved_model.pb").is_file():
+        return "."
+    return (
+        ", a SavedModel: a computation without layers that could be factorized, folded or exported "
+        "anew. Save the model that it was made from with model.save('model.keras'); where there is "
+        "only this, tf.lite.TFLiteConverter.from_saved_model converts it as it is."
+    )
 
 
 def _check_archive(path: Path) -> None:
