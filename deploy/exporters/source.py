@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import keyword
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,12 +32,15 @@ class Source:
         inputs: Input name to `(shape, dtype)`; `shape` starts with the batch axis, `None`.
         outputs: Output names in the order of `keras.tree.flatten(model.output)`.
         notes: What a reader of the export report should know about the model.
+        model_names: Name of each input and output in the file to its name in the model. The
+            file's are legal in every format, and no two of them are equal.
     """
 
     model: keras.Model
     inputs: dict[str, tuple[tuple[int | None, ...], str]]
     outputs: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    model_names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Any) -> Source:
@@ -70,9 +74,13 @@ class Source:
             )
         _require_plain(model)
         twin, notes = _in_float32(model)
+        # Sequential, which has one output, does not name it.
+        outputs = getattr(model, "output_names", None) or [model.layers[-1].name]
+        given = [*(tensor.name for tensor in model.inputs), *outputs]
+        # Together: an output that has an input's name would be that input to ONNX.
+        names = _unique_names(given)
         inputs = {}
-        names = _unique_names(tensor.name for tensor in model.inputs)
-        for name, tensor in zip(names, model.inputs, strict=True):
+        for name, tensor in zip(names, model.inputs, strict=False):
             dtype = str(tensor.dtype)
             if "float" in dtype and dtype != "float32":
                 raise ValueError(
@@ -80,9 +88,13 @@ class Source:
                     f"{tensor.name!r} of dtype {dtype}. Rebuild it on keras.Input(dtype='float32')."
                 )
             inputs[name] = (tuple(tensor.shape), dtype)
-        # Sequential, which has one output, does not name it.
-        outputs = getattr(model, "output_names", None) or [model.layers[-1].name]
-        return cls(twin, inputs, tuple(_unique_names(outputs)), notes)
+        return cls(
+            twin,
+            inputs,
+            tuple(names[len(inputs) :]),
+            (*notes, *_renamed(given, names, len(inputs))),
+            dict(zip(names, given, strict=True)),
+        )
 
     def serve(self, *tensors: Any) -> dict[str, Any]:
         """Call the model on one tensor per input, in the order of `inputs`.
@@ -151,7 +163,8 @@ class Source:
 
         Args:
             data: One array for a single input, else a list in the order of `model.inputs` or a
-                dict by input name. Each has shape `(samples, ...)`.
+                dict by the inputs' names in the model or the file. Each has shape
+                `(samples, ...)`.
             argument: Name of the argument it came through, for the error message.
 
         Returns:
@@ -169,6 +182,9 @@ class Source:
         dtype('float32')
         """
         shapes = {name: shape for name, (shape, _) in self.inputs.items()}
+        if isinstance(data, Mapping) and set(data) != set(shapes):
+            wanted = {self.model_names.get(name, name): name for name in shapes}
+            data = {wanted.get(name, name): array for name, array in data.items()}
         checked = {}
         for name, array in check_batches(data, shapes, argument).items():
             dtype = self.inputs[name][1]
@@ -287,14 +303,35 @@ def _numpy_dtype(weight: Any) -> str:
     return "float32" if "float" in str(weight.dtype) else str(weight.dtype)
 
 
-def _unique_names(names: Iterable[str]) -> list[str]:
-    unique: list[str] = []
-    for name in names:
-        clean = re.sub(r"\W", "_", name, flags=re.ASCII) or "tensor"
-        clean = clean if clean[0].isalpha() else f"t_{clean}"
-        candidate, count = clean, 0
-        while candidate in unique:
+def _unique_names(names: list[str]) -> list[str]:
+    """Make names that TensorFlow takes as arguments of a function, no two of them equal."""
+    legal = [_legal_name(name) for name in names]
+    unique = [""] * len(names)
+    taken: set[str] = set()
+    # A name that may stay as it is comes before one that becomes the same by being cleaned.
+    for position in sorted(range(len(names)), key=lambda n: legal[n] != names[n]):
+        candidate, count = legal[position], 0
+        # TensorFlow does not tell upper case from lower here.
+        while candidate.lower() in taken:
             count += 1
-            candidate = f"{clean}_{count}"
-        unique.append(candidate)
+            candidate = f"{legal[position]}_{count}"
+        taken.add(candidate.lower())
+        unique[position] = candidate
     return unique
+
+
+def _legal_name(name: str) -> str:
+    clean = re.sub(r"\W", "_", name, flags=re.ASCII) or "tensor"
+    # TensorFlow drops the names of a function's arguments where one of them could not be an
+    # argument's in Python or is `self`.
+    illegal = keyword.iskeyword(clean) or clean == "self" or not clean[0].isalpha()
+    return f"t_{clean}" if illegal else clean
+
+
+def _renamed(given: list[str], names: list[str], inputs: int) -> tuple[str, ...]:
+    changed = [
+        f"{'input' if position < inputs else 'output'} {old!r} is {new!r}"
+        for position, (old, new) in enumerate(zip(given, names, strict=True))
+        if old != new
+    ]
+    return (f"names changed in the file: {', '.join(changed)}",) if changed else ()

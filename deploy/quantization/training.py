@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ from dprp_tf.deploy.exporters.parity import (
     check_parity,
     verification_inputs,
 )
-from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.exporters.tflite import convert_trained
 from dprp_tf.deploy.quantization.keras2 import (
     Keras2Model,
@@ -85,8 +85,7 @@ class QuantizedModel:
         self.model = model
         self.history = history
         self._samples = samples
-        source = bridge.source
-        self._source = Source(model, source.inputs, source.outputs, source.notes)
+        self._source = replace(bridge.source, model=model)
 
     def predict(self, x: Any) -> np.ndarray | dict[str, np.ndarray]:
         """Compute the outputs, rounded as the int8 file rounds them.
