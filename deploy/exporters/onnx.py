@@ -205,6 +205,8 @@ def _convert(
                     input_signature=signature,
                     opset=opset,
                 )
+            # TensorFlow sorts them by name.
+            converted.graph.output.sort(key=lambda entry: source.outputs.index(entry.name))
             if calibration is not None:
                 converted = _quantized(converted, calibration)
             elif quantization == "float16":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dprp_tf.deploy.running.batches import check_batches
+from dprp_tf.deploy.running.batches import as_dtype, check_batches
 
 if TYPE_CHECKING:
     import keras
@@ -171,8 +171,8 @@ class Source:
             Input name to array in the input's dtype.
 
         Raises:
-            ValueError: If names, number of arrays, shapes, sample counts or dtypes do not fit,
-                or if a value is not finite.
+            ValueError: If names, number of arrays, shapes or sample counts do not fit, a value is
+                not finite, or the input's dtype can't hold it.
 
         Example:
 
@@ -187,19 +187,12 @@ class Source:
             data = {wanted.get(name, name): array for name, array in data.items()}
         checked = {}
         for name, array in check_batches(data, shapes, argument).items():
-            dtype = self.inputs[name][1]
-            fractional = array.dtype.kind == "f"
-            if array.dtype.kind not in "fiub" or (fractional and "float" not in dtype):
-                raise ValueError(
-                    f"`{argument}` must be of dtype {dtype} for input {name!r}. Received: "
-                    f"dtype={array.dtype}."
-                )
-            if fractional and not np.isfinite(array).all():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(
                     f"`{argument}` must be finite. Received: NaN or infinite values in input "
                     f"{name!r}."
                 )
-            checked[name] = array.astype(dtype, copy=False)
+            checked[name] = as_dtype(array, self.inputs[name][1], name, argument)
         return checked
 
     def random_data(self, samples: int = _RANDOM_SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dprp_tf.deploy.exporters.flatbuffer import Operators, read_operators
+from dprp_tf.deploy.exporters.flatbuffer import Operators, in_order, read_operators
 from dprp_tf.deploy.exporters.parity import (
     ExportReport,
     check_limits,
@@ -215,7 +215,8 @@ def _convert(
         holder.variables_of_model = list(function.graph.variables)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
         samples = None if calibration is None else _by_name(calibration)
-        return _run(converter, quantization, samples, integer_io)
+        content = _run(converter, quantization, samples, integer_io)
+        return in_order(content, list(source.inputs), source.outputs)
 
 
 def _convert_frozen(
