@@ -190,23 +190,19 @@ def _convert(
     calibration: dict[str, np.ndarray] | None,
     opset: int,
 ) -> Any:
-    import tensorflow as tf
-
-    signature = [
-        tf.TensorSpec(shape, dtype, name=name) for name, (shape, dtype) in source.inputs.items()
-    ]
     with quiet():
         import tf2onnx
 
         try:
-            with _inlined():
-                converted, _ = tf2onnx.convert.from_function(
-                    tf.function(source.serve, autograph=False),
-                    input_signature=signature,
-                    opset=opset,
-                )
-            # TensorFlow sorts them by name.
-            converted.graph.output.sort(key=lambda entry: source.outputs.index(entry.name))
+            graph, inputs, outputs = _frozen(source)
+            converted, _ = tf2onnx.convert.from_graph_def(
+                graph,
+                name=source.model.name,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                tensors_to_rename={**inputs, **outputs},
+                opset=opset,
+            )
             if calibration is not None:
                 converted = _quantized(converted, calibration)
             elif quantization == "float16":
@@ -220,6 +216,28 @@ def _convert(
             f"{', '.join(foreign)}. Replace the layers that use them."
         )
     return converted
+
+
+def _frozen(source: Source) -> tuple[Any, dict[str, str], dict[str, str]]:
+    """Trace the model with all that it captures, variables and tensors alike, as constants.
+
+    Returns:
+        The graph, and names of its input and output tensors to names in the file.
+    """
+    import tensorflow as tf
+    import tf2onnx
+
+    signature = [
+        tf.TensorSpec(shape, dtype, name=name) for name, (shape, dtype) in source.inputs.items()
+    ]
+    with _inlined():
+        concrete = tf.function(source.serve, autograph=False).get_concrete_function(*signature)
+    # What is captured stands behind the arguments.
+    arguments = concrete.inputs[: len(signature)]
+    inputs = {tensor.name: name for tensor, name in zip(arguments, source.inputs, strict=True)}
+    outputs = {concrete.structured_outputs[name].name: name for name in source.outputs}
+    graph = tf2onnx.tf_loader.from_function(concrete, list(inputs), list(outputs))
+    return graph, inputs, outputs
 
 
 @contextlib.contextmanager

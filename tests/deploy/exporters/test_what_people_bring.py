@@ -109,3 +109,74 @@ def test_an_output_may_be_an_input_or_come_twice(suffix: str, tmp_path: Path) ->
         wanted: list[Any] = model.predict(data, verbose=0)
         for name, values in zip(names[1:], wanted, strict=True):
             np.testing.assert_allclose(found[name], values, atol=1e-5)
+
+
+# Constants
+
+
+def _adapted() -> layers.Layer:
+    normalization = layers.Normalization()
+    normalization.adapt(3 + 2 * _normal(64, 8, 8, 3))
+    return normalization
+
+
+def _inside(operation: Any) -> Any:
+    inner = keras.Input((8, 8, 3))
+    return keras.Model(inner, operation(inner))
+
+
+LARGE = _normal(8, 8, 3)  # more than the 128 elements up to which TensorFlow copies constants
+CONSTANTS: dict[str, Any] = {
+    "adapted normalization": lambda x: _adapted()(x),
+    "given normalization": lambda x: layers.Normalization(mean=[1, 2, 3], variance=[4, 1, 9])(x),
+    "inverse normalization": lambda x: layers.Normalization(
+        mean=[1, 2, 3], variance=[4, 1, 9], invert=True
+    )(x),
+    "preprocess_input": lambda x: keras.applications.resnet50.preprocess_input(x),
+    "small tensor": lambda x: x - keras.ops.convert_to_tensor([1.0, 2.0, 3.0]),
+    "large tensor": lambda x: keras.ops.convert_to_tensor(LARGE) * x,
+    "large array": lambda x: x + LARGE,
+    "variable": lambda x: x * keras.Variable(LARGE),
+    "indices": lambda x: keras.ops.take(x, keras.ops.convert_to_tensor([2, 0, 1, 1]), axis=-1),
+    "matrix": lambda x: keras.ops.matmul(x, keras.ops.convert_to_tensor(_normal(3, 5))),
+    "nested": lambda x: _inside(lambda y: y / keras.ops.convert_to_tensor([2.0, 4.0, 8.0]))(x),
+    "bound": lambda x: keras.ops.maximum(x, keras.ops.convert_to_tensor(LARGE)),
+}
+
+
+@EVERY
+@pytest.mark.parametrize("kind", list(CONSTANTS))
+def test_constants_in_the_graph_are_part_of_the_file(
+    suffix: str, kind: str, tmp_path: Path
+) -> None:
+    keras.utils.set_random_seed(5)
+    image = keras.Input((8, 8, 3), name="image")
+    changed = CONSTANTS[kind](image)
+    model = keras.Model(image, layers.Conv2D(4, 3, name="y")(changed))
+    x = 3 * _normal(16, 8, 8, 3)
+    report = export(model, tmp_path / f"a{suffix}", verification_data=x)
+    assert _names(report) == ["image", "y"]
+    wanted = model.predict(x, verbose=0)
+    found = run_file(report.path, x)
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+    if changed.shape == image.shape:
+        # Without the constant it would be another file.
+        without = np.asarray(model.layers[-1](x))
+        assert np.abs(found - without).max() > 0.1 * np.abs(wanted).max()
+    rounded = export(
+        model, tmp_path / f"b{suffix}", quantization="int8", calibration_data=x, tolerance=0.05
+    )
+    assert _names(rounded) == ["image", "y"]
+    assert rounded.max_error > 2 * report.max_error
+
+
+def test_a_captured_constant_is_an_initializer(tmp_path: Path) -> None:
+    import onnx
+
+    image = keras.Input((8, 8, 3), name="image")
+    model = keras.Model(image, image + keras.ops.convert_to_tensor(LARGE))
+    for options in ({}, {"opset": 13}, {"quantization": "float16"}):
+        report = export(model, tmp_path / "a.onnx", **options)
+        graph = onnx.load(str(report.path)).graph
+        assert [entry.name for entry in graph.input] == ["image"]
+        assert LARGE.size in [np.prod(tensor.dims) for tensor in graph.initializer]
