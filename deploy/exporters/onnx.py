@@ -18,6 +18,7 @@ from dprp_tf.deploy.exporters.parity import (
     verification_inputs,
 )
 from dprp_tf.deploy.exporters.source import Source
+from dprp_tf.deploy.running.batches import split_batches
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.deploy.running.runtime import load_file
 from dprp_tf.files.arguments import check_choice, check_integer
@@ -52,9 +53,10 @@ def export_onnx(
 ) -> ExportReport:
     """Write a Keras model as an .onnx file and prove that the file computes the same.
 
-    The file takes any batch size, keeps the names of the model's inputs and outputs and their
-    channels-last layout, and uses standard ONNX operators alone. It is written beside `path`,
-    checked with `onnx.checker`, run in ONNX Runtime, and renamed only if its outputs agree.
+    The file takes any batch size (unless the model's own computation is bound to one), keeps the
+    names of the model's inputs and outputs and their channels-last layout, and uses standard ONNX
+    operators alone. It is written beside `path`, checked with `onnx.checker`, run in ONNX Runtime,
+    and renamed only if its outputs agree.
 
     An int8 file holds QuantizeLinear and DequantizeLinear pairs around each operator, with one
     scale per output channel for weights (int8) and one per tensor for activations (uint8, the
@@ -204,7 +206,7 @@ def _convert(
                 opset=opset,
             )
             if calibration is not None:
-                converted = _quantized(converted, calibration)
+                converted = _quantized(converted, calibration, source.batch)
             elif quantization == "float16":
                 converted = _halved(converted)
         except Exception as error:  # the converters raise whatever their handlers raise
@@ -257,7 +259,7 @@ def _inlined() -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def _quantized(converted: Any, calibration: dict[str, np.ndarray]) -> Any:
+def _quantized(converted: Any, calibration: dict[str, np.ndarray], batch: int | None) -> Any:
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -272,7 +274,7 @@ def _quantized(converted: Any, calibration: dict[str, np.ndarray]) -> Any:
         quantization.quantize_static(
             str(plain),
             str(target),
-            _reader(calibration),
+            _reader(split_batches(calibration, batch, _CALIBRATION_BATCH)),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             # Measured on x86: int8 activations leave every convolution before an addition in
@@ -283,24 +285,14 @@ def _quantized(converted: Any, calibration: dict[str, np.ndarray]) -> Any:
         return onnx.load(str(target))
 
 
-def _reader(calibration: dict[str, np.ndarray]) -> Any:
+def _reader(batches: Iterator[dict[str, np.ndarray]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._batches = _batches(calibration)
-
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self._batches, None)
+            return next(batches, None)
 
     return Reader()
-
-
-def _batches(calibration: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    samples = len(next(iter(calibration.values())))
-    for start in range(0, samples, _CALIBRATION_BATCH):
-        stop = start + _CALIBRATION_BATCH
-        yield {name: array[start:stop] for name, array in calibration.items()}
 
 
 def _halved(converted: Any) -> Any:

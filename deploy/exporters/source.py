@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dprp_tf.deploy.running.batches import as_dtype, check_batches
+from dprp_tf.deploy.running.batches import as_dtype, check_batches, split_batches
 
 if TYPE_CHECKING:
     import keras
@@ -29,7 +29,8 @@ class Source:
     Args:
         model: The model to convert; a float32 twin of the user's where that one computes in
             another precision.
-        inputs: Input name to `(shape, dtype)`; `shape` starts with the batch axis, `None`.
+        inputs: Input name to `(shape, dtype)`; `shape` starts with the batch axis: `None`, or the
+            only batch size that the model computes with.
         outputs: Output names in the order of `keras.tree.flatten(model.output)`.
         notes: What a reader of the export report should know about the model.
         model_names: Name of each input and output in the file to its name in the model. The
@@ -54,8 +55,9 @@ class Source:
 
         Raises:
             ValueError: If the backend is not TensorFlow, the model is not built, is
-                subclassed with its own `call`, holds layers from outside Keras or quantized
-                ones, or has a floating-point input that is not float32.
+                subclassed with its own `call`, holds layers from outside Keras, quantized ones or
+                ones with a state, has a floating-point input that is not float32, or does not
+                give one output per sample.
 
         Example:
 
@@ -79,6 +81,9 @@ class Source:
         given = [*(tensor.name for tensor in model.inputs), *outputs]
         # Together: an output that has an input's name would be that input to ONNX.
         names = _unique_names(given)
+        batch = _batch_size(twin)
+        if batch is not None:
+            notes += (f"the model computes with batches of {batch} only, and so does the file",)
         inputs = {}
         for name, tensor in zip(names, model.inputs, strict=False):
             dtype = str(tensor.dtype)
@@ -87,7 +92,7 @@ class Source:
                     "`model` must take float32 or integer inputs. Received: input "
                     f"{tensor.name!r} of dtype {dtype}. Rebuild it on keras.Input(dtype='float32')."
                 )
-            inputs[name] = (tuple(tensor.shape), dtype)
+            inputs[name] = ((batch, *tensor.shape[1:]), dtype)
         return cls(
             twin,
             inputs,
@@ -95,6 +100,11 @@ class Source:
             (*notes, *_renamed(given, names, len(inputs))),
             dict(zip(names, given, strict=True)),
         )
+
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that the model computes with, `None` if it takes any."""
+        return next(iter(self.inputs.values()))[0][0]
 
     def serve(self, *tensors: Any) -> dict[str, Any]:
         """Call the model on one tensor per input, in the order of `inputs`.
@@ -144,11 +154,10 @@ class Source:
         """
         samples = len(next(iter(data.values())))
         chunks: dict[str, list[np.ndarray]] = {name: [] for name in self.outputs}
-        for start in range(0, samples, _CHUNK):
-            part = self.serve(*(data[name][start : start + _CHUNK] for name in self.inputs))
-            for name, tensor in part.items():
+        for part in split_batches(data, self.batch, _CHUNK):
+            for name, tensor in self.serve(*(part[name] for name in self.inputs)).items():
                 chunks[name].append(np.asarray(tensor))
-        outputs = {name: np.concatenate(parts) for name, parts in chunks.items()}
+        outputs = {name: np.concatenate(parts)[:samples] for name, parts in chunks.items()}
         for name, values in outputs.items():
             if not np.isfinite(values).all():
                 raise ValueError(
@@ -252,6 +261,12 @@ def _require_plain(model: Any) -> None:
                 f"{layer.name!r} with dtype policy {layer.dtype_policy.name!r}. Export the "
                 "unquantized model with quantization='int8' instead."
             )
+        elif getattr(layer, "stateful", False):
+            raise ValueError(
+                "`model` must hold no layer that keeps its state from one call to the next, which "
+                f"no file does. Received: layer {layer.name!r} with stateful=True. Rebuild it "
+                "with stateful=False, its state as inputs and outputs of the model if need be."
+            )
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if foreign[5:] else "")
         raise ValueError(
@@ -290,6 +305,38 @@ def _in_float32(model: Any) -> tuple[Any, tuple[str, ...]]:
         "the same weights in float32"
     )
     return twin, (note,)
+
+
+def _batch_size(model: Any) -> int | None:
+    """The batch size that the model's computation is bound to, None if it takes any."""
+    import keras
+
+    declared = {tensor.shape[0] for tensor in model.inputs} - {None}
+    if len(declared) > 1:
+        raise ValueError(
+            "`model` must take as many samples in every input. Received: batch sizes "
+            f"{sorted(declared)}. Rebuild it on keras.Input without batch_size."
+        )
+    batch = declared.pop() if declared else None
+    for tensor in model.outputs:
+        if not tensor.shape or tensor.shape[0] not in {batch, None}:
+            raise ValueError(
+                "`model` must compute one output per sample. Received: an output of shape "
+                f"{tensor.shape} for a batch of {batch or 'any size'}. Give it outputs whose "
+                "first axis is that of the inputs."
+            )
+    if batch is None:
+        return None
+    single = isinstance(model, keras.Sequential)
+    opened = [keras.KerasTensor((None, *t.shape[1:]), dtype=t.dtype) for t in model.inputs]
+    try:
+        outputs = model.compute_output_spec(
+            opened[0] if single else keras.tree.pack_sequence_as(model.input, opened)
+        )
+    except Exception:  # operations raise whatever they like on shapes that do not fit
+        return int(batch)
+    spread = all(tensor.shape[0] is None for tensor in keras.tree.flatten(outputs))
+    return None if spread else int(batch)
 
 
 def _numpy_dtype(weight: Any) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["as_dtype", "check_batches"]
+__all__ = ["as_dtype", "check_batches", "split_batches"]
 
 
 def check_batches(
@@ -120,6 +120,38 @@ Received: dtype=float64 with the value 0.5. Bring the values to what the model w
             "model was trained on."
         )
     return converted if target.kind == "f" else array.astype(target)
+
+
+def split_batches(
+    arrays: Mapping[str, np.ndarray], fixed: int | None, chunk: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Cut arrays into batches that a model takes.
+
+    Args:
+        arrays: Input name to array, with as many samples each, one or more.
+        fixed: The one batch size that the model takes, `None` if it takes any. A last batch that
+            is too small is filled up with copies of the last sample.
+        chunk: Samples per batch where any number does.
+
+    Yields:
+        Input name to array of one batch.
+
+    Example:
+
+    >>> list(split_batches({"x": np.arange(3)}, fixed=2, chunk=64))
+    [{'x': array([0, 1])}, {'x': array([2, 2])}]
+    """
+    samples = len(next(iter(arrays.values())))
+    size = fixed or chunk
+    for start in range(0, samples, size):
+        part = {name: array[start : start + size] for name, array in arrays.items()}
+        missing = start + size - samples if fixed else 0
+        if missing > 0:
+            part = {
+                name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+                for name, array in part.items()
+            }
+        yield part
 
 
 def _limits(dtype: np.dtype) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dprp_tf.costs.accuracy import top_1_accuracy
-from dprp_tf.deploy.running.batches import as_dtype, check_batches
+from dprp_tf.deploy.running.batches import as_dtype, check_batches, split_batches
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.files.arguments import check_integer
 from dprp_tf.files.extras import require
@@ -88,17 +88,8 @@ class RuntimeModel:
             tensor.name: _as_input(given[tensor.name], tensor, argument) for tensor in self.inputs
         }
         samples = len(next(iter(arrays.values())))
-        fixed = self.inputs[0].shape[0]
-        batch = fixed or _CHUNK
         chunks = []
-        for start in range(0, samples, batch):
-            part = {name: array[start : start + batch] for name, array in arrays.items()}
-            missing = batch - len(next(iter(part.values()))) if fixed else 0
-            if missing:
-                part = {
-                    name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
-                    for name, array in part.items()
-                }
+        for part in split_batches(arrays, self.inputs[0].shape[0], _CHUNK):
             try:
                 chunks.append(self._invoke(part))
             except Exception as error:  # runtimes raise whatever their kernels raise

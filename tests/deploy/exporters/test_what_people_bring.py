@@ -180,3 +180,91 @@ def test_a_captured_constant_is_an_initializer(tmp_path: Path) -> None:
         graph = onnx.load(str(report.path)).graph
         assert [entry.name for entry in graph.input] == ["image"]
         assert LARGE.size in [np.prod(tensor.dims) for tensor in graph.initializer]
+
+
+# Batch sizes
+
+
+def _fixed(batch: int, finish: Any) -> keras.Model:
+    keras.utils.set_random_seed(6)
+    image = keras.Input((8, 8, 3), batch_size=batch, name="image")
+    x = layers.Conv2D(4, 3, activation="relu")(image)
+    return keras.Model(image, finish(layers.GlobalAveragePooling2D()(x)))
+
+
+@EVERY
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_declared_batch_size_does_not_bind_the_file(
+    suffix: str, quantization: str | None, batch: int, tmp_path: Path
+) -> None:
+    nested = keras.Sequential([keras.Input((4,), batch_size=batch), layers.Dense(3)])
+    for finish in (layers.Dense(3), nested):
+        model = _fixed(batch, finish)
+        # No multiple of the batch size.
+        x = _normal(33, 8, 8, 3)
+        report = export(
+            model,
+            tmp_path / f"a{suffix}",
+            quantization=quantization,
+            calibration_data=x,
+            minimum_agreement=0,
+        )
+        assert report.samples == 33
+        assert report.notes == ()
+        (tensor,) = load_file(report.path).inputs
+        assert tensor.shape == (None if suffix == ".onnx" else 1, 8, 8, 3)
+        wanted = np.asarray(model(x, training=False))
+        limit = (0.05 if quantization else 1e-5) * np.abs(wanted).max()
+        np.testing.assert_allclose(run_file(report.path, x), wanted, atol=limit)
+    assert model.inputs[0].shape == (batch, 8, 8, 3)
+
+
+@EVERY
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_a_batch_size_that_the_computation_needs_stays(
+    suffix: str, quantization: str | None, tmp_path: Path
+) -> None:
+    scales = keras.ops.convert_to_tensor(np.array([[1.0], [2.0], [3.0], [4.0]], "float32"))
+    bound: dict[str, Any] = {
+        "reshape": lambda x: layers.Dense(3)(keras.ops.reshape(x, (4, 2, 2))[:, 0]),
+        "by place": lambda x: layers.Dense(3)(x) * scales,
+    }
+    for name, finish in bound.items():
+        model = _fixed(4, finish)
+        x = _normal(14, 8, 8, 3)
+        report = export(
+            model,
+            tmp_path / f"a{suffix}",
+            quantization=quantization,
+            calibration_data=x,
+            minimum_agreement=0,
+        )
+        assert "batches of 4 only" in report.notes[0]
+        assert load_file(report.path).inputs[0].shape == (4, 8, 8, 3)
+        filled = np.concatenate([x, x[-1:], x[-1:]])
+        parts = [np.asarray(model(filled[n : n + 4])) for n in range(0, 16, 4)]
+        wanted = np.concatenate(parts)[:14]
+        limit = (0.05 if quantization else 1e-5) * np.abs(wanted).max()
+        np.testing.assert_allclose(run_file(report.path, x), wanted, atol=limit)
+        # Where a sample's place counts, others would come out elsewhere.
+        moved = run_file(report.path, np.roll(x, 1, axis=0))
+        shift = np.abs(np.roll(moved, -1, axis=0) - wanted).max()
+        assert (shift > 0.2 * np.abs(wanted).max()) == (name == "by place")
+
+
+def test_what_is_not_computed_sample_by_sample_is_refused(tmp_path: Path) -> None:
+    for batch in (None, 4):
+        image = keras.Input((6,), batch_size=batch)
+        x = layers.Dense(3)(image)
+        for summed in (keras.ops.sum(x), keras.ops.sum(x, axis=0, keepdims=True)):
+            with pytest.raises(ValueError, match="`model` must compute one output per sample"):
+                export(keras.Model(image, summed), tmp_path / "a.onnx")
+    first, second = keras.Input((6,), batch_size=4), keras.Input((6,), batch_size=1)
+    with pytest.raises(ValueError, match=r"as many samples in every input.*\[1, 4\]"):
+        export(keras.Model([first, second], first + second), tmp_path / "a.onnx")
+    series = keras.Input((6, 5), batch_size=4)
+    kept = layers.LSTM(3, stateful=True, name="kept")(series)
+    with pytest.raises(ValueError, match="layer 'kept' with stateful=True"):
+        export(keras.Model(series, kept), tmp_path / "a.tflite")
+    assert list(tmp_path.iterdir()) == []

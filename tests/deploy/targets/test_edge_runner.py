@@ -116,7 +116,9 @@ def test_quantized_outputs_stay_integers(files: dict[str, Path], tmp_path: Path)
 
 def test_a_fixed_batch_is_filled_up(files: dict[str, Path], tmp_path: Path) -> None:
     image = keras.Input((4,), name="image", batch_size=3)
-    export_onnx(keras.Model(image, layers.Dense(2)(image)), tmp_path / "three.onnx")
+    bound = keras.ops.reshape(layers.Dense(2)(image), (3, 2))
+    export_onnx(keras.Model(image, bound), tmp_path / "three.onnx")
+    assert load_file(tmp_path / "three.onnx").inputs[0].shape == (3, 4)
     x = np.random.default_rng(1).random((7, 4), dtype=np.float32)
     np.savez(tmp_path / "x.npz", image=x)
     _answer("three.onnx", "--input", "x.npz", "--outputs", "y.npz", cwd=tmp_path)
