@@ -56,8 +56,7 @@ class Source:
         Raises:
             ValueError: If the backend is not TensorFlow, the model is not built, is
                 subclassed with its own `call`, holds layers from outside Keras, quantized ones or
-                ones with a state, has a floating-point input that is not float32, or does not
-                give one output per sample.
+                ones with a state, or does not give one output per sample.
 
         Example:
 
@@ -85,14 +84,8 @@ class Source:
         if batch is not None:
             notes += (f"the model computes with batches of {batch} only, and so does the file",)
         inputs = {}
-        for name, tensor in zip(names, model.inputs, strict=False):
-            dtype = str(tensor.dtype)
-            if "float" in dtype and dtype != "float32":
-                raise ValueError(
-                    "`model` must take float32 or integer inputs. Received: input "
-                    f"{tensor.name!r} of dtype {dtype}. Rebuild it on keras.Input(dtype='float32')."
-                )
-            inputs[name] = ((batch, *tensor.shape[1:]), dtype)
+        for name, tensor in zip(names, twin.inputs, strict=False):
+            inputs[name] = ((batch, *tensor.shape[1:]), str(tensor.dtype))
         return cls(
             twin,
             inputs,
@@ -277,34 +270,16 @@ def _require_plain(model: Any) -> None:
 
 
 def _in_float32(model: Any) -> tuple[Any, tuple[str, ...]]:
-    import keras
+    from dprp_tf.keras_internals.precision import in_float32, other_precisions
 
-    from dprp_tf.keras_internals.graphs import layers_inside
-
-    computed = sorted(
-        {
-            layer.compute_dtype
-            for layer in layers_inside(model, include_self=False)
-            if "float" in str(layer.compute_dtype)
-        }
-        - {"float32"}
-    )
+    computed = other_precisions(model)
     if not computed:
         return model, ()
-
-    def in_float32(layer: Any) -> Any:
-        config = layer.get_config()
-        if "float" in str(layer.compute_dtype):
-            config["dtype"] = "float32"
-        return layer.__class__.from_config(config)
-
-    twin = keras.models.clone_model(model, clone_function=in_float32, recursive=True)
-    twin.set_weights([np.asarray(weight, dtype=_numpy_dtype(weight)) for weight in model.weights])
     note = (
         f"the model computes in {', '.join(computed)}; the file was made from, and compared with, "
         "the same weights in float32"
     )
-    return twin, (note,)
+    return in_float32(model), (note,)
 
 
 def _batch_size(model: Any) -> int | None:
@@ -337,10 +312,6 @@ def _batch_size(model: Any) -> int | None:
         return int(batch)
     spread = all(tensor.shape[0] is None for tensor in keras.tree.flatten(outputs))
     return None if spread else int(batch)
-
-
-def _numpy_dtype(weight: Any) -> str:
-    return "float32" if "float" in str(weight.dtype) else str(weight.dtype)
 
 
 def _unique_names(names: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,121 @@ def test_what_is_not_computed_sample_by_sample_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="layer 'kept' with stateful=True"):
         export(keras.Model(series, kept), tmp_path / "a.tflite")
     assert list(tmp_path.iterdir()) == []
+
+
+# Precisions
+
+
+# Each is called under a global policy, with the type that it computes in.
+MIXED: dict[str, tuple[tuple[int, ...], Any]] = {
+    "operations": (
+        (8, 8, 3),
+        lambda x, d: keras.ops.relu(layers.Conv2D(3, 3, padding="same")(x) + x * 0.5) - 0.25,
+    ),
+    "casts": (
+        (8, 8, 3),
+        lambda x, d: keras.ops.cast(layers.Conv2D(3, 3)(keras.ops.cast(x, d)) / 3, d),
+    ),
+    "constant": (
+        (6,),
+        lambda x, d: layers.Dense(4)(x) * keras.ops.convert_to_tensor([0.1, 0.7, 1.1, 2.3], d),
+    ),
+    "bidirectional": ((3, 5), lambda x, d: layers.Bidirectional(layers.LSTM(4))(x)),
+    "wrapped apart": (
+        (3, 5),
+        lambda x, d: layers.Bidirectional(layers.GRU(4), dtype="float32")(x),
+    ),
+    "time distributed": (
+        (2, 8, 3),
+        lambda x, d: layers.TimeDistributed(layers.TimeDistributed(layers.Dense(4)))(x),
+    ),
+    "spectral": ((8, 8, 3), lambda x, d: layers.SpectralNormalization(layers.Conv2D(8, 3))(x)),
+    "cells": ((3, 5), lambda x, d: layers.RNN([layers.GRUCell(4), layers.LSTMCell(3)])(x)),
+    "attention": ((3, 8), lambda x, d: layers.MultiHeadAttention(2, 4)(x, x)),
+    "nested": (
+        (2, 8),
+        lambda x, d: keras.Sequential(
+            [keras.Input((2, 8)), layers.TimeDistributed(layers.Dense(4)), layers.Softmax()]
+        )(x),
+    ),
+    "activation layer": ((8,), lambda x, d: layers.Dense(4, activation=layers.ELU(0.3))(x)),
+    "function": ((8,), lambda x, d: layers.Lambda(lambda t: t * 0.3 + 0.1)(layers.Dense(4)(x))),
+}
+
+
+@pytest.fixture
+def _any_policy() -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.usefixtures("_any_policy")
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [*((kind, "float16") for kind in MIXED), ("operations", "bfloat16")]
+)
+def test_the_twin_of_a_mixed_model_is_float32_all_through(
+    kind: str, dtype: str, tmp_path: Path
+) -> None:
+    shape, build = MIXED[kind]
+
+    def made(policy: str, dtype: str) -> keras.Model:
+        keras.config.set_dtype_policy(policy)
+        keras.utils.set_random_seed(7)
+        x = keras.Input(shape, name="x")
+        return keras.Model(x, layers.Activation("linear", dtype="float32")(build(x, dtype)))
+
+    plain = made("float32", "float32")
+    model = made(f"mixed_{dtype}", dtype)
+    plain.set_weights(model.get_weights())
+    x = _normal(8, *shape)
+    wanted, mixed = np.asarray(plain(x)), np.asarray(model(x))
+    scale = np.abs(wanted).max()
+    # Rounding to 11 or 8 bits shows, or it was not mixed.
+    assert 1e-5 * scale < np.abs(mixed - wanted).max() < 3e-2 * scale
+    for suffix in EXPORTERS:
+        report = export(model, tmp_path / f"a{suffix}", verification_data=x)
+        assert dtype in report.notes[0]
+        # What the constants were rounded to before, they stay.
+        limit = 1e-3 if kind == "constant" else 2e-6
+        np.testing.assert_allclose(run_file(report.path, x), wanted, atol=limit * scale)
+
+
+@pytest.mark.usefixtures("_any_policy")
+def test_a_float32_model_needs_no_twin_whatever_the_policy_is_now() -> None:
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Dense(2)(x))
+    keras.config.set_dtype_policy("mixed_float16")
+    outer = keras.Input((4,))
+    around = keras.Model(outer, model(outer))
+    for given in (model, around):
+        source = Source.of(given)
+        assert source.model is given
+        assert source.notes == ()
+
+
+def test_half_inputs_become_float32(tmp_path: Path) -> None:
+    for dtype in ("float16", "float64"):
+        x = keras.Input((6,), dtype=dtype, name="x")
+        model = keras.Model(x, layers.Dense(3, dtype=dtype, name="y")(x))
+        data = _normal(8, 6).astype(dtype)
+        for suffix in EXPORTERS:
+            report = export(model, tmp_path / f"a{suffix}", verification_data=data)
+            assert load_file(report.path).inputs[0].dtype == "float32"
+            found = run_file(report.path, data)
+            error = np.abs(found - np.asarray(model(data))).max()
+            assert 0 < error < 5e-3
+
+
+def test_layers_that_share_a_weight_are_exported(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(8)
+    shared = layers.Dense(5, dtype="mixed_float16")
+    x = keras.Input((4, 5))
+    once = layers.TimeDistributed(shared, dtype="mixed_float16")(x)
+    again = shared(once)
+    model = keras.Model(x, layers.Activation("linear", dtype="float32")(again))
+    data = _normal(8, 4, 5)
+    for suffix in EXPORTERS:
+        report = export(model, tmp_path / f"a{suffix}", verification_data=data)
+        wanted = np.asarray(model(data))
+        assert np.abs(run_file(report.path, data) - wanted).max() < 1e-2 * np.abs(wanted).max()
