@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dprp_tf.files.extras import require
 
-__all__ = ["Operators", "read_operators"]
+__all__ = ["Operators", "in_order", "read_operators"]
 
 _WITH_WEIGHTS = frozenset(
     {"CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"}
@@ -102,6 +104,44 @@ def read_operators(content: bytes) -> Operators:
         in_float=tuple(in_float),
         weight_types=tuple(sorted(weight_types)),
     )
+
+
+def in_order(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """Put the inputs and outputs of a .tflite file's first signature in an order.
+
+    The converter sorts them by name. Names and kernels go by the tensors' numbers, so that only
+    the two lists of numbers change; the file keeps its size.
+
+    Args:
+        content: The file's content.
+        inputs: Names of the signature's inputs, in the order wanted.
+        outputs: Names of its outputs, likewise.
+
+    Returns:
+        The content with both lists in order.
+
+    Raises:
+        ImportError: If ai-edge-litert is missing.
+    """
+    schema = require(
+        "ai_edge_litert.schema_py_generated", extra="export", feature="Writing a .tflite file"
+    )
+    ordered = bytearray(content)
+    model = schema.Model.GetRootAs(ordered, 0)
+    signature = model.SignatureDefs(0)
+    graph = model.Subgraphs(signature.SubgraphIndex())
+    for wanted, entries, numbers in (
+        (inputs, _entries(signature.Inputs, signature.InputsLength()), graph.InputsAsNumpy()),
+        (outputs, _entries(signature.Outputs, signature.OutputsLength()), graph.OutputsAsNumpy()),
+    ):
+        named = {entry.Name().decode(): entry.TensorIndex() for entry in entries}
+        # A view of the content: what is written here is written there.
+        numbers[:] = [named[name] for name in wanted]
+    return bytes(ordered)
+
+
+def _entries(entry: Any, count: int) -> Iterator[Any]:
+    return (entry(position) for position in range(count))
 
 
 def _names(enumeration: type) -> dict[int, str]:

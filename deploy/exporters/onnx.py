@@ -14,6 +14,7 @@ import numpy as np
 from dprp_tf.deploy.exporters.export_report import ExportReport
 from dprp_tf.deploy.exporters.parity import ParityCheck
 from dprp_tf.deploy.exporters.source import Source
+from dprp_tf.deploy.running.batches import split_batches
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.files.atomic import atomic_path
@@ -48,9 +49,10 @@ def export_onnx(
 ) -> ExportReport:
     """Write a Keras model as an .onnx file and prove that the file computes the same.
 
-    The file takes any batch size, keeps the names of the model's inputs and outputs and their
-    channels-last layout, and uses standard ONNX operators alone. It is written beside `path`,
-    checked with `onnx.checker`, run in ONNX Runtime, and renamed only if its outputs agree.
+    The file takes any batch size (unless the model's own computation is bound to one), keeps the
+    names of the model's inputs and outputs and their channels-last layout, and uses standard ONNX
+    operators alone. It is written beside `path`, checked with `onnx.checker`, run in ONNX Runtime,
+    and renamed only if its outputs agree.
 
     An int8 file holds QuantizeLinear and DequantizeLinear pairs around each operator, with one
     scale per output channel for weights (int8) and one per tensor for activations (uint8, the
@@ -183,23 +185,21 @@ def _convert(
     calibration: dict[str, np.ndarray] | None,
     opset: int,
 ) -> Any:
-    import tensorflow as tf
-
-    signature = [
-        tf.TensorSpec(shape, dtype, name=name) for name, (shape, dtype) in source.inputs.items()
-    ]
     with quiet():
         import tf2onnx
 
         try:
-            with _inlined():
-                converted, _ = tf2onnx.convert.from_function(
-                    tf.function(source.serve, autograph=False),
-                    input_signature=signature,
-                    opset=opset,
-                )
+            graph, inputs, outputs = _frozen(source)
+            converted, _ = tf2onnx.convert.from_graph_def(
+                graph,
+                name=source.model.name,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                tensors_to_rename={**inputs, **outputs},
+                opset=opset,
+            )
             if calibration is not None:
-                converted = _quantized(converted, calibration)
+                converted = _quantized(converted, calibration, source.batch)
             elif quantization == "float16":
                 converted = _halved(converted)
         except Exception as error:  # the converters raise whatever their handlers raise
@@ -211,6 +211,28 @@ def _convert(
             f"{', '.join(foreign)}. Replace the layers that use them."
         )
     return converted
+
+
+def _frozen(source: Source) -> tuple[Any, dict[str, str], dict[str, str]]:
+    """Trace the model with all that it captures, variables and tensors alike, as constants.
+
+    Returns:
+        The graph, and names of its input and output tensors to names in the file.
+    """
+    import tensorflow as tf
+    import tf2onnx
+
+    signature = [
+        tf.TensorSpec(shape, dtype, name=name) for name, (shape, dtype) in source.inputs.items()
+    ]
+    with _inlined():
+        concrete = tf.function(source.serve, autograph=False).get_concrete_function(*signature)
+    # What is captured stands behind the arguments.
+    arguments = concrete.inputs[: len(signature)]
+    inputs = {tensor.name: name for tensor, name in zip(arguments, source.inputs, strict=True)}
+    outputs = {concrete.structured_outputs[name].name: name for name in source.outputs}
+    graph = tf2onnx.tf_loader.from_function(concrete, list(inputs), list(outputs))
+    return graph, inputs, outputs
 
 
 @contextlib.contextmanager
@@ -230,7 +252,7 @@ def _inlined() -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def _quantized(converted: Any, calibration: dict[str, np.ndarray]) -> Any:
+def _quantized(converted: Any, calibration: dict[str, np.ndarray], batch: int | None) -> Any:
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -245,7 +267,7 @@ def _quantized(converted: Any, calibration: dict[str, np.ndarray]) -> Any:
         quantization.quantize_static(
             str(plain),
             str(target),
-            _reader(calibration),
+            _reader(split_batches(calibration, batch, _CALIBRATION_BATCH)),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             # Measured on x86: int8 activations leave every convolution before an addition in
@@ -256,24 +278,14 @@ def _quantized(converted: Any, calibration: dict[str, np.ndarray]) -> Any:
         return onnx.load(str(target))
 
 
-def _reader(calibration: dict[str, np.ndarray]) -> Any:
+def _reader(batches: Iterator[dict[str, np.ndarray]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._batches = _batches(calibration)
-
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self._batches, None)
+            return next(batches, None)
 
     return Reader()
-
-
-def _batches(calibration: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    samples = len(next(iter(calibration.values())))
-    for start in range(0, samples, _CALIBRATION_BATCH):
-        stop = start + _CALIBRATION_BATCH
-        yield {name: array[start:stop] for name, array in calibration.items()}
 
 
 def _halved(converted: Any) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import keyword
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dprp_tf.deploy.running.batches import check_batches
+from dprp_tf.deploy.running.batches import as_dtype, check_batches, split_batches
 
 if TYPE_CHECKING:
     import keras
@@ -28,15 +29,19 @@ class Source:
     Args:
         model: The model to convert; a float32 twin of the user's where that one computes in
             another precision.
-        inputs: Input name to `(shape, dtype)`; `shape` starts with the batch axis, `None`.
+        inputs: Input name to `(shape, dtype)`; `shape` starts with the batch axis: `None`, or the
+            only batch size that the model computes with.
         outputs: Output names in the order of `keras.tree.flatten(model.output)`.
         notes: What a reader of the export report should know about the model.
+        model_names: Name of each input and output in the file to its name in the model. The
+            file's are legal in every format, and no two of them are equal.
     """
 
     model: keras.Model
     inputs: dict[str, tuple[tuple[int | None, ...], str]]
     outputs: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    model_names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Any) -> Source:
@@ -50,8 +55,8 @@ class Source:
 
         Raises:
             ValueError: If the backend is not TensorFlow, the model is not built, is
-                subclassed with its own `call`, holds layers from outside Keras or quantized
-                ones, or has a floating-point input that is not float32.
+                subclassed with its own `call`, holds layers from outside Keras, quantized ones or
+                ones with a state, or does not give one output per sample.
 
         Example:
 
@@ -70,19 +75,29 @@ class Source:
             )
         _require_plain(model)
         twin, notes = _in_float32(model)
-        inputs = {}
-        names = _unique_names(tensor.name for tensor in model.inputs)
-        for name, tensor in zip(names, model.inputs, strict=True):
-            dtype = str(tensor.dtype)
-            if "float" in dtype and dtype != "float32":
-                raise ValueError(
-                    "`model` must take float32 or integer inputs. Received: input "
-                    f"{tensor.name!r} of dtype {dtype}. Rebuild it on keras.Input(dtype='float32')."
-                )
-            inputs[name] = (tuple(tensor.shape), dtype)
         # Sequential, which has one output, does not name it.
         outputs = getattr(model, "output_names", None) or [model.layers[-1].name]
-        return cls(twin, inputs, tuple(_unique_names(outputs)), notes)
+        given = [*(tensor.name for tensor in model.inputs), *outputs]
+        # Together: an output that has an input's name would be that input to ONNX.
+        names = _unique_names(given)
+        batch = _batch_size(twin)
+        if batch is not None:
+            notes += (f"the model computes with batches of {batch} only, and so does the file",)
+        inputs = {}
+        for name, tensor in zip(names, twin.inputs, strict=False):
+            inputs[name] = ((batch, *tensor.shape[1:]), str(tensor.dtype))
+        return cls(
+            twin,
+            inputs,
+            tuple(names[len(inputs) :]),
+            (*notes, *_renamed(given, names, len(inputs))),
+            dict(zip(names, given, strict=True)),
+        )
+
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that the model computes with, `None` if it takes any."""
+        return next(iter(self.inputs.values()))[0][0]
 
     def serve(self, *tensors: Any) -> dict[str, Any]:
         """Call the model on one tensor per input, in the order of `inputs`.
@@ -132,11 +147,10 @@ class Source:
         """
         samples = len(next(iter(data.values())))
         chunks: dict[str, list[np.ndarray]] = {name: [] for name in self.outputs}
-        for start in range(0, samples, _CHUNK):
-            part = self.serve(*(data[name][start : start + _CHUNK] for name in self.inputs))
-            for name, tensor in part.items():
+        for part in split_batches(data, self.batch, _CHUNK):
+            for name, tensor in self.serve(*(part[name] for name in self.inputs)).items():
                 chunks[name].append(np.asarray(tensor))
-        outputs = {name: np.concatenate(parts) for name, parts in chunks.items()}
+        outputs = {name: np.concatenate(parts)[:samples] for name, parts in chunks.items()}
         for name, values in outputs.items():
             if not np.isfinite(values).all():
                 raise ValueError(
@@ -151,15 +165,16 @@ class Source:
 
         Args:
             data: One array for a single input, else a list in the order of `model.inputs` or a
-                dict by input name. Each has shape `(samples, ...)`.
+                dict by the inputs' names in the model or the file. Each has shape
+                `(samples, ...)`.
             argument: Name of the argument it came through, for the error message.
 
         Returns:
             Input name to array in the input's dtype.
 
         Raises:
-            ValueError: If names, number of arrays, shapes, sample counts or dtypes do not fit,
-                or if a value is not finite.
+            ValueError: If names, number of arrays, shapes or sample counts do not fit, a value is
+                not finite, or the input's dtype can't hold it.
 
         Example:
 
@@ -169,21 +184,17 @@ class Source:
         dtype('float32')
         """
         shapes = {name: shape for name, (shape, _) in self.inputs.items()}
+        if isinstance(data, Mapping) and set(data) != set(shapes):
+            wanted = {self.model_names.get(name, name): name for name in shapes}
+            data = {wanted.get(name, name): array for name, array in data.items()}
         checked = {}
         for name, array in check_batches(data, shapes, argument).items():
-            dtype = self.inputs[name][1]
-            fractional = array.dtype.kind == "f"
-            if array.dtype.kind not in "fiub" or (fractional and "float" not in dtype):
-                raise ValueError(
-                    f"`{argument}` must be of dtype {dtype} for input {name!r}. Received: "
-                    f"dtype={array.dtype}."
-                )
-            if fractional and not np.isfinite(array).all():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError(
                     f"`{argument}` must be finite. Received: NaN or infinite values in input "
                     f"{name!r}."
                 )
-            checked[name] = array.astype(dtype, copy=False)
+            checked[name] = as_dtype(array, self.inputs[name][1], name, argument)
         return checked
 
     def random_data(self, samples: int = _RANDOM_SAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
@@ -243,6 +254,12 @@ def _require_plain(model: Any) -> None:
                 f"{layer.name!r} with dtype policy {layer.dtype_policy.name!r}. Export the "
                 "unquantized model with quantization='int8' instead."
             )
+        elif getattr(layer, "stateful", False):
+            raise ValueError(
+                "`model` must hold no layer that keeps its state from one call to the next, which "
+                f"no file does. Received: layer {layer.name!r} with stateful=True. Rebuild it "
+                "with stateful=False, its state as inputs and outputs of the model if need be."
+            )
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if foreign[5:] else "")
         raise ValueError(
@@ -253,48 +270,79 @@ def _require_plain(model: Any) -> None:
 
 
 def _in_float32(model: Any) -> tuple[Any, tuple[str, ...]]:
-    import keras
+    from dprp_tf.keras_internals.precision import in_float32, other_precisions
 
-    from dprp_tf.keras_internals.graphs import layers_inside
-
-    computed = sorted(
-        {
-            layer.compute_dtype
-            for layer in layers_inside(model, include_self=False)
-            if "float" in str(layer.compute_dtype)
-        }
-        - {"float32"}
-    )
+    computed = other_precisions(model)
     if not computed:
         return model, ()
-
-    def in_float32(layer: Any) -> Any:
-        config = layer.get_config()
-        if "float" in str(layer.compute_dtype):
-            config["dtype"] = "float32"
-        return layer.__class__.from_config(config)
-
-    twin = keras.models.clone_model(model, clone_function=in_float32, recursive=True)
-    twin.set_weights([np.asarray(weight, dtype=_numpy_dtype(weight)) for weight in model.weights])
     note = (
         f"the model computes in {', '.join(computed)}; the file was made from, and compared with, "
         "the same weights in float32"
     )
-    return twin, (note,)
+    return in_float32(model), (note,)
 
 
-def _numpy_dtype(weight: Any) -> str:
-    return "float32" if "float" in str(weight.dtype) else str(weight.dtype)
+def _batch_size(model: Any) -> int | None:
+    """The batch size that the model's computation is bound to, None if it takes any."""
+    import keras
+
+    declared = {tensor.shape[0] for tensor in model.inputs} - {None}
+    if len(declared) > 1:
+        raise ValueError(
+            "`model` must take as many samples in every input. Received: batch sizes "
+            f"{sorted(declared)}. Rebuild it on keras.Input without batch_size."
+        )
+    batch = declared.pop() if declared else None
+    for tensor in model.outputs:
+        if not tensor.shape or tensor.shape[0] not in {batch, None}:
+            raise ValueError(
+                "`model` must compute one output per sample. Received: an output of shape "
+                f"{tensor.shape} for a batch of {batch or 'any size'}. Give it outputs whose "
+                "first axis is that of the inputs."
+            )
+    if batch is None:
+        return None
+    single = isinstance(model, keras.Sequential)
+    opened = [keras.KerasTensor((None, *t.shape[1:]), dtype=t.dtype) for t in model.inputs]
+    try:
+        outputs = model.compute_output_spec(
+            opened[0] if single else keras.tree.pack_sequence_as(model.input, opened)
+        )
+    except Exception:  # operations raise whatever they like on shapes that do not fit
+        return int(batch)
+    spread = all(tensor.shape[0] is None for tensor in keras.tree.flatten(outputs))
+    return None if spread else int(batch)
 
 
-def _unique_names(names: Iterable[str]) -> list[str]:
-    unique: list[str] = []
-    for name in names:
-        clean = re.sub(r"\W", "_", name, flags=re.ASCII) or "tensor"
-        clean = clean if clean[0].isalpha() else f"t_{clean}"
-        candidate, count = clean, 0
-        while candidate in unique:
+def _unique_names(names: list[str]) -> list[str]:
+    """Make names that TensorFlow takes as arguments of a function, no two of them equal."""
+    legal = [_legal_name(name) for name in names]
+    unique = [""] * len(names)
+    taken: set[str] = set()
+    # A name that may stay as it is comes before one that becomes the same by being cleaned.
+    for position in sorted(range(len(names)), key=lambda n: legal[n] != names[n]):
+        candidate, count = legal[position], 0
+        # TensorFlow does not tell upper case from lower here.
+        while candidate.lower() in taken:
             count += 1
-            candidate = f"{clean}_{count}"
-        unique.append(candidate)
+            candidate = f"{legal[position]}_{count}"
+        taken.add(candidate.lower())
+        unique[position] = candidate
     return unique
+
+
+def _legal_name(name: str) -> str:
+    clean = re.sub(r"\W", "_", name, flags=re.ASCII) or "tensor"
+    # TensorFlow drops the names of a function's arguments where one of them could not be an
+    # argument's in Python or is `self`.
+    illegal = keyword.iskeyword(clean) or clean == "self" or not clean[0].isalpha()
+    return f"t_{clean}" if illegal else clean
+
+
+def _renamed(given: list[str], names: list[str], inputs: int) -> tuple[str, ...]:
+    changed = [
+        f"{'input' if position < inputs else 'output'} {old!r} is {new!r}"
+        for position, (old, new) in enumerate(zip(given, names, strict=True))
+        if old != new
+    ]
+    return (f"names changed in the file: {', '.join(changed)}",) if changed else ()

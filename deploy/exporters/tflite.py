@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dprp_tf.deploy.exporters.export_report import ExportReport
-from dprp_tf.deploy.exporters.flatbuffer import Operators, read_operators
+from dprp_tf.deploy.exporters.flatbuffer import Operators, in_order, read_operators
 from dprp_tf.deploy.exporters.parity import ParityCheck
 from dprp_tf.deploy.exporters.source import Source
+from dprp_tf.deploy.running.batches import split_batches
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.files.arguments import check_choice
 from dprp_tf.files.atomic import atomic_path
@@ -47,9 +48,10 @@ def export_tflite(
 ) -> ExportReport:
     """Write a Keras model as a .tflite file and prove that the file computes the same.
 
-    The file takes a batch of 1, uses LiteRT's built-in operators alone (no Flex, no custom
-    ones), and keeps the names of the model's inputs and outputs. It is written beside `path`,
-    run on the verification inputs, and renamed only if its outputs agree.
+    The file takes a batch of 1 (or the only one that the model computes with), uses LiteRT's
+    built-in operators alone (no Flex, no custom ones), and keeps the names of the model's inputs
+    and outputs. It is written beside `path`, run on the verification inputs, and renamed only if
+    its outputs agree.
 
     Args:
         model: A built Functional or Sequential model of Keras' own layers.
@@ -206,8 +208,9 @@ def _convert(
         holder = tf.Module()
         holder.variables_of_model = list(function.graph.variables)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
-        samples = None if calibration is None else _by_name(calibration)
-        return _run(converter, quantization, samples, integer_io)
+        samples = None if calibration is None else _by_name(calibration, source.batch)
+        content = _run(converter, quantization, samples, integer_io)
+        return in_order(content, list(source.inputs), source.outputs)
 
 
 def _convert_frozen(
@@ -226,7 +229,7 @@ def _convert_frozen(
     with quiet():
         frozen = convert_to_constants.convert_variables_to_constants_v2(_concrete(source, serve))
         converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], None)
-        samples = None if calibration is None else _by_position(calibration)
+        samples = None if calibration is None else _by_position(calibration, source.batch)
         return _run(converter, quantization, samples, integer_io)
 
 
@@ -235,7 +238,7 @@ def _concrete(source: Source, serve: Callable[..., Any]) -> Any:
 
     # batch axis: None -> 1, which lets the converter fold shapes and the runtime plan memory
     signature = [
-        tf.TensorSpec((1, *shape[1:]), dtype, name=name)
+        tf.TensorSpec((shape[0] or 1, *shape[1:]), dtype, name=name)
         for name, (shape, dtype) in source.inputs.items()
     ]
     return tf.function(serve, input_signature=signature, autograph=False).get_concrete_function()
@@ -273,18 +276,16 @@ def _run(
 
 
 def _by_name(
-    calibration: dict[str, np.ndarray],
+    calibration: dict[str, np.ndarray], batch: int | None
 ) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    def samples() -> Iterator[dict[str, np.ndarray]]:
-        for position in range(len(next(iter(calibration.values())))):
-            yield {name: array[position : position + 1] for name, array in calibration.items()}
-
-    return samples
+    return lambda: split_batches(calibration, batch, chunk=1)
 
 
-def _by_position(calibration: dict[str, np.ndarray]) -> Callable[[], Iterator[list[np.ndarray]]]:
+def _by_position(
+    calibration: dict[str, np.ndarray], batch: int | None
+) -> Callable[[], Iterator[list[np.ndarray]]]:
     def samples() -> Iterator[list[np.ndarray]]:
-        for sample in _by_name(calibration)():
+        for sample in split_batches(calibration, batch, chunk=1):
             yield list(sample.values())
 
     return samples

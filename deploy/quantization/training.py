@@ -14,7 +14,6 @@ from dprp_tf.costs.compiled_loss import are_classes, compiled_loss, is_binary, i
 from dprp_tf.deploy.exporters.class_scores import class_score_outputs, output_names
 from dprp_tf.deploy.exporters.export_report import ExportReport
 from dprp_tf.deploy.exporters.parity import ParityCheck
-from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.exporters.tflite import convert_trained
 from dprp_tf.deploy.quantization.keras2 import (
     Keras2Model,
@@ -86,9 +85,8 @@ class QuantizedModel:
         self.history = history
         self._samples = samples
         self._class_scores = tuple(class_scores)
-        source = bridge.source
-        self._plain = source.model
-        self._source = Source(model, source.inputs, source.outputs, source.notes)
+        self._plain = bridge.source.model
+        self._source = replace(bridge.source, model=model)
 
     def predict(self, x: Any) -> np.ndarray | dict[str, np.ndarray]:
         """Compute the outputs, rounded as the int8 file rounds them.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dprp_tf.costs.accuracy import top_1_accuracy
-from dprp_tf.deploy.running.batches import check_batches
+from dprp_tf.deploy.running.batches import as_dtype, check_batches, split_batches
 from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.files.arguments import check_integer
 from dprp_tf.files.extras import require
@@ -28,8 +28,11 @@ _ONNX_DTYPES = {
     "tensor(int8)": "int8",
     "tensor(uint8)": "uint8",
     "tensor(int16)": "int16",
+    "tensor(uint16)": "uint16",
     "tensor(int32)": "int32",
+    "tensor(uint32)": "uint32",
     "tensor(int64)": "int64",
+    "tensor(uint64)": "uint64",
     "tensor(bool)": "bool",
 }
 
@@ -48,7 +51,9 @@ class RuntimeModel:
     """An exported file, loaded: named arrays in, named arrays out.
 
     Quantized inputs and outputs are converted from and to float32 by their scale and zero point;
-    arrays that already have an input's integer dtype pass unchanged.
+    arrays that already have an input's integer dtype pass unchanged. Nothing else is converted
+    but to a dtype that holds the values. Inputs and outputs stand in the order of the exported
+    model, in files of other origin in the file's.
 
     Args:
         path: The `.tflite` or `.onnx` file.
@@ -66,33 +71,28 @@ class RuntimeModel:
         self.path = require_model_file(path)
         self._load(check_integer("threads", threads))
 
-    def run(self, inputs: Any) -> dict[str, np.ndarray]:
+    def run(self, inputs: Any, argument: str = "inputs") -> dict[str, np.ndarray]:
         """Run the file on a batch of any size.
 
         Args:
             inputs: An array `(samples, ...)`, or a list or dict of them for several inputs.
+            argument: Name of the argument it came through, for the error message. Defaults to
+                `"inputs"`.
 
         Returns:
             Output name to array of shape `(samples, ...)`; floating-point where quantized.
 
         Raises:
-            ValueError: If a name, shape or sample count does not fit.
+            ValueError: If a name, shape, sample count or value does not fit.
         """
         shapes = {tensor.name: tensor.shape for tensor in self.inputs}
-        given = check_batches(inputs, shapes, "inputs")
-        arrays = {tensor.name: _as_input(given[tensor.name], tensor) for tensor in self.inputs}
+        given = check_batches(inputs, shapes, argument)
+        arrays = {
+            tensor.name: _as_input(given[tensor.name], tensor, argument) for tensor in self.inputs
+        }
         samples = len(next(iter(arrays.values())))
-        fixed = self.inputs[0].shape[0]
-        batch = fixed or _CHUNK
         chunks = []
-        for start in range(0, samples, batch):
-            part = {name: array[start : start + batch] for name, array in arrays.items()}
-            missing = batch - len(next(iter(part.values()))) if fixed else 0
-            if missing:
-                part = {
-                    name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
-                    for name, array in part.items()
-                }
+        for part in split_batches(arrays, self.inputs[0].shape[0], _CHUNK):
             try:
                 chunks.append(self._invoke(part))
             except Exception as error:  # runtimes raise whatever their kernels raise
@@ -128,13 +128,17 @@ class _LiteRTModel(RuntimeModel):
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise _unreadable(self.path, error) from error
+        all_inputs = self._interpreter.get_input_details()
+        all_outputs = self._interpreter.get_output_details()
         signatures = self._interpreter.get_signature_list()
         if signatures:
             runner = self._interpreter.get_signature_runner(next(iter(signatures)))
-            inputs, outputs = runner.get_input_details(), runner.get_output_details()
+            # A signature sorts by name.
+            inputs = _in_order(runner.get_input_details(), all_inputs)
+            outputs = _in_order(runner.get_output_details(), all_outputs)
         else:
-            inputs = {entry["name"]: entry for entry in self._interpreter.get_input_details()}
-            outputs = {entry["name"]: entry for entry in self._interpreter.get_output_details()}
+            inputs = {entry["name"]: entry for entry in all_inputs}
+            outputs = {entry["name"]: entry for entry in all_outputs}
         self.inputs = tuple(_litert_tensor(name, entry) for name, entry in inputs.items())
         self.outputs = tuple(_litert_tensor(name, entry) for name, entry in outputs.items())
 
@@ -244,7 +248,7 @@ def run_file(
     Args:
         path: The `.tflite` or `.onnx` file.
         inputs: An array `(samples, ...)`; for several inputs a dict by input name, or a list in
-            the file's order.
+            the order of the model that was exported (of a file of other origin, in its own).
         threads: Number of threads, 1 or more. Defaults to 1.
 
     Returns:
@@ -308,7 +312,8 @@ def evaluate_file(
     >>> evaluate_file(path, np.eye(2, dtype="float32"), np.array([0, 1]))
     1.0
     """
-    outputs = run_file(path, x, threads=threads)
+    found = load_file(path, threads).run(x, "x")
+    outputs: Any = next(iter(found.values())) if len(found) == 1 else found
     if score is not None:
         from dprp_tf.costs.scores import resolve_score
 
@@ -326,18 +331,32 @@ def evaluate_file(
     return top_1_accuracy(y, outputs)
 
 
-def _as_input(array: np.ndarray, tensor: _Tensor) -> np.ndarray:
-    if tensor.scale and str(array.dtype) != tensor.dtype:
-        limits = np.iinfo(tensor.dtype)
-        steps = np.round(array / tensor.scale) + tensor.zero_point
-        return np.clip(steps, limits.min, limits.max).astype(tensor.dtype)
-    return array.astype(tensor.dtype, copy=False)
+def _as_input(array: np.ndarray, tensor: _Tensor, argument: str) -> np.ndarray:
+    if not tensor.scale or str(array.dtype) == tensor.dtype:
+        return as_dtype(array, tensor.dtype, tensor.name, argument)
+    values = as_dtype(array, "float32", tensor.name, argument)
+    if np.isnan(values).any():
+        raise ValueError(
+            f"`{argument}` must hold no NaN for input {tensor.name!r}, which is quantized to "
+            f"{tensor.dtype}. Received: {int(np.isnan(values).sum())} NaN. Replace them."
+        )
+    limits = np.iinfo(tensor.dtype)
+    steps = np.round(values / tensor.scale) + tensor.zero_point
+    return np.clip(steps, limits.min, limits.max).astype(tensor.dtype)
 
 
 def _as_output(array: np.ndarray, tensor: _Tensor) -> np.ndarray:
     if not tensor.scale:
         return array
     return ((array.astype(np.float32) - tensor.zero_point) * tensor.scale).astype(np.float32)
+
+
+def _in_order(
+    named: Mapping[str, Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    places = {entry["index"]: place for place, entry in enumerate(entries)}
+    ordered = sorted(named.items(), key=lambda item: places.get(item[1]["index"], len(places)))
+    return dict(ordered)
 
 
 def _litert_tensor(name: str, entry: Mapping[str, Any]) -> _Tensor:

@@ -669,11 +669,24 @@ def _fit(array: Any, entry: dict[str, Any], path: Path) -> Any:
     if not fits:
         raise RunnerError(f"--input has shape {array.shape}, {path} takes {shape}")
     array = array[: shape[0]]
-    if entry["scale"] and array.dtype.kind == "f":
-        limits = np.iinfo(entry["dtype"])
-        steps = np.round(array / entry["scale"]) + entry["zero_point"]
-        array = np.clip(steps, limits.min, limits.max)
-    return np.ascontiguousarray(array.astype(entry["dtype"]))
+    wanted = np.dtype(entry["dtype"])
+    if array.dtype.kind not in "biuf":
+        raise RunnerError(f"--input is of dtype {array.dtype}, {path} takes {wanted}")
+    if array.dtype == wanted:
+        return np.ascontiguousarray(array)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if entry["scale"] and not np.isnan(array).any():
+            limits = np.iinfo(wanted)
+            steps = np.round(array / entry["scale"]) + entry["zero_point"]
+            return np.ascontiguousarray(np.clip(steps, limits.min, limits.max).astype(wanted))
+        fitted = array.astype(wanted)
+    # Rounding to a shorter float is fine; cutting off fractions and wrapping around is not.
+    held = fitted == array
+    if wanted.kind == "f":
+        held = np.isfinite(fitted) | ~np.isfinite(array)
+    if not held.all():
+        raise RunnerError(f"--input holds {array[~held][0]}, which {wanted} of {path} can't hold")
+    return np.ascontiguousarray(fitted)
 
 
 def _warm_up(runner: _LiteRT | _OnnxRuntime, path: Path, warmup: int) -> int:

@@ -21,7 +21,7 @@ from dprp_tf.keras_internals.graphs import (
     walk_layers,
 )
 
-__all__ = ["CopiesCheaply", "quick_build", "require_graph", "rewrite"]
+__all__ = ["CopiesCheaply", "quick_build", "rebuild_configured", "require_graph", "rewrite"]
 
 _CONSTANT = (keras.initializers.Zeros, keras.initializers.Ones, keras.initializers.Constant)
 
@@ -100,11 +100,51 @@ def rewrite(
     return result
 
 
+def rebuild_configured(
+    model: keras.Model, configure: Callable[[dict[str, Any]], dict[str, Any]]
+) -> keras.Model:
+    """Return a copy of a model whose parts are made from changed configurations; for inference.
+
+    All state is copied as in `rewrite`. Two layers may own the same weight: each copy gets one of
+    its own, equal to the other.
+
+    Args:
+        model: A built Functional or Sequential model.
+        configure: Called with the configuration of each input, layer and operation; returns the
+            one to make the copy from.
+
+    Returns:
+        The copy, not compiled.
+
+    Raises:
+        ValueError: If `model` has no graph (see `require_graph`) or a layer can't be copied.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="relu")])
+    >>> copy = rebuild_configured(model, lambda config: {**config, "activation": "tanh"}
+    ...                           if "activation" in config else config)
+    >>> copy.layers[-1].activation.__name__
+    'tanh'
+    """
+    require_graph(model)
+    rewriter = _Rewriter(lambda layer: None, configure)
+    result = rewriter.rebuild(model, keras.Model, {})
+    for layer, new in rewriter.copied:
+        _copy_state(layer, new)
+    return result
+
+
 class _Rewriter:
     """One rewriting: what has been copied so far, so that what is shared stays shared."""
 
-    def __init__(self, replace: Callable[[keras.layers.Layer], Any]) -> None:
+    def __init__(
+        self,
+        replace: Callable[[keras.layers.Layer], Any],
+        configure: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
+    ) -> None:
         self._replace = replace
+        self._configure = configure
         self._copies: dict[int, Any] = {}
         self.copied: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
@@ -112,7 +152,7 @@ class _Rewriter:
         self, source: keras.Model, target: type[keras.Model], arguments: dict[str, Any]
     ) -> keras.Model:
         graph = graph_of(source)
-        tensors = {id(tensor): _input_like(tensor) for tensor in graph.inputs}
+        tensors = {id(tensor): _input_like(tensor, self._configure) for tensor in graph.inputs}
         for node in nodes(graph):
             # A node fed from outside of the graph is no part of it.
             if node.is_input or any(id(x) not in tensors for x in node.input_tensors):
@@ -140,10 +180,10 @@ class _Rewriter:
         if graph_of(operation) is not None:
             return self.rebuild(operation, keras.Model, {})
         if not isinstance(operation, keras.layers.Layer):
-            return _clone_operation(operation)
+            return _clone_operation(operation, self._configure)
         new = self._replace(operation)
         if new is None:
-            new = _clone(operation)
+            new = _clone(operation, self._configure)
             if isinstance(operation, CopiesCheaply):
                 operation.prepare_copy(new)
             self.copied.append((operation, new))
@@ -205,21 +245,23 @@ def _require_own_weights(model: keras.Model) -> None:
                 )
 
 
-def _input_like(tensor: Any) -> Any:
+def _input_like(tensor: Any, configure: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     source = history_of(tensor).operation
-    layer = type(source).from_config(source.get_config())
+    layer = type(source).from_config(configure(source.get_config()))
     layer._trainable = source.trainable
     # Keras looks inputs up by the tensor's name, which need not be the layer's.
     layer.output.name = tensor.name
     return layer.output
 
 
-def _clone_operation(operation: Any) -> Any:
+def _clone_operation(operation: Any, configure: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     """Copy a `keras.ops` operation: it holds no weights, but it records what it is called on."""
-    return type(operation).from_config(operation.get_config())
+    return type(operation).from_config(configure(operation.get_config()))
 
 
-def _clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+def _clone(
+    layer: keras.layers.Layer, configure: Callable[[dict[str, Any]], dict[str, Any]]
+) -> keras.layers.Layer:
     if type(layer) is keras.layers.Lambda:
         # By its function itself: a function is serialized by name or as unsafe bytes.
         return keras.layers.Lambda(
@@ -228,12 +270,12 @@ def _clone(layer: keras.layers.Layer) -> keras.layers.Layer:
             mask=layer.mask,
             arguments=layer.arguments,
             name=layer.name,
-            dtype=layer.dtype_policy,
+            **configure({"dtype": layer.dtype_policy}),
             trainable=layer.trainable,
         )
     try:
         with keras.saving.custom_object_scope(_own_objects(layer)):
-            new = type(layer).from_config(layer.get_config())
+            new = type(layer).from_config(configure(layer.get_config()))
     except Exception as error:
         raise _cannot_copy(layer, "could not be made from its configuration", error) from error
     if layer.activity_regularizer is not None and new.activity_regularizer is None:

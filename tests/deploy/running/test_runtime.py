@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from dprp_tf.deploy import evaluate_file, run_file
+from dprp_tf.deploy import evaluate_file, export, run_file
 from dprp_tf.deploy.exporters.onnx import export_onnx
 from dprp_tf.deploy.exporters.tflite import export_tflite
+from dprp_tf.deploy.running.runtime import load_file
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +125,126 @@ print(sorted(set(heavy) & set(sys.modules)))
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# One order and no silent casts
+
+
+def _of_two(first: str, second: str) -> keras.Model:
+    keras.utils.set_random_seed(23)
+    a, b = keras.Input((8,), name=first), keras.Input((8,), name=second)
+    left, right = layers.Dense(4)(a), layers.Dense(4)(b)
+    return keras.Model(
+        [a, b], [layers.Subtract(name="z")([left, right]), layers.Dense(4, name="m")(right)]
+    )
+
+
+@pytest.mark.parametrize("names", [("query", "key"), ("key", "query"), ("b", "class")])
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".onnx", {}),
+        (".onnx", {"quantization": "int8"}),
+        (".tflite", {}),
+        (".tflite", {"quantization": "int8"}),
+        (".tflite", {"quantization": "int8", "integer_io": True}),
+    ],
+)
+def test_a_list_stands_in_the_models_order(
+    suffix: str, names: tuple[str, str], options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = _of_two(*names)
+    x = list(np.random.default_rng(0).random((2, 64, 8), dtype=np.float32))
+    path = tmp_path / f"a{suffix}"
+    export(model, path, calibration_data=x, minimum_agreement=0, **options)
+    outputs = run_file(path, x)
+    assert isinstance(outputs, dict)
+    assert list(outputs) == ["z", "m"]
+    limit = 0.08 if options else 1e-6
+    for (name, found), wanted in zip(outputs.items(), model.predict(x, verbose=0), strict=True):
+        scale = np.abs(wanted).max()
+        assert np.abs(found - wanted).max() <= limit * scale, name
+        assert np.abs(run_file(path, x[::-1])[name] - wanted).max() > 0.3 * scale, name
+        loaded = load_file(path)
+        by_name = {tensor.name: array for tensor, array in zip(loaded.inputs, x, strict=True)}
+        np.testing.assert_array_equal(run_file(path, dict(reversed(by_name.items())))[name], found)
+
+
+def test_a_list_for_a_file_of_other_origin_stands_in_the_files_order(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 2), name="b"), tf.TensorSpec((1, 2), name="a")])
+    def serve(b: Any, a: Any) -> Any:
+        return {"y": b - 2 * a}
+
+    holder = tf.Module()
+    holder.serve = serve
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [serve.get_concrete_function()], holder
+    )
+    (tmp_path / "a.tflite").write_bytes(converter.convert())
+    loaded = load_file(tmp_path / "a.tflite")
+    names = [tensor.name for tensor in loaded.inputs]
+    x = {"b": np.ones((1, 2), "float32"), "a": np.full((1, 2), 5, "float32")}
+    given = [x[name] for name in names]
+    np.testing.assert_array_equal(run_file(tmp_path / "a.tflite", given), [[-9, -9]])
+    np.testing.assert_array_equal(run_file(tmp_path / "a.tflite", x), [[-9, -9]])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "bool"])
+@pytest.mark.parametrize("suffix", [".tflite", ".onnx"])
+def test_integers_are_held_or_refused(suffix: str, dtype: str, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(24)
+    image = keras.Input((6,), dtype=dtype, name="image")
+    scaled = layers.Dense(3)(keras.ops.cast(image, "float32") / 8)
+    model = keras.Model(image, scaled)
+    path = tmp_path / f"a{suffix}"
+    high = 2 if dtype == "bool" else 100
+    x = np.random.default_rng(0).integers(0, high, (16, 6)).astype(dtype)
+    export(model, path, verification_data=x)
+    wanted = model.predict(x, verbose=0)
+    labels = wanted.argmax(axis=1)
+    for held in (x, x.astype("int64"), x.astype("float32"), x.astype("uint8")):
+        np.testing.assert_allclose(run_file(path, held), wanted, rtol=1e-4, atol=1e-5)
+        assert evaluate_file(path, held, labels) == 1
+    wrong = [x / 255, x.astype("float32") + np.nan, np.full((2, 6), 1e20), x.astype(str)]
+    wrong += [x.astype("int16") - 200] if dtype in ("uint8", "bool") else []
+    wrong += [np.full((2, 6), 2**40)] if dtype == "int32" else []
+    for values in wrong:
+        with pytest.raises(ValueError, match=rf"`inputs` must hold .*{dtype}.*Received.*dtype="):
+            run_file(path, values)
+        with pytest.raises(ValueError, match=r"`x` must hold .*'image'"):
+            evaluate_file(path, values, labels[: len(values)])
+        with pytest.raises(ValueError, match="`verification_data` must"):
+            export(model, tmp_path / f"b{suffix}", verification_data=values)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".tflite", ".onnx"])
+def test_floats_that_would_become_infinite_are_refused(suffix: str, files: dict[str, Path]) -> None:
+    x = np.full((1, 6, 6, 3), 1e39)
+    with pytest.raises(ValueError, match=r"numbers up to 3\.4028e\+38 .*Received.*1e\+39"):
+        run_file(files[suffix[1:]], x)
+    assert np.isfinite(run_file(files[suffix[1:]], x / 1e39)).all()
+
+
+def test_quantized_inputs_take_numbers_of_every_dtype_but_no_nan(
+    model: keras.Model, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (32, 6, 6, 3))
+    path = tmp_path / "a.tflite"
+    export(
+        model,
+        path,
+        quantization="int8",
+        calibration_data=x,
+        minimum_agreement=0,
+        tolerance=0.5,
+        integer_io=True,
+    )
+    wanted = run_file(path, x.astype("float32"))
+    assert np.ptp(wanted) > 1
+    for dtype in ("uint8", "int16", "int64", "float64"):
+        np.testing.assert_array_equal(run_file(path, x.astype(dtype)), wanted)
+    with pytest.raises(ValueError, match="must hold no NaN for input 'image'"):
+        run_file(path, np.where(x == x[0, 0, 0, 0], np.nan, x))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from dprp_tf.deploy import export
 from dprp_tf.deploy.exporters.onnx import export_onnx
 from dprp_tf.deploy.exporters.tflite import export_tflite
 from dprp_tf.deploy.running.runtime import load_file
@@ -115,7 +116,9 @@ def test_quantized_outputs_stay_integers(files: dict[str, Path], tmp_path: Path)
 
 def test_a_fixed_batch_is_filled_up(files: dict[str, Path], tmp_path: Path) -> None:
     image = keras.Input((4,), name="image", batch_size=3)
-    export_onnx(keras.Model(image, layers.Dense(2)(image)), tmp_path / "three.onnx")
+    bound = keras.ops.reshape(layers.Dense(2)(image), (3, 2))
+    export_onnx(keras.Model(image, bound), tmp_path / "three.onnx")
+    assert load_file(tmp_path / "three.onnx").inputs[0].shape == (3, 4)
     x = np.random.default_rng(1).random((7, 4), dtype=np.float32)
     np.savez(tmp_path / "x.npz", image=x)
     _answer("three.onnx", "--input", "x.npz", "--outputs", "y.npz", cwd=tmp_path)
@@ -174,3 +177,49 @@ def test_modes_need_their_models(files: dict[str, Path], tmp_path: Path) -> None
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ["tflite", "onnx"])
+def test_it_takes_what_an_input_holds_and_refuses_the_rest(suffix: str, tmp_path: Path) -> None:
+    image = keras.Input((4,), dtype="uint8", name="image")
+    model = keras.Model(image, layers.Dense(2)(layers.Rescaling(1 / 255)(image)))
+    export(model, tmp_path / f"a.{suffix}")
+    x = np.array([[0, 40, 100, 255]])
+    for name, values in (
+        ("whole", x.astype(float)),
+        ("fraction", x / 255),
+        ("negative", x - 1),
+        ("large", x + 1),
+        ("text", x.astype(str)),
+    ):
+        np.savez(tmp_path / f"{name}.npz", image=values)
+    _answer(f"a.{suffix}", "--input", "whole.npz", "--outputs", "y.npz", cwd=tmp_path)
+    with np.load(tmp_path / "y.npz", allow_pickle=False) as outputs:
+        np.testing.assert_allclose(
+            outputs[outputs.files[0]], model.predict(x, verbose=0), atol=1e-5
+        )
+    for name, message in (
+        ("fraction", "holds 0.15"),
+        ("negative", "holds -1, which uint8"),
+        ("large", "holds 256, which uint8"),
+        ("text", "of dtype <U"),
+    ):
+        done = _run(f"a.{suffix}", "--input", f"{name}.npz", "--no-memory", cwd=tmp_path)
+        assert done.returncode == 2, name
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_quantized_inputs_take_integers_as_floats(files: dict[str, Path], tmp_path: Path) -> None:
+    from dprp_tf.deploy.targets.edge_runner import RunnerError, _fit
+
+    entry = {"shape": [1, 3], "dtype": "int8", "scale": 2.0, "zero_point": -100}
+    values = np.array([[0, 255, 1000]])
+    for dtype in ("int16", "int64", "float32"):
+        fitted = _fit(values.astype(dtype), entry, tmp_path / "a.tflite")
+        assert fitted.dtype == np.int8
+        assert fitted.tolist() == [[-100, 28, 127]]
+    raw = np.array([[1, 2, 3]], "int8")
+    assert _fit(raw, entry, tmp_path / "a.tflite").tolist() == raw.tolist()
+    with pytest.raises(RunnerError, match="holds nan, which int8"):
+        _fit(np.array([[0.0, np.nan, 1]]), entry, tmp_path / "a.tflite")

@@ -1,0 +1,389 @@
+"""Models as people bring them: names, batch sizes, precisions, constants and operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from dprp_tf.deploy import ExportReport, export, run_file
+from dprp_tf.deploy.exporters.exporting import EXPORTERS
+from dprp_tf.deploy.exporters.source import Source
+from dprp_tf.deploy.running.runtime import load_file
+
+EVERY = pytest.mark.parametrize("suffix", list(EXPORTERS))
+
+
+def _normal(*shape: int, seed: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def _names(report: ExportReport) -> list[str]:
+    loaded = load_file(report.path)
+    return [tensor.name for tensor in (*loaded.inputs, *loaded.outputs)]
+
+
+# Names
+
+
+@EVERY
+@pytest.mark.parametrize("name", ["class", "self", "None", "async", "1st", "_x", "größe", "a b-c"])
+def test_an_input_may_be_called_anything(suffix: str, name: str, tmp_path: Path) -> None:
+    image = keras.Input((8,), name=name)
+    model = keras.Model(image, layers.Dense(3, name="y")(image))
+    x = _normal(32, 8)
+    for quantization in (None, "int8"):
+        report = export(
+            model,
+            tmp_path / f"a{suffix}",
+            quantization=quantization,
+            calibration_data={name: x},
+            minimum_agreement=0,
+        )
+        new, output = _names(report)
+        assert new.isidentifier()
+        assert output == "y"
+        assert f"names changed in the file: input {name!r} is {new!r}" in report.notes
+    assert _names(report) == [*Source.of(model).inputs, *Source.of(model).outputs]
+    assert Source.of(model).model_names == {new: name, "y": "y"}
+    # The file's own name does as well.
+    export(model, tmp_path / f"a{suffix}", verification_data={new: x})
+    assert np.abs(run_file(tmp_path / f"a{suffix}", {new: x})).max() > 0.1
+
+
+@EVERY
+def test_legal_names_stay_and_no_note_is_made(suffix: str, tmp_path: Path) -> None:
+    for name in ("image", "Image", "x__y", "x_", "match", "args", "training", "Identity"):
+        image = keras.Input((4,), name=name)
+        model = keras.Model(image, layers.Dense(3, name="Y")(image))
+        report = export(model, tmp_path / f"a{suffix}")
+        assert _names(report) == [name, "Y"]
+        assert report.notes == ()
+
+
+@EVERY
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (("a.b", "c", "a_b"), ["a_b_1", "c", "a_b"]),
+        (("im-1", "im 1", "im.1"), ["im_1", "im_1_1", "im_1_2"]),
+        (("x", "X", "d"), ["x", "X_1", "d"]),
+        (("class", "t_class", "T_class"), ["t_class_2", "t_class", "T_class_1"]),
+    ],
+)
+def test_names_that_become_equal_are_told_apart(
+    suffix: str, given: tuple[str, str, str], wanted: list[str], tmp_path: Path
+) -> None:
+    keras.utils.set_random_seed(1)
+    first, second = keras.Input((4,), name=given[0]), keras.Input((4,), name=given[1])
+    joined = layers.Subtract(name=given[2])([layers.Dense(2)(first), layers.Dense(2)(second)])
+    model = keras.Model([first, second], joined)
+    x = [_normal(8, 4), _normal(8, 4, seed=4)]
+    report = export(model, tmp_path / f"a{suffix}", verification_data=x)
+    source = Source.of(model)
+    assert [*source.inputs, *source.outputs] == wanted
+    assert set(_names(report)) == set(wanted)
+    assert source.model_names == dict(zip(wanted, given, strict=True))
+    by_name = dict(zip(wanted[:2], x, strict=True))
+    outputs = run_file(report.path, by_name)
+    np.testing.assert_allclose(outputs, model.predict(x, verbose=0), atol=1e-5)
+    swapped = run_file(report.path, dict(zip(wanted[:2], x[::-1], strict=True)))
+    assert np.abs(swapped - outputs).max() > 0.1
+
+
+@EVERY
+def test_an_output_may_be_an_input_or_come_twice(suffix: str, tmp_path: Path) -> None:
+    x = keras.Input((4,), name="x")
+    y = layers.Dense(3, name="y")(x)
+    data = _normal(8, 4)
+    for outputs, names in (([y, x], ["x", "y", "x_1"]), ([y, y], ["x", "y", "y_1"])):
+        model = keras.Model(x, outputs)
+        report = export(model, tmp_path / f"a{suffix}", verification_data=data)
+        assert set(_names(report)) == set(names)
+        found = run_file(report.path, data)
+        assert isinstance(found, dict)
+        wanted: list[Any] = model.predict(data, verbose=0)
+        for name, values in zip(names[1:], wanted, strict=True):
+            np.testing.assert_allclose(found[name], values, atol=1e-5)
+
+
+# Constants
+
+
+def _adapted() -> layers.Layer:
+    normalization = layers.Normalization()
+    normalization.adapt(3 + 2 * _normal(64, 8, 8, 3))
+    return normalization
+
+
+def _inside(operation: Any) -> Any:
+    inner = keras.Input((8, 8, 3))
+    return keras.Model(inner, operation(inner))
+
+
+LARGE = _normal(8, 8, 3)  # more than the 128 elements up to which TensorFlow copies constants
+CONSTANTS: dict[str, Any] = {
+    "adapted normalization": lambda x: _adapted()(x),
+    "given normalization": lambda x: layers.Normalization(mean=[1, 2, 3], variance=[4, 1, 9])(x),
+    "inverse normalization": lambda x: layers.Normalization(
+        mean=[1, 2, 3], variance=[4, 1, 9], invert=True
+    )(x),
+    "preprocess_input": lambda x: keras.applications.resnet50.preprocess_input(x),
+    "small tensor": lambda x: x - keras.ops.convert_to_tensor([1.0, 2.0, 3.0]),
+    "large tensor": lambda x: keras.ops.convert_to_tensor(LARGE) * x,
+    "large array": lambda x: x + LARGE,
+    "variable": lambda x: x * keras.Variable(LARGE),
+    "indices": lambda x: keras.ops.take(x, keras.ops.convert_to_tensor([2, 0, 1, 1]), axis=-1),
+    "matrix": lambda x: keras.ops.matmul(x, keras.ops.convert_to_tensor(_normal(3, 5))),
+    "nested": lambda x: _inside(lambda y: y / keras.ops.convert_to_tensor([2.0, 4.0, 8.0]))(x),
+    "bound": lambda x: keras.ops.maximum(x, keras.ops.convert_to_tensor(LARGE)),
+}
+
+
+@EVERY
+@pytest.mark.parametrize("kind", list(CONSTANTS))
+def test_constants_in_the_graph_are_part_of_the_file(
+    suffix: str, kind: str, tmp_path: Path
+) -> None:
+    keras.utils.set_random_seed(5)
+    image = keras.Input((8, 8, 3), name="image")
+    changed = CONSTANTS[kind](image)
+    model = keras.Model(image, layers.Conv2D(4, 3, name="y")(changed))
+    x = 3 * _normal(16, 8, 8, 3)
+    report = export(model, tmp_path / f"a{suffix}", verification_data=x)
+    assert _names(report) == ["image", "y"]
+    wanted = model.predict(x, verbose=0)
+    found = run_file(report.path, x)
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+    if changed.shape == image.shape:
+        # Without the constant it would be another file.
+        without = np.asarray(model.layers[-1](x))
+        assert np.abs(found - without).max() > 0.1 * np.abs(wanted).max()
+    rounded = export(
+        model, tmp_path / f"b{suffix}", quantization="int8", calibration_data=x, tolerance=0.05
+    )
+    assert _names(rounded) == ["image", "y"]
+    assert rounded.max_error > 2 * report.max_error
+
+
+def test_a_captured_constant_is_an_initializer(tmp_path: Path) -> None:
+    import onnx
+
+    image = keras.Input((8, 8, 3), name="image")
+    model = keras.Model(image, image + keras.ops.convert_to_tensor(LARGE))
+    for options in ({}, {"opset": 13}, {"quantization": "float16"}):
+        report = export(model, tmp_path / "a.onnx", **options)
+        graph = onnx.load(str(report.path)).graph
+        assert [entry.name for entry in graph.input] == ["image"]
+        assert LARGE.size in [np.prod(tensor.dims) for tensor in graph.initializer]
+
+
+# Batch sizes
+
+
+def _fixed(batch: int, finish: Any) -> keras.Model:
+    keras.utils.set_random_seed(6)
+    image = keras.Input((8, 8, 3), batch_size=batch, name="image")
+    x = layers.Conv2D(4, 3, activation="relu")(image)
+    return keras.Model(image, finish(layers.GlobalAveragePooling2D()(x)))
+
+
+@EVERY
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_declared_batch_size_does_not_bind_the_file(
+    suffix: str, quantization: str | None, batch: int, tmp_path: Path
+) -> None:
+    nested = keras.Sequential([keras.Input((4,), batch_size=batch), layers.Dense(3)])
+    for finish in (layers.Dense(3), nested):
+        model = _fixed(batch, finish)
+        # No multiple of the batch size.
+        x = _normal(33, 8, 8, 3)
+        report = export(
+            model,
+            tmp_path / f"a{suffix}",
+            quantization=quantization,
+            calibration_data=x,
+            minimum_agreement=0,
+        )
+        assert report.samples == 33
+        assert report.notes == ()
+        (tensor,) = load_file(report.path).inputs
+        assert tensor.shape == (None if suffix == ".onnx" else 1, 8, 8, 3)
+        wanted = np.asarray(model(x, training=False))
+        limit = (0.05 if quantization else 1e-5) * np.abs(wanted).max()
+        np.testing.assert_allclose(run_file(report.path, x), wanted, atol=limit)
+    assert model.inputs[0].shape == (batch, 8, 8, 3)
+
+
+@EVERY
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_a_batch_size_that_the_computation_needs_stays(
+    suffix: str, quantization: str | None, tmp_path: Path
+) -> None:
+    scales = keras.ops.convert_to_tensor(np.array([[1.0], [2.0], [3.0], [4.0]], "float32"))
+    bound: dict[str, Any] = {
+        "reshape": lambda x: layers.Dense(3)(keras.ops.reshape(x, (4, 2, 2))[:, 0]),
+        "by place": lambda x: layers.Dense(3)(x) * scales,
+    }
+    for name, finish in bound.items():
+        model = _fixed(4, finish)
+        x = _normal(14, 8, 8, 3)
+        report = export(
+            model,
+            tmp_path / f"a{suffix}",
+            quantization=quantization,
+            calibration_data=x,
+            minimum_agreement=0,
+        )
+        assert "batches of 4 only" in report.notes[0]
+        assert load_file(report.path).inputs[0].shape == (4, 8, 8, 3)
+        filled = np.concatenate([x, x[-1:], x[-1:]])
+        parts = [np.asarray(model(filled[n : n + 4])) for n in range(0, 16, 4)]
+        wanted = np.concatenate(parts)[:14]
+        limit = (0.05 if quantization else 1e-5) * np.abs(wanted).max()
+        np.testing.assert_allclose(run_file(report.path, x), wanted, atol=limit)
+        # Where a sample's place counts, others would come out elsewhere.
+        moved = run_file(report.path, np.roll(x, 1, axis=0))
+        shift = np.abs(np.roll(moved, -1, axis=0) - wanted).max()
+        assert (shift > 0.2 * np.abs(wanted).max()) == (name == "by place")
+
+
+def test_what_is_not_computed_sample_by_sample_is_refused(tmp_path: Path) -> None:
+    for batch in (None, 4):
+        image = keras.Input((6,), batch_size=batch)
+        x = layers.Dense(3)(image)
+        for summed in (keras.ops.sum(x), keras.ops.sum(x, axis=0, keepdims=True)):
+            with pytest.raises(ValueError, match="`model` must compute one output per sample"):
+                export(keras.Model(image, summed), tmp_path / "a.onnx")
+    first, second = keras.Input((6,), batch_size=4), keras.Input((6,), batch_size=1)
+    with pytest.raises(ValueError, match=r"as many samples in every input.*\[1, 4\]"):
+        export(keras.Model([first, second], first + second), tmp_path / "a.onnx")
+    series = keras.Input((6, 5), batch_size=4)
+    kept = layers.LSTM(3, stateful=True, name="kept")(series)
+    with pytest.raises(ValueError, match="layer 'kept' with stateful=True"):
+        export(keras.Model(series, kept), tmp_path / "a.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Precisions
+
+
+# Each is called under a global policy, with the type that it computes in.
+MIXED: dict[str, tuple[tuple[int, ...], Any]] = {
+    "operations": (
+        (8, 8, 3),
+        lambda x, d: keras.ops.relu(layers.Conv2D(3, 3, padding="same")(x) + x * 0.5) - 0.25,
+    ),
+    "casts": (
+        (8, 8, 3),
+        lambda x, d: keras.ops.cast(layers.Conv2D(3, 3)(keras.ops.cast(x, d)) / 3, d),
+    ),
+    "constant": (
+        (6,),
+        lambda x, d: layers.Dense(4)(x) * keras.ops.convert_to_tensor([0.1, 0.7, 1.1, 2.3], d),
+    ),
+    "bidirectional": ((3, 5), lambda x, d: layers.Bidirectional(layers.LSTM(4))(x)),
+    "wrapped apart": (
+        (3, 5),
+        lambda x, d: layers.Bidirectional(layers.GRU(4), dtype="float32")(x),
+    ),
+    "time distributed": (
+        (2, 8, 3),
+        lambda x, d: layers.TimeDistributed(layers.TimeDistributed(layers.Dense(4)))(x),
+    ),
+    "spectral": ((8, 8, 3), lambda x, d: layers.SpectralNormalization(layers.Conv2D(8, 3))(x)),
+    "cells": ((3, 5), lambda x, d: layers.RNN([layers.GRUCell(4), layers.LSTMCell(3)])(x)),
+    "attention": ((3, 8), lambda x, d: layers.MultiHeadAttention(2, 4)(x, x)),
+    "nested": (
+        (2, 8),
+        lambda x, d: keras.Sequential(
+            [keras.Input((2, 8)), layers.TimeDistributed(layers.Dense(4)), layers.Softmax()]
+        )(x),
+    ),
+    "activation layer": ((8,), lambda x, d: layers.Dense(4, activation=layers.ELU(0.3))(x)),
+    "function": ((8,), lambda x, d: layers.Lambda(lambda t: t * 0.3 + 0.1)(layers.Dense(4)(x))),
+}
+
+
+@pytest.fixture
+def _any_policy() -> Iterator[None]:
+    before = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.usefixtures("_any_policy")
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [*((kind, "float16") for kind in MIXED), ("operations", "bfloat16")]
+)
+def test_the_twin_of_a_mixed_model_is_float32_all_through(
+    kind: str, dtype: str, tmp_path: Path
+) -> None:
+    shape, build = MIXED[kind]
+
+    def made(policy: str, dtype: str) -> keras.Model:
+        keras.config.set_dtype_policy(policy)
+        keras.utils.set_random_seed(7)
+        x = keras.Input(shape, name="x")
+        return keras.Model(x, layers.Activation("linear", dtype="float32")(build(x, dtype)))
+
+    plain = made("float32", "float32")
+    model = made(f"mixed_{dtype}", dtype)
+    plain.set_weights(model.get_weights())
+    x = _normal(8, *shape)
+    wanted, mixed = np.asarray(plain(x)), np.asarray(model(x))
+    scale = np.abs(wanted).max()
+    # Rounding to 11 or 8 bits shows, or it was not mixed.
+    assert 1e-5 * scale < np.abs(mixed - wanted).max() < 3e-2 * scale
+    for suffix in EXPORTERS:
+        report = export(model, tmp_path / f"a{suffix}", verification_data=x)
+        assert dtype in report.notes[0]
+        # What the constants were rounded to before, they stay.
+        limit = 1e-3 if kind == "constant" else 2e-6
+        np.testing.assert_allclose(run_file(report.path, x), wanted, atol=limit * scale)
+
+
+@pytest.mark.usefixtures("_any_policy")
+def test_a_float32_model_needs_no_twin_whatever_the_policy_is_now() -> None:
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Dense(2)(x))
+    keras.config.set_dtype_policy("mixed_float16")
+    outer = keras.Input((4,))
+    around = keras.Model(outer, model(outer))
+    for given in (model, around):
+        source = Source.of(given)
+        assert source.model is given
+        assert source.notes == ()
+
+
+def test_half_inputs_become_float32(tmp_path: Path) -> None:
+    for dtype in ("float16", "float64"):
+        x = keras.Input((6,), dtype=dtype, name="x")
+        model = keras.Model(x, layers.Dense(3, dtype=dtype, name="y")(x))
+        data = _normal(8, 6).astype(dtype)
+        for suffix in EXPORTERS:
+            report = export(model, tmp_path / f"a{suffix}", verification_data=data)
+            assert load_file(report.path).inputs[0].dtype == "float32"
+            found = run_file(report.path, data)
+            error = np.abs(found - np.asarray(model(data))).max()
+            assert 0 < error < 5e-3
+
+
+def test_layers_that_share_a_weight_are_exported(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(8)
+    shared = layers.Dense(5, dtype="mixed_float16")
+    x = keras.Input((4, 5))
+    once = layers.TimeDistributed(shared, dtype="mixed_float16")(x)
+    again = shared(once)
+    model = keras.Model(x, layers.Activation("linear", dtype="float32")(again))
+    data = _normal(8, 4, 5)
+    for suffix in EXPORTERS:
+        report = export(model, tmp_path / f"a{suffix}", verification_data=data)
+        wanted = np.asarray(model(data))
+        assert np.abs(run_file(report.path, data) - wanted).max() < 1e-2 * np.abs(wanted).max()
