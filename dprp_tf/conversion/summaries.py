@@ -31,7 +31,8 @@ class SummaryRow:
         full_rank: Largest rank it could have, or pair of ranks; None likewise.
         parameters: Its weights now, bias included.
         dense_parameters: The weights of its dense layer.
-        macs: Multiply-accumulates for one sample, rebuilding the kernel included.
+        macs: Multiply-accumulates for one sample, rebuilding the kernel included; None where
+            they are not known, see `model_cost`.
         dense_macs: Those of its dense layer.
         skipped: Why it is not factorized; None for an SVD or Tucker layer.
     """
@@ -98,17 +99,20 @@ class Summary(Tabular):
         return table
 
 
-def summarize(model: keras.Model) -> Summary:
+def summarize(model: keras.Model, *, input_shape: Any = None) -> Summary:
     """List a model's layers that hold kernels, with ranks and costs, and why some stay dense.
 
     Args:
         model: A built Functional or Sequential model, factorized or not.
+        input_shape: Sizes of one sample, without the batch axis, at which MACs are counted if the
+            model declares open ones: (224, 224, 3); for several inputs a list of shapes, or a
+            dict by input name. Default: the sizes that the model declares.
 
     Returns:
         A `Summary`; `print` draws it as a table.
 
     Raises:
-        ValueError: If the model's graph is not known.
+        ValueError: If the model's graph is not known, or `input_shape` does not fit its inputs.
 
     Example:
 
@@ -119,7 +123,7 @@ def summarize(model: keras.Model) -> Summary:
     >>> [(row.name, row.rank) for row in summarize(dprp.factorize(model)).rows]
     [('shift', None), ('mix', 9)]
     """
-    cost = model_cost(model)
+    cost = model_cost(model, input_shape=input_shape)
     by_name = {row.name: row for row in cost.layers}
     rows = []
     for key, layer in layer_keys(model).items():
