@@ -15,7 +15,7 @@ from dprp_tf.conversion.folding import require_finite_factors
 from dprp_tf.conversion.form_weights import random_weights
 from dprp_tf.costs.form import Form
 from dprp_tf.decomposition import Factors, matrix_shape
-from dprp_tf.keras_internals.layer_calls import layer_calls
+from dprp_tf.keras_internals.layer_calls import LayerCall, layer_calls
 from dprp_tf.layers import (
     FactorizedLayer,
     SVDLayer,
@@ -184,7 +184,8 @@ def layer_sites(model: keras.Model) -> list[Site]:
         )
     require_finite_factors(model)
     found: dict[int, list[Geometry]] = {}
-    for call in layer_calls(model):
+    calls = list(layer_calls(model))
+    for call in calls:
         if not isinstance(call.layer, FactorizedLayer):
             continue
         shape = call.input_shape[1:]
@@ -193,14 +194,14 @@ def layer_sites(model: keras.Model) -> list[Site]:
                 "`model` must have inputs of fixed shape to be measured. Received: layer "
                 f"{call.layer.name!r} on {call.input_shape}. Rebuild it on a fixed keras.Input."
             )
-        found.setdefault(id(call.layer), []).append(
-            Geometry(
-                layer_class(call.layer.stands_for).__name__,
-                _config(call.layer),
-                tuple(int(size) for size in shape if size is not None),
-                *_followed_by(model, call.consumers),
-            )
+        geometry = Geometry(
+            layer_class(call.layer.stands_for).__name__,
+            _config(call.layer),
+            tuple(int(size) for size in shape if size is not None),
+            *_followed_by(calls, call.consumers),
         )
+        # Once for each row of the batch axis that one sample fills.
+        found.setdefault(id(call.layer), []).extend([geometry] * (call.repeats or 1))
     return [Site(layer, tuple(found.get(id(layer), ())), key) for key, layer in layers.items()]
 
 
@@ -245,19 +246,14 @@ def _config(layer: FactorizedLayer) -> str:
     return json.dumps({key: config[key] for key in _KEPT if key in config}, sort_keys=True)
 
 
-def _followed_by(model: Any, consumers: tuple[Any, ...]) -> tuple[bool, bool]:
+def _followed_by(calls: list[LayerCall], consumers: tuple[Any, ...]) -> tuple[bool, bool]:
     """(a normalization follows, a ReLU follows) where exactly one layer takes the output."""
     names = [type(consumer).__name__ for consumer in consumers]
     if len(names) != 1:
         return False, False
     if names[0] != "BatchNormalization":
         return False, _rectifies(consumers[0])
-    behind = [
-        after
-        for call in layer_calls(model)
-        if call.layer is consumers[0]
-        for after in call.consumers
-    ]
+    behind = [after for call in calls if call.layer is consumers[0] for after in call.consumers]
     return True, len(behind) == 1 and _rectifies(behind[0])
 
 

@@ -31,9 +31,11 @@ class SummaryRow:
         full_rank: Largest rank it could have, or pair of ranks; None likewise.
         parameters: Its weights now, bias included.
         dense_parameters: The weights of its dense layer.
-        macs: Multiply-accumulates for one sample, rebuilding the kernel included.
+        macs: Multiply-accumulates for one sample, rebuilding the kernel included; None where
+            they are not known, see `model_cost`.
         dense_macs: Those of its dense layer.
-        skipped: Why it is not factorized; None for an SVD or Tucker layer.
+        skipped: Why it is not factorized: what it is, or "kept dense" beside layers that are.
+            None for an SVD or Tucker layer, and in a dense model for a layer that can be one.
     """
 
     name: str
@@ -62,7 +64,7 @@ class Summary(Tabular):
 
     @property
     def skipped(self) -> tuple[SummaryRow, ...]:
-        """The layers that hold their kernel as it is."""
+        """The layers that hold their kernel as it is, for a reason."""
         return tuple(row for row in self.rows if row.skipped is not None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,22 +95,27 @@ class Summary(Tabular):
                 "" if row.rank is None else f"{_text(row.rank)} of {_text(row.full_rank)}",
                 f"{row.parameters:,}",
                 f"{row.dense_parameters:,}",
-                row.skipped or row.decomposition or "",
+                row.skipped or row.decomposition or "can be factorized",
             )
         return table
 
 
-def summarize(model: keras.Model) -> Summary:
+def summarize(model: keras.Model, *, input_shape: Any = None) -> Summary:
     """List a model's layers that hold kernels, with ranks and costs, and why some stay dense.
+
+    Of a dense model it says which layers can be factorized, and why the others can't.
 
     Args:
         model: A built Functional or Sequential model, factorized or not.
+        input_shape: Sizes of one sample, without the batch axis, at which MACs are counted if the
+            model declares open ones: (224, 224, 3); for several inputs a list of shapes, or a
+            dict by input name. Default: the sizes that the model declares.
 
     Returns:
         A `Summary`; `print` draws it as a table.
 
     Raises:
-        ValueError: If the model's graph is not known.
+        ValueError: If the model's graph is not known, or `input_shape` does not fit its inputs.
 
     Example:
 
@@ -119,10 +126,14 @@ def summarize(model: keras.Model) -> Summary:
     >>> [(row.name, row.rank) for row in summarize(dprp.factorize(model)).rows]
     [('shift', None), ('mix', 9)]
     """
-    cost = model_cost(model)
+    cost = model_cost(model, input_shape=input_shape)
     by_name = {row.name: row for row in cost.layers}
+    layers = layer_keys(model)
+    # In a dense model nothing was chosen to be kept so.
+    factorized = any(isinstance(layer, FactorizedLayer) for layer in layers.values())
+    otherwise = "kept dense" if factorized else None
     rows = []
-    for key, layer in layer_keys(model).items():
+    for key, layer in layers.items():
         if not isinstance(layer, FactorizedLayer) and not holds_matrix(layer):
             continue
         low_rank = layer if isinstance(layer, FactorizedLayer) else None
@@ -138,7 +149,7 @@ def summarize(model: keras.Model) -> Summary:
                 found.dense_parameters,
                 found.macs,
                 found.dense_macs,
-                None if low_rank else skip_reason(layer) or "kept dense",
+                None if low_rank else skip_reason(layer) or otherwise,
             )
         )
     return Summary(tuple(rows), cost)

@@ -90,7 +90,8 @@ class LayerChoices:
         self.truncation = truncation
         self.kernel_shape = tuple(int(size) for size in layer.kernel.shape)
         self.full_ranks = truncation.full_ranks
-        self._places = [call.positions for call in calls]
+        # Sizes before and after, and how often one sample passes.
+        self._places = [(call.positions, call.repeats) for call in calls]
 
     @property
     def decomposition(self) -> str:
@@ -115,12 +116,12 @@ class LayerChoices:
         return self.form(ranks).parameters(self.kernel_shape)
 
     def macs(self, ranks: Ranks) -> int | None:
-        """Return its MACs for one sample at these ranks; None where a size is undefined."""
+        """Return its MACs for one sample at these ranks; None where they are not known."""
         form, total = self.form(ranks), 0
-        for places in self._places:
-            if places is None:
+        for places, repeats in self._places:
+            if places is None or repeats is None:
                 return None
-            total += form.macs(self.kernel_shape, *places)
+            total += repeats * form.macs(self.kernel_shape, *places)
         return total
 
     def activations(self, ranks: Ranks) -> int | None:
@@ -131,22 +132,22 @@ class LayerChoices:
         """
         filters, channels = self.kernel_shape[-1], self.kernel_shape[-2]
         total = 0
-        for places in self._places:
-            if places is None:
+        for places, repeats in self._places:
+            if places is None or repeats is None:
                 return None
             before, after = places
             area = math.prod(after)
-            total += area * filters
+            total += repeats * area * filters
             if ranks is None:
                 continue
             if self.decomposition == "tucker":
-                total += math.prod(before) * ranks[0] + area * ranks[1]
+                total += repeats * (math.prod(before) * ranks[0] + area * ranks[1])
             elif self.decomposition == "spatial":
-                total += area * channels * ranks[0]
+                total += repeats * area * channels * ranks[0]
             elif self.decomposition == "separable":
-                total += math.prod(after[:-1]) * before[-1] * ranks[0]
+                total += repeats * math.prod(after[:-1]) * before[-1] * ranks[0]
             else:
-                total += area * ranks[0]
+                total += repeats * area * ranks[0]
         return total
 
     def options(self, limit: int = 64) -> list[Ranks]:
@@ -388,8 +389,8 @@ class RankSpace:
         macs = [layer.macs(None) for layer in own]
         maps = [
             None
-            if any(size is None for size in call.output_shape[1:])
-            else math.prod(int(size or 0) for size in call.output_shape[1:])
+            if call.repeats is None or None in call.output_shape[1:]
+            else call.repeats * math.prod(int(size or 0) for size in call.output_shape[1:])
             for found in calls.values()
             for call in found
             if hasattr(call.layer, "kernel")
@@ -415,7 +416,8 @@ def _unknown(metric: str) -> ValueError:
     remedy = (
         "give a latency table made for it, `latency=deploy.measure_latency(...)`."
         if metric == "milliseconds"
-        else "some input size is undefined; rebuild it with a fixed input shape."
+        else "an input size is undefined, so rebuild it with a fixed input shape, or a layer's own "
+        "code multiplies out of sight: `summarize(model)` shows whose MACs are None."
     )
     return ValueError(
         f"`{metric}` of this model must be known. Received a model where it is not: {remedy}"

@@ -10,6 +10,7 @@ import keras
 
 __all__ = [
     "call_behind",
+    "computes_as_keras",
     "graph_of",
     "history_of",
     "input_structure",
@@ -45,8 +46,30 @@ def graph_of(model: Any) -> Any:
     graph = getattr(model, "_functional", None) or model
     if not isinstance(model, keras.Model) or not hasattr(graph, "_nodes_by_depth"):
         return None
-    calling = next(entry for entry in type(model).__mro__ if "call" in vars(entry))
-    return graph if calling.__module__.startswith("keras.") else None
+    return graph if computes_as_keras(model) else None
+
+
+def computes_as_keras(layer: Any) -> bool:
+    """Say whether Keras' own code is what a layer computes, its class being a user's or not.
+
+    Args:
+        layer: A Keras layer or model.
+
+    Returns:
+        False if its class, or one that it descends from, has a `call()` of its own.
+
+    Example:
+
+    >>> class Named(keras.layers.Dense):
+    ...     pass
+    >>> class Doubled(keras.layers.Dense):
+    ...     def call(self, inputs):
+    ...         return 2 * super().call(inputs)
+    >>> computes_as_keras(Named(3)), computes_as_keras(Doubled(3))
+    (True, False)
+    """
+    calling = next(entry for entry in type(layer).__mro__ if "call" in vars(entry))
+    return calling.__module__.startswith("keras.")
 
 
 def nodes(graph: Any) -> Iterator[Any]:

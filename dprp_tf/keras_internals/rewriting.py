@@ -75,7 +75,8 @@ def rewrite(
 
     Layers keep their names, order, trainable flags and all their state, adapted statistics,
     vocabularies and random seeds included; shared layers stay shared, and nested models are
-    rewritten inside. No weight is shared with the original.
+    rewritten inside. A nested model of a class of its own in which nothing is replaced is copied
+    through that class. No weight is shared with the original.
 
     Args:
         model: A built Functional or Sequential model.
@@ -93,7 +94,7 @@ def rewrite(
     """
     require_graph(model)
     _require_own_weights(model)
-    rewriter = _Rewriter(replace)
+    rewriter = _Rewriter(model, replace)
     result = rewriter.rebuild(model, model_class, arguments)
     for layer, new in rewriter.copied:
         _copy_state(layer, new)
@@ -128,7 +129,7 @@ def rebuild_configured(
     'tanh'
     """
     require_graph(model)
-    rewriter = _Rewriter(lambda layer: None, configure)
+    rewriter = _Rewriter(model, lambda layer: None, configure)
     result = rewriter.rebuild(model, keras.Model, {})
     for layer, new in rewriter.copied:
         _copy_state(layer, new)
@@ -140,12 +141,17 @@ class _Rewriter:
 
     def __init__(
         self,
+        model: keras.Model,
         replace: Callable[[keras.layers.Layer], Any],
-        configure: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
+        configure: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         self._replace = replace
-        self._configure = configure
+        # A nested model is copied as it is only where nothing is configured anew.
+        self._copies_whole = configure is None
+        self._configure = configure or (lambda config: config)
+        self._answers: dict[int, Any] = {}
         self._copies: dict[int, Any] = {}
+        self._owners = _owners(model)
         self.copied: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
     def rebuild(
@@ -178,10 +184,14 @@ class _Rewriter:
 
     def _made(self, operation: Any) -> Any:
         if graph_of(operation) is not None:
-            return self.rebuild(operation, keras.Model, {})
+            whole = self._unchanged(operation) if self._copies_whole else None
+            if whole is None:
+                return self.rebuild(operation, keras.Model, {})
+            self.copied.append((operation, whole))
+            return whole
         if not isinstance(operation, keras.layers.Layer):
             return _clone_operation(operation, self._configure)
-        new = self._replace(operation)
+        new = self._answer(operation)
         if new is None:
             new = _clone(operation, self._configure)
             if isinstance(operation, CopiesCheaply):
@@ -189,6 +199,119 @@ class _Rewriter:
             self.copied.append((operation, new))
             return quick_build(new)
         return new
+
+    def _answer(self, layer: keras.layers.Layer) -> Any:
+        if id(layer) not in self._answers:
+            self._answers[id(layer)] = self._replace(layer)
+        return self._answers[id(layer)]
+
+    def _unchanged(self, nested: keras.Model) -> keras.Model | None:
+        """A copy of a nested model through its own class; None if it must be rebuilt.
+
+        Its class may make layers that can't be made from their own configurations, and has
+        attributes and methods of its own.
+        """
+        if type(nested).__module__.startswith("keras."):
+            return None
+        inside = {id(container) for container in _containers(nested)}
+        parts = list(walk_layers(nested))
+        if any(self._owners[id(part)] - inside for part in parts):
+            return None  # shared with what is around it
+        if any(self._answer(part) is not None for part in parts):
+            return None
+        return _whole_copy(nested)
+
+
+def _containers(model: keras.Model) -> Iterator[keras.Model]:
+    """Yield a model and the nested models in its graph, at any depth."""
+    yield model
+    for layer in (graph_of(model) or model).layers:
+        if graph_of(layer) is not None:
+            yield from _containers(layer)
+
+
+def _owners(model: keras.Model) -> dict[int, set[int]]:
+    """By layer the models in whose graphs it is."""
+    found: dict[int, set[int]] = {}
+    for container in _containers(model):
+        for layer in graph_of(container).layers:
+            found.setdefault(id(layer), set()).add(id(container))
+    return found
+
+
+def _whole_copy(model: keras.Model) -> keras.Model | None:
+    """Copy a model through its class; None if that doesn't give the same layers again."""
+    try:
+        with keras.saving.custom_object_scope(_own_objects(model)):
+            new = type(model).from_config(model.get_config())
+    # The class's own code, which may fail in any way; the model is rebuilt then.
+    except Exception:
+        return None
+    parts, new_parts = layers_inside(model), layers_inside(new)
+    if new is model or len(parts) != len(new_parts):
+        return None
+    for part, new_part in zip(parts, new_parts, strict=True):
+        if (
+            type(part) is not type(new_part)
+            or part.dtype_policy != new_part.dtype_policy
+            or [tuple(w.shape) for w in part.weights] != [tuple(w.shape) for w in new_part.weights]
+        ):
+            return None
+    for part, new_part in zip(parts, new_parts, strict=True):
+        new_part.name = part.name
+        if part.activity_regularizer is not None and new_part.activity_regularizer is None:
+            new_part.activity_regularizer = part.activity_regularizer
+    for tensor, new_tensor in zip(graph_of(model).inputs, graph_of(new).inputs, strict=True):
+        # Keras looks inputs up by the tensor's name.
+        new_tensor.name = tensor.name
+    # A configuration may leave out what the model was made with.
+    if not all(map(_same_settings, parts, new_parts)):
+        return None
+    return new
+
+
+def _same_settings(part: Any, new_part: Any) -> bool:
+    """Whether two layers of equal names compute the same of the same weights."""
+    if graph_of(part) is not None:
+        return _steps(graph_of(part)) == _steps(graph_of(new_part))
+    if isinstance(part, keras.Model):
+        return True  # by the layers inside
+    try:
+        return _settings(part.get_config()) == _settings(new_part.get_config())
+    except Exception:
+        return True  # it can't be described; the class around made both
+
+
+def _steps(graph: Any) -> list[str]:
+    """The calls of a graph, with all that they take besides tensors."""
+    found = []
+    for node in nodes(graph):
+        operation = node.operation
+        given = (node.arguments.args, node.arguments.kwargs)
+        # A layer's own settings are compared as those of a part of the model.
+        own = {} if isinstance(operation, keras.layers.Layer) else operation.get_config()
+        own.pop("name", None)
+        found.append(repr((type(operation), own, keras.tree.map_structure(_constant, given))))
+    return found
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, keras.KerasTensor):
+        return "tensor"
+    # In full: long arrays are printed in part.
+    return _array(value).tolist() if hasattr(value, "shape") else value
+
+
+def _settings(config: Any) -> str:
+    """A configuration without what is copied afterwards: seeds and whether a part trains."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            left_out = ("seed", "trainable")
+            return {key: kept(each) for key, each in value.items() if key not in left_out}
+        return [kept(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+    return repr(kept(config))
 
 
 def quick_build(layer: keras.layers.Layer) -> Callable[..., Any]:
@@ -273,14 +396,38 @@ def _clone(
             **configure({"dtype": layer.dtype_policy}),
             trainable=layer.trainable,
         )
-    try:
-        with keras.saving.custom_object_scope(_own_objects(layer)):
+    with keras.saving.custom_object_scope(_own_objects(layer)):
+        try:
             new = type(layer).from_config(configure(layer.get_config()))
-    except Exception as error:
-        raise _cannot_copy(layer, "could not be made from its configuration", error) from error
+        except Exception as error:
+            new = _made_of_arguments(layer)
+            if new is None:
+                problem = "could not be made from its configuration"
+                raise _cannot_copy(layer, problem, error) from error
     if layer.activity_regularizer is not None and new.activity_regularizer is None:
         new.activity_regularizer = layer.activity_regularizer
     return new
+
+
+def _made_of_arguments(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+    """Make a layer from what its constructor takes of a configuration that says more.
+
+    None if that fails too, or what is made does not describe itself as the layer does.
+    """
+    taken = {"name", "trainable", "dtype"}
+    for entry in type(layer).__mro__[: type(layer).__mro__.index(keras.layers.Layer)]:
+        if "__init__" in vars(entry):
+            taken |= set(inspect.signature(vars(entry)["__init__"]).parameters)
+    try:
+        config = layer.get_config()
+        known = {key: value for key, value in config.items() if key in taken}
+        new: keras.layers.Layer = type(layer).from_config(known)
+        if layer.built and not new.built:
+            new.build_from_config(layer.get_build_config())
+        return new if _settings(new.get_config()) == _settings(config) else None
+    # The layer's own code, which may fail in any way; the first failure is told.
+    except Exception:
+        return None
 
 
 def _own_objects(layer: keras.layers.Layer) -> dict[str, Any]:

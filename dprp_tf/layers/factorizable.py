@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import keras
 
-from dprp_tf.keras_internals.graphs import layer_keys
+from dprp_tf.keras_internals.graphs import layer_keys, layers_inside
 from dprp_tf.keras_internals.rewriting import require_graph
 from dprp_tf.layers.registry import is_registered
 
 __all__ = ["factorizable", "holds_matrix", "skip_reason"]
 
-_KNOWN_REASONS = {
-    "Depthwise": "depthwise: each channel has its own small kernel, there is no rank to share",
-    "Separable": "separable convolution: its kernel is factorized already",
-    "Embedding": "an embedding table is looked up, not multiplied",
-    "RNN": "recurrent: its kernels are those of a cell that runs along the sequence",
-    "LSTM": "recurrent: its kernels are those of a cell that runs along the sequence",
-    "GRU": "recurrent: its kernels are those of a cell that runs along the sequence",
-    "Bidirectional": "recurrent: its kernels are those of a cell that runs along the sequence",
-    "Attention": "attention: its projections are layers of its own inside it, out of reach of the "
-    "graph",
-    "EinsumDense": "its equation may give the kernel any number of axes; of one input and one "
-    "output axis, a Dense layer computes the same and can be factorized",
-}
+# By what a layer is, its subclasses included, never by what it is called.
+_KNOWN_REASONS: tuple[tuple[tuple[type[keras.layers.Layer], ...], str], ...] = (
+    (
+        (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D),
+        "depthwise: each channel has its own small kernel, there is no rank to share",
+    ),
+    (
+        (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
+        "separable convolution: its kernel is factorized already",
+    ),
+    ((keras.layers.Embedding,), "an embedding table is looked up, not multiplied"),
+    (
+        (keras.layers.RNN, keras.layers.Bidirectional),
+        "recurrent: its kernels are those of a cell that runs along the sequence",
+    ),
+    (
+        (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention),
+        "attention: its projections are layers of its own inside it, out of reach of the graph",
+    ),
+    (
+        (keras.layers.EinsumDense,),
+        "its equation may give the kernel any number of axes; of one input and one output axis, a "
+        "Dense layer computes the same and can be factorized",
+    ),
+)
 
 
 def skip_reason(layer: keras.layers.Layer) -> str | None:
@@ -43,14 +56,10 @@ def skip_reason(layer: keras.layers.Layer) -> str | None:
     """
     kind = type(layer).__name__
     if not is_registered(type(layer)):
-        for part, reason in _KNOWN_REASONS.items():
-            if part in kind:
+        for kinds, reason in _KNOWN_REASONS:
+            if isinstance(layer, kinds):
                 return reason
-        if isinstance(layer, keras.layers.Wrapper):
-            return f"inside a {kind} wrapper, which keeps its layer to itself"
-        if isinstance(layer, keras.Model):
-            return f"inside the subclassed model {kind}, whose call() can't be rewritten"
-        return f"no SVD layer stands for {kind}"
+        return _reason_of_composite(layer) or f"no SVD layer stands for {kind}"
     activation = layer.activation
     if isinstance(activation, keras.layers.Layer) and (activation.weights or not activation.built):
         return f"its activation is a {type(activation).__name__} layer with weights of its own"
@@ -123,9 +132,31 @@ def holds_matrix(layer: keras.layers.Layer) -> bool:
     >>> holds_matrix(layer), holds_matrix(keras.layers.ReLU())
     (True, False)
     """
-    return any(
-        str(weight.name).endswith("kernel") or len(weight.shape) > 1 for weight in layer.weights
-    )
+    return any(map(_is_matrix, layer.weights))
+
+
+def _is_matrix(weight: keras.Variable) -> bool:
+    return str(weight.name).endswith("kernel") or len(weight.shape) > 1
+
+
+def _reason_of_composite(layer: keras.layers.Layer) -> str | None:
+    """Say that the kernels of a layer are those of layers inside it; None if it holds none."""
+    kind = type(layer).__name__
+    if isinstance(layer, keras.layers.Wrapper):
+        return f"inside a {kind} wrapper, which keeps its layer to itself"
+    if isinstance(layer, keras.Model):
+        return f"inside the subclassed model {kind}, whose call() can't be rewritten"
+    parts = [part for part in layers_inside(layer, include_self=False) if part is not layer]
+    theirs = {id(weight) for part in parts for weight in part.weights}
+    if any(_is_matrix(weight) and id(weight) not in theirs for weight in layer.weights):
+        return None
+    # Of nested parts the inner ones, which hold the kernels themselves.
+    kernels = [part for part in parts if holds_matrix(part) and len(layers_inside(part)) == 1]
+    if not kernels:
+        return None
+    counts = Counter(type(part).__name__ for part in kernels)
+    listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"its kernels are those of layers inside {kind} ({listed}), out of reach of the graph"
 
 
 def _selection(
