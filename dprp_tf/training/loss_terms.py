@@ -8,10 +8,13 @@ from typing import Any
 import keras
 from keras import ops
 
-__all__ = ["STRUCTURAL_TERMS", "LossTerms"]
+from dprp_tf.training.log_names import LOG_PREFIX
+
+__all__ = ["STRUCTURAL_TERMS", "TERM_LOGS", "LossTerms"]
 
 # Orthogonality (Eq. 10), sorting (Eq. 11) and compression (Eq. 12).
 STRUCTURAL_TERMS = ("orth", "sort", "comp")
+TERM_LOGS = tuple(f"{name}_loss" for name in ("app", *STRUCTURAL_TERMS))
 
 
 @keras.saving.register_keras_serializable(package="dprp_tf")
@@ -20,7 +23,8 @@ class LossTerms(keras.metrics.Metric):
 
     One metric of a vector, instead of four: a train step of small layers is longer by its number
     of operations. In evaluation, where the structural terms are not computed, it tells the
-    application loss alone.
+    application loss alone. Its results are prefixed, so that joining them to those of other
+    metrics replaces none; `DPRPModel` gives them the names of `TERM_LOGS` where these are free.
 
     Args:
         name: As `keras.metrics.Metric`. Default `"loss_terms"`; the logs name the terms.
@@ -32,7 +36,7 @@ class LossTerms(keras.metrics.Metric):
     >>> terms = LossTerms()
     >>> terms.update_state(2.0, {"orth": 1.0, "sort": 0.0, "comp": 0.5}, sample_weight=8)
     >>> sorted(terms.result())
-    ['app_loss', 'comp_loss', 'orth_loss', 'sort_loss']
+    ['dprp_app_loss', 'dprp_comp_loss', 'dprp_orth_loss', 'dprp_sort_loss']
     """
 
     def __init__(self, name: str = "loss_terms") -> None:
@@ -56,10 +60,10 @@ class LossTerms(keras.metrics.Metric):
         self._count.assign(self._count + count)
 
     def result(self) -> dict[str, Any]:
-        """Return the means by the names of the logs: `app_loss`, and each structural term's."""
+        """Return the means by the names of the logs, `TERM_LOGS`, each with the prefix."""
         means = ops.divide_no_nan(self._sums, self._count)
-        names = ("app",) if self.evaluating else ("app", *STRUCTURAL_TERMS)
-        return {f"{name}_loss": means[index] for index, name in enumerate(names)}
+        names = TERM_LOGS[:1] if self.evaluating else TERM_LOGS
+        return {LOG_PREFIX + name: means[index] for index, name in enumerate(names)}
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor arguments."""

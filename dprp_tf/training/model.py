@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from dprp_tf.files.arguments import check_number
+from dprp_tf.keras_internals.call_losses import added_in_calls
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.optimizers import exclude_from_weight_decay, inner_optimizer
 from dprp_tf.layers import SVDLayer, low_rank_layers
@@ -24,7 +25,8 @@ from dprp_tf.training.failure_record import (
     record_size,
 )
 from dprp_tf.training.fit_callbacks import with_own_callbacks
-from dprp_tf.training.loss_terms import LossTerms
+from dprp_tf.training.log_names import beside_the_users
+from dprp_tf.training.loss_terms import TERM_LOGS, LossTerms
 from dprp_tf.training.losses import layer_losses, mean_losses, weighted_loss
 from dprp_tf.training.ranked_model import RankedModel
 from dprp_tf.training.replicas import replica_count
@@ -39,10 +41,12 @@ class DPRPModel(RankedModel):
     """A functional model that trains the factors of its SVD layers with the losses of DPRP.
 
     Made by `dprp_tf.factorize`; compiled, trained, saved and loaded as any Keras model. Besides
-    the compiled metrics it logs `app_loss` (the compiled loss alone), `orth_loss`, `sort_loss`,
-    `comp_loss` (unweighted means over the layers) and, at each epoch's end, `total_rank` and
-    `parameters`; `loss` is the weighted total, plus the model's own regularizers. In evaluation
-    `loss` leaves the three structural terms out.
+    the compiled metrics it logs `app_loss` (the application's: the compiled loss and what layers
+    add by `add_loss` or an activity regularizer), `orth_loss`, `sort_loss`, `comp_loss`
+    (unweighted means over the layers) and, at each epoch's end, `total_rank` and `parameters`;
+    `loss` is the weighted total, plus the regularizers of weights. In evaluation `loss` leaves
+    the three structural terms out. Where the model has a log of one of these names already, as an
+    output called "sort" has, that one stays, and the model's own is called `dprp_sort_loss`.
 
     Args:
         inputs: As `keras.Model`.
@@ -198,9 +202,14 @@ class DPRPModel(RankedModel):
         total = super().compute_loss(
             x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
         )
-        own = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        count = ops.shape(keras.tree.flatten(x)[0])[0]
-        app = total - sum(own[1:], own[0]) if own else total
+        losses = self.losses
+        own = [self._aggregate_additional_loss(loss) for loss in losses]
+        count = ops.shape(next(part for part in keras.tree.flatten(x) if part is not None))[0]
+        # The application's is all but the weights' regularizers, which tell how heavy the factors
+        # are and not how well they do.
+        added = added_in_calls(self, losses)
+        weights = [loss for loss, is_added in zip(own, added, strict=True) if not is_added]
+        app = total - sum(weights[1:], weights[0]) if weights else total
         layers, by_layer = self._layer_losses() if training else ([], {})
         terms = mean_losses(by_layer)
         self._loss_terms.update_state(app * replica_count(), terms, sample_weight=count)
@@ -224,7 +233,7 @@ class DPRPModel(RankedModel):
         """Return the metrics by name; in evaluation without the terms not computed there."""
         result = super().get_metrics_result()
         result.pop(self._failures.name, None)
-        return result
+        return beside_the_users(result, TERM_LOGS)
 
     def structural_losses(self) -> dict[str, Any]:
         """Return the unweighted means over the layers: `orth` (Eq. 10), `sort` (11), `comp` (12).
