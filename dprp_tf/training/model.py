@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from dprp_tf.keras_internals.call_losses import added_in_calls
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.optimizers import exclude_from_weight_decay, inner_optimizer
 from dprp_tf.layers import SVDLayer, low_rank_layers
+from dprp_tf.training.averaged_factors import averages_turning_factors, require_no_average
 from dprp_tf.training.divergence import DivergenceError
 from dprp_tf.training.failure_record import (
     Block,
@@ -120,8 +122,16 @@ class DPRPModel(RankedModel):
 
         With `structure="retraction"`, U and V are left out of the optimizer's own (decoupled)
         weight decay: the retraction moves their lengths into s, so s would decay three times.
+
+        Raises:
+            ValueError: If the optimizer averages weights (`use_ema=True`) that a retraction turns.
         """
         super().compile(*args, **kwargs)
+        try:
+            require_no_average(self, self.settings, self.optimizer)
+        except ValueError:
+            self.compiled = False
+            raise
         if self.settings.structure == "retraction" and self.optimizer is not None:
             exclude_from_weight_decay(
                 self.optimizer,
@@ -130,7 +140,16 @@ class DPRPModel(RankedModel):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the model was when it was saved, as `keras.Model.compile_from_config`."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        arguments = keras.saving.deserialize_keras_object(config)
+        if averages_turning_factors(self, self.settings, arguments.get("optimizer")):
+            warnings.warn(
+                "the model was saved with an optimizer that averages weights (use_ema=True), which "
+                "is no longer done to factors that a retraction turns: it is loaded without its "
+                "optimizer. Compile it anew to train it.",
+                stacklevel=2,
+            )
+            arguments["optimizer"] = None
+        self.compile(**arguments)
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 

@@ -199,3 +199,61 @@ def test_a_term_that_a_callback_adds_leaves_an_output_of_its_name_its_log() -> N
     assert logs[1]["rank_loss"] == pytest.approx(logs[0]["rank_loss"], rel=1e-5)
     assert logs[1]["dprp_rank_loss"][0] > 0
     assert "rank_strength" in logs[1]
+
+
+# --- averages of weights -------------------------------------------------------------------------
+
+
+def _small(**settings: Any) -> dprp.DPRPModel:
+    keras.utils.set_random_seed(6)
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Flatten()(layers.Conv2D(4, 3, name="conv", activation="relu")(inputs))
+    dense = keras.Model(inputs, layers.Dense(3, name="head")(x))
+    return dprp.factorize(dense, settings=dprp.DPRPSettings(**settings))
+
+
+AVERAGING = {
+    "plain": lambda: keras.optimizers.Adam(1e-3, use_ema=True),
+    "scaled": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, use_ema=True)),
+    "overwriting": lambda: keras.optimizers.SGD(0.1, use_ema=True, ema_overwrite_frequency=2),
+}
+
+
+@pytest.mark.parametrize("kind", AVERAGING)
+def test_averages_of_factors_that_turn_are_refused(kind: str) -> None:
+    low = _small()
+    with pytest.raises(ValueError, match=r"`optimizer` must not .* use_ema=True.*smoothed"):
+        low.compile(AVERAGING[kind](), loss="mse")
+    with pytest.raises(ValueError, match="compile"):
+        low.fit(_images(), np.zeros((24, 3)), verbose=0)
+    # What the averages would be of is not there, or does not turn.
+    low.compile(keras.optimizers.Adam(1e-3), loss="mse")
+    _small(structure="smoothed").compile(AVERAGING[kind](), loss="mse")
+    for layer in low.low_rank_layers:
+        layer.trainable = False
+    low.compile(AVERAGING[kind](), loss="mse")
+
+
+def test_averages_need_an_optimizer_that_makes_them() -> None:
+    low = _small()
+    low.compile(keras.optimizers.Adam(1e-3), loss="mse")
+    with pytest.raises((ValueError, AttributeError), match="use_ema"):
+        low.evaluate(
+            _images(), np.zeros((24, 3)), verbose=0, callbacks=[keras.callbacks.SwapEMAWeights()]
+        )
+
+
+def test_a_model_saved_with_averages_is_loaded_without_its_optimizer(tmp_path: Any) -> None:
+    smoothed = _small(structure="smoothed")
+    smoothed.compile(keras.optimizers.SGD(0.1, use_ema=True), loss="mse")
+    # As a version before the refusal saved it.
+    smoothed._settings = dprp.DPRPSettings(retraction_period=1)
+    smoothed.save(tmp_path / "old.keras")
+    with pytest.warns(UserWarning, match="without its optimizer"):
+        loaded = dprp.load_model(tmp_path / "old.keras")
+    assert loaded.optimizer is None
+    x = _images()
+    np.testing.assert_allclose(_np(loaded(x)), _np(smoothed(x)), atol=1e-6)
+    expected = float(np.mean(_np(smoothed(x)) ** 2))
+    tested = loaded.evaluate(x, np.zeros((24, 3)), verbose=0, return_dict=True)
+    assert tested["app_loss"] == pytest.approx(expected, rel=1e-4)
