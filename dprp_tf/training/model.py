@@ -27,7 +27,7 @@ from dprp_tf.training.failure_record import (
     record_size,
 )
 from dprp_tf.training.fit_callbacks import with_own_callbacks
-from dprp_tf.training.log_names import beside_the_users
+from dprp_tf.training.log_names import LOG_PREFIX, beside_the_users
 from dprp_tf.training.loss_terms import TERM_LOGS, LossTerms
 from dprp_tf.training.losses import layer_losses, mean_losses, weighted_loss
 from dprp_tf.training.ranked_model import RankedModel
@@ -50,6 +50,12 @@ class DPRPModel(RankedModel):
     the three structural terms out. Where the model has a log of one of these names already, as an
     output called "sort" has, that one stays, and the model's own is called `dprp_sort_loss`.
 
+    Derive from it to train in a way of your own, as from `keras.Model`: methods such as
+    `train_step`, `compute_loss` and `predict_step` call `super()`, which keeps the losses of DPRP
+    and the retraction, and `factorize(model, model_class=...)` makes the model. What they add to
+    `super().compute_loss()` is part of `app_loss`. A constructor takes `inputs`, `outputs` and
+    `name`; one with more arguments needs `get_config` and `from_config`, as in any Keras class.
+
     Args:
         inputs: As `keras.Model`.
         outputs: As `keras.Model`.
@@ -65,12 +71,19 @@ class DPRPModel(RankedModel):
     >>> model = DPRPModel(inputs, SVDConv2D(4, 3, name="first")(inputs))
     >>> model.ranks
     {'first': 9}
+    >>> class Offset(DPRPModel):
+    ...     def compute_loss(self, *args, **kwargs):
+    ...         return 10.0 + super().compute_loss(*args, **kwargs)
+    >>> type(Offset(model.inputs, model.outputs)).__name__
+    'Offset'
     """
 
     def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any) -> None:
         settings = kwargs.pop("settings", None)
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
-        self._loss_terms = LossTerms()
+        # What a derived class adds to the loss is the application's as well, and only known from
+        # the mean that Keras keeps of the whole.
+        self._loss_terms = LossTerms(extended=type(self).compute_loss is not DPRPModel.compute_loss)
         # The smoothed norm follows the learning rate; a train step can't read the optimizer's own
         # variable on every backend, so a callback of fit() copies it here before each epoch.
         self._pressure = 1.0
@@ -218,6 +231,8 @@ class DPRPModel(RankedModel):
         training: bool = True,
     ) -> Any:
         """Return the total loss and record each term; see the class."""
+        # Keras leaves `training` out where a derived class' version does not take it.
+        training = training and not self._loss_terms.evaluating
         total = super().compute_loss(
             x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
         )
@@ -231,11 +246,15 @@ class DPRPModel(RankedModel):
         app = total - sum(weights[1:], weights[0]) if weights else total
         layers, by_layer = self._layer_losses() if training else ([], {})
         terms = mean_losses(by_layer)
-        self._loss_terms.update_state(app * replica_count(), terms, sample_weight=count)
+        if training:
+            weighted = weighted_loss(terms, self.settings, self.pressure)
+            total = total + self._aggregate_additional_loss(weighted)
+        # Each replica's loss is scaled by 1 / their number; unscaled, the mean is that of all.
+        replicas = replica_count()
+        extended = total * replicas if self._loss_terms.extended else 0.0
+        self._loss_terms.update_state(app * replicas, terms, count, extended)
         if not training:
             return total
-        weighted = weighted_loss(terms, self.settings, self.pressure)
-        total = total + self._aggregate_additional_loss(weighted)
 
         def gather() -> list[Block]:
             found = gather_terms(self, app, own, layers, by_layer)
@@ -252,6 +271,11 @@ class DPRPModel(RankedModel):
         """Return the metrics by name; in evaluation without the terms not computed there."""
         result = super().get_metrics_result()
         result.pop(self._failures.name, None)
+        app = LOG_PREFIX + TERM_LOGS[0]
+        if self._loss_terms.extended and app in result:
+            means = [m for m in self.metrics if m.name == "loss" and hasattr(m, "count")]
+            for mean in means[:1]:
+                result[app] += self._loss_terms.beyond(mean.result(), mean.count)
         return beside_the_users(result, TERM_LOGS)
 
     def structural_losses(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
@@ -257,3 +258,213 @@ def test_a_model_saved_with_averages_is_loaded_without_its_optimizer(tmp_path: A
     expected = float(np.mean(_np(smoothed(x)) ** 2))
     tested = loaded.evaluate(x, np.zeros((24, 3)), verbose=0, return_dict=True)
     assert tested["app_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+# --- classes -------------------------------------------------------------------------------------
+
+
+class Shift:
+    """What a user's class may do: the same methods for a dense and a low-rank model."""
+
+    shift = 2.0
+
+    def train_step(self, *args: Any) -> Any:
+        *state, (x, y) = args
+        return super().train_step(*state, (x + self.shift, y))
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(*args, **kwargs) + 10.0
+
+    def predict_step(self, *args: Any) -> Any:
+        *state, x = args
+        x = x[0] if isinstance(x, tuple) else x
+        return super().predict_step(*state, (x + self.shift,))
+
+
+@keras.saving.register_keras_serializable(package="users")
+class DenseShift(Shift, keras.Model):
+    pass
+
+
+@keras.saving.register_keras_serializable(package="users")
+class LowRankShift(Shift, dprp.DPRPModel):
+    pass
+
+
+class Plain(keras.Model):
+    def note(self) -> str:
+        return "nothing that Keras calls"
+
+
+class Mapped(keras.Model):
+    @property
+    def metrics(self) -> list[Any]:
+        return super().metrics
+
+
+class Twice(keras.Model):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return 2.0 * super().__call__(*args, **kwargs)
+
+
+class Own(DenseShift):
+    def __init__(self, *args: Any, alpha: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.alpha = alpha
+
+
+class Row(keras.Sequential):
+    def test_step(self, *args: Any) -> Any:
+        return super().test_step(*args)
+
+
+def _of(kind: type, **arguments: Any) -> keras.Model:
+    keras.utils.set_random_seed(8)
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Flatten()(layers.Conv2D(8, 3, name="conv", activation="tanh")(inputs))
+    return kind(inputs, layers.Dense(3, name="head")(x), **arguments)
+
+
+def _row() -> keras.Model:
+    keras.utils.set_random_seed(8)
+    conv, head = layers.Conv2D(8, 3, name="conv"), layers.Dense(3, name="head")
+    return Row([keras.Input((6, 6, 2)), conv, layers.Flatten(), head])
+
+
+def _plan(model: keras.Model) -> dprp.RankPlan:
+    return dprp.select_ranks(
+        model, method="energy", budget=dprp.Budget(parameters=0.6, tolerance=0.2)
+    )
+
+
+def test_a_class_derived_from_ours_trains_as_its_dense_twin() -> None:
+    x, y = _images(), np.full((24, 3), 0.5, "float32")
+    dense = _of(DenseShift)
+    low = dprp.factorize(
+        dense,
+        model_class=LowRankShift,
+        settings=dprp.DPRPSettings(compression_weight=0.3, retraction_period=1),
+    )
+    assert type(low) is LowRankShift
+    losses = {}
+    for kind, model in (("dense", dense), ("low", low)):
+        model.compile(keras.optimizers.SGD(0.0), loss="mse")
+        losses[kind] = model.fit(x, y, verbose=0, batch_size=7).history
+        tested = model.evaluate(x, y, verbose=0, return_dict=True)
+        assert tested["loss"] > 10
+        if kind == "low":
+            assert tested["app_loss"] == pytest.approx(tested["loss"], rel=1e-5)
+    expected = 10 + float(np.mean((_np(dense(x + 2.0)) - y) ** 2))
+    assert losses["dense"]["loss"][0] == pytest.approx(expected, rel=1e-5)
+    assert losses["low"]["app_loss"][0] == pytest.approx(expected, rel=1e-4)
+    assert losses["low"]["comp_loss"][0] > 0.01
+    assert losses["low"]["loss"][0] == pytest.approx(
+        expected + 0.3 * losses["low"]["comp_loss"][0], rel=1e-4
+    )
+    np.testing.assert_allclose(low.predict(x, verbose=0), _np(dense(x + 2.0)), atol=1e-4)
+    low.compile(keras.optimizers.SGD(0.1), loss="mse")
+    before = _np(low.get_layer("conv").kernel)
+    low.fit(x, y, verbose=0, epochs=2)
+    assert np.abs(_np(low.get_layer("conv").kernel) - before).max() > 1e-3
+    for layer in low.low_rank_layers:
+        u = _np(layer.u)
+        np.testing.assert_allclose(u.T @ u, np.eye(u.shape[1]), atol=1e-4)
+
+
+def test_a_class_derived_from_ours_is_saved_and_loaded_and_factorized_again(tmp_path: Any) -> None:
+    low = dprp.factorize(
+        _of(DenseShift),
+        model_class=LowRankShift,
+        layers=["conv"],
+        settings=dprp.DPRPSettings(threshold=0.07),
+    )
+    low.save(tmp_path / "low.keras")
+    loaded = dprp.load_model(tmp_path / "low.keras")
+    assert type(loaded) is LowRankShift
+    assert loaded.settings == low.settings
+    x = _images()
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), low.predict(x, verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "methods"),
+    [
+        (lambda: _of(DenseShift), "`compute_loss`, `predict_step` and `train_step`"),
+        (lambda: _of(Mapped), "`metrics`"),
+        (lambda: _of(Twice), "`__call__`"),
+        (lambda: _of(Own, alpha=2.0), "`compute_loss`, `predict_step` and `train_step`"),
+        (_row, "`test_step`"),
+    ],
+)
+def test_factorize_names_what_would_be_lost(make: Any, methods: str) -> None:
+    model = make()
+    with pytest.raises(ValueError, match=f"`model_class` must .* {methods} of its own"):
+        dprp.factorize(model)
+    dropped = dprp.factorize(model, model_class=dprp.DPRPModel)
+    assert type(dropped) is dprp.DPRPModel
+    with pytest.raises(ValueError, match="`model_class` must be DPRPModel, a class derived"):
+        dprp.factorize(model, model_class=type(model))
+
+
+def test_classes_without_methods_of_their_own_need_nothing() -> None:
+    row = keras.Sequential([keras.Input((6, 6, 2)), *_row().layers])
+    for model in (_of(Plain), _of(keras.Model), row):
+        assert type(dprp.factorize(model)) is dprp.DPRPModel
+        assert type(dprp.cut(model, _plan(model))) is type(_of(keras.Model))
+
+
+def test_cut_keeps_a_class_that_can_be_made_of_inputs_and_outputs() -> None:
+    x = _images()
+    model = _of(DenseShift)
+    model.compile(keras.optimizers.SGD(0.1), loss="mse")
+    model.fit(x, np.zeros((24, 3)), verbose=0)
+    small = dprp.cut(model, _plan(model))
+    assert type(small) is DenseShift
+    assert small.count_params() < model.count_params()
+    np.testing.assert_allclose(small.predict(x, verbose=0), _np(small(x + 2.0)), atol=1e-5)
+    unlike = dprp.cut(model, _plan(model), model_class=keras.Model)
+    np.testing.assert_allclose(unlike.predict(x, verbose=0), _np(small(x)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: _of(Own, alpha=2.0), "its constructor is its own"),
+        (_row, "it is a Sequential model"),
+    ],
+)
+def test_cut_refuses_a_class_that_can_not_be_kept(make: Any, reason: str) -> None:
+    model = make()
+    plan = _plan(model)
+    with pytest.raises(ValueError, match=f"can't be kept: {reason}.*model_class"):
+        dprp.cut(model, plan)
+    assert dprp.cut(model, plan, model_class=keras.Model).count_params() < model.count_params()
+    with pytest.raises(ValueError, match="`model_class` must be Model, a class derived"):
+        dprp.cut(model, plan, model_class="Model")
+
+
+def test_cut_refuses_to_lose_attributes_set_on_a_model() -> None:
+    model = _of(DenseShift)
+    model.shift = 3.0
+    with pytest.raises(ValueError, match=r"attributes of its own, \['shift'\]"):
+        dprp.cut(model, _plan(model))
+
+
+def test_a_class_with_arguments_is_made_by_a_partial() -> None:
+    model = _of(Own, alpha=2.0)
+    small = dprp.cut(model, _plan(model), model_class=functools.partial(Own, alpha=3.0))
+    assert (type(small), small.alpha) == (Own, 3.0)
+
+
+def test_fold_keeps_plain_classes_and_refuses_to_lose_methods_of_low_rank_ones() -> None:
+    x = _images()
+    low = dprp.factorize(_of(DenseShift), model_class=LowRankShift)
+    with pytest.raises(ValueError, match=r"can't be kept: it is a DPRPModel.*model_class"):
+        dprp.fold(low)
+    folded = dprp.fold(low, model_class=DenseShift)
+    assert type(folded) is DenseShift
+    np.testing.assert_allclose(folded.predict(x, verbose=0), low.predict(x, verbose=0), atol=1e-4)
+    inner = dprp.factorize(_of(keras.Model))
+    kept = dprp.fold(DenseShift(inner.inputs, inner.outputs))
+    assert type(kept) is DenseShift
+    assert type(dprp.fold(inner)) is type(_of(keras.Model))
