@@ -183,6 +183,8 @@ KERAS_PRIVATE = {
     "_inputs_struct",
     "_keras_history",
     "_keras_mask",
+    "_loss_ids",
+    "_losses",
     "_metrics",
     "_nodes_by_depth",
     "_non_trainable_variables",

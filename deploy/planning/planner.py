@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import keras
 
 from dprp_tf.conversion.folding import fold
 from dprp_tf.conversion.form_weights import layer_forms
@@ -20,9 +21,6 @@ from dprp_tf.deploy.planning.form_costs import FormCost, FormCosts, Setting
 from dprp_tf.deploy.planning.probes import Geometry, Site, layer_sites
 from dprp_tf.deploy.targets import Target, resolve_target
 from dprp_tf.layers import plain_ranks
-
-if TYPE_CHECKING:
-    import keras
 
 __all__ = ["plan_fold"]
 
@@ -193,7 +191,9 @@ def _prove(
         plans.append((f"the plan of gains below {_CLEAR_GAIN} x alone", cautious))
     why = "the model gained nothing"
     dense_layers = [_kept_dense(layer, why) for layer in layers]
-    dense_model = fold(model, forms={layer.name: _DENSE for layer in layers})
+    dense_model = fold(
+        model, forms={layer.name: _DENSE for layer in layers}, model_class=keras.Model
+    )
     dense_macs = int(model_cost(dense_model).macs or 0)
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as name:
@@ -202,7 +202,9 @@ def _prove(
         paths = [setting.convert(dense_model, folder / "dense", integer_io=False)]
         models = []
         for position, (_, choice) in enumerate(plans):
-            folded = fold(model, forms={layer.name: layer.form for layer in choice})
+            folded = fold(
+                model, forms={layer.name: layer.form for layer in choice}, model_class=keras.Model
+            )
             models.append(folded)
             paths.append(setting.convert(folded, folder / f"plan{position}", integer_io=False))
         for repeats in (2 * rounds, 6 * rounds):

@@ -8,13 +8,17 @@ import keras
 
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.conversion.folding import fold
+from dprp_tf.conversion.model_class import plain_class
 from dprp_tf.costs.rank_plan import RankPlan
-from dprp_tf.keras_internals.rewriting import rewrite
+from dprp_tf.keras_internals.rewriting import require_graph, rewrite
+from dprp_tf.training.model import DPRPModel
 
 __all__ = ["cut"]
 
 
-def cut(model: keras.Model, plan: RankPlan, *, calibration_data: Any = None) -> keras.Model:
+def cut(
+    model: keras.Model, plan: RankPlan, *, calibration_data: Any = None, model_class: Any = None
+) -> keras.Model:
     """Return a model of plain layers with a dense model's kernels cut to the ranks of a plan.
 
     Args:
@@ -22,9 +26,14 @@ def cut(model: keras.Model, plan: RankPlan, *, calibration_data: Any = None) -> 
         plan: Ranks for its layers.
         calibration_data: Inputs on which the outputs are kept instead of the kernels. Default:
             the kernels are kept.
+        model_class: As `fold` takes it; the model's own class is kept where it can be.
 
     Returns:
         `fold(factorize(model, ranks=plan))`; a copy of the model if the plan cuts nothing.
+
+    Raises:
+        ValueError: As `factorize`; if the model's class has methods of its own, can't be kept, and
+            no `model_class` was given.
 
     Example:
 
@@ -36,6 +45,9 @@ def cut(model: keras.Model, plan: RankPlan, *, calibration_data: Any = None) -> 
     >>> cut(model, plan).count_params() == plan.cost["parameters"]
     True
     """
+    require_graph(model)
+    result_class = plain_class(model, model_class)
     if not plan.ranks:
-        return rewrite(model, lambda layer: None, keras.Model)
-    return fold(factorize(model, ranks=plan, calibration_data=calibration_data))
+        return rewrite(model, lambda layer: None, result_class)
+    lowrank = factorize(model, ranks=plan, calibration_data=calibration_data, model_class=DPRPModel)
+    return fold(lowrank, model_class=result_class)

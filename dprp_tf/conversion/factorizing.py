@@ -12,6 +12,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.conversion.calibration import input_moments
+from dprp_tf.conversion.model_class import lowrank_class
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.decomposition import (
     DECOMPOSITIONS,
@@ -53,6 +54,7 @@ def factorize(
     layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
     calibration_data: Any = None,
     settings: DPRPSettings | None = None,
+    model_class: Any = None,
 ) -> DPRPModel:
     """Return a model that computes what `model` computes and trains the factors of its kernels.
 
@@ -82,6 +84,10 @@ def factorize(
             them. Default: none.
         settings: How training keeps the structure of the factors and presses the ranks down.
             Default: `DPRPSettings()`.
+        model_class: Class of the model returned, derived from `DPRPModel` and made of inputs,
+            outputs and name (or a `functools.partial` of one): where a model's class has a
+            `train_step`, a `compute_loss` or another method of its own, write them in such a
+            class, and `super()` does the rest. Default: `DPRPModel`.
 
     Returns:
         The factorized model, not compiled; `dprp_tf.summarize` lists what was left and why.
@@ -89,7 +95,8 @@ def factorize(
     Raises:
         ValueError: If the model has no graph, nothing to factorize, weights that are not finite,
             an argument is unusable or names a layer that is not there, or a plan was made for
-            another decomposition or model.
+            another decomposition or model; if the model's class has methods of its own that the
+            result would not have, and no `model_class` was given.
 
     Source: DPRP (arXiv 2401.08014) III-B; BSR/LeSS thesis 4.7.4 for `"tucker"`.
 
@@ -102,6 +109,7 @@ def factorize(
     {'first': 9}
     """
     require_graph(model)
+    result_class = lowrank_class(model, model_class)
     if isinstance(ranks, RankPlan):
         plan = ranks
         _require_fitting_plan(model, plan, decomposition, layers)
@@ -140,7 +148,8 @@ def factorize(
         replaced.append((layer, low_rank))
         return low_rank
 
-    result = rewrite(model, replace, DPRPModel, settings=settings or DPRPSettings())
+    result = rewrite(model, replace, result_class)
+    result.settings = settings or DPRPSettings()
     # By it Keras decides on loss scaling, which a model made under another policy would lose.
     result.dtype_policy = model.dtype_policy
     for layer, low_rank in replaced:

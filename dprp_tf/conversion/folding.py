@@ -6,11 +6,13 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
 from dprp_tf.conversion.assembly import build_form
 from dprp_tf.conversion.form_weights import form_error
+from dprp_tf.conversion.model_class import plain_class
 from dprp_tf.costs.fold_plan import FoldPlan
 from dprp_tf.costs.form import KINDS, Form
 from dprp_tf.costs.kernels import two_stage_effort
@@ -132,11 +134,13 @@ def fold(
     form: str = "smallest",
     forms: Mapping[str, str | Form] | None = None,
     plan: FoldPlan | str | os.PathLike[str] | None = None,
+    model_class: Any = None,
 ) -> keras.Model:
     """Return a model of plain Keras layers that computes what `model` computes.
 
     Every SVD and Tucker layer becomes one of its exact forms (see `Form`); everything else is
-    copied. The result is a Functional model that loads without this library.
+    copied. The result loads without this library: it is a Functional model, or one of the user's
+    own class.
 
     Args:
         model: A model with SVD or Tucker layers, such as a trained `DPRPModel`.
@@ -145,13 +149,18 @@ def fold(
         forms: Forms of single layers by name; they win over `form` and `plan`.
         plan: What `dprp_tf.deploy.plan_fold` measured to be fastest on a target, or the file it was
             saved to; wins over `form`.
+        model_class: Class of the model returned, made of inputs, outputs and name: `keras.Model`,
+            one derived from it or a `functools.partial` of one. Default: the model's own where it
+            does something of its own and is no `DPRPModel`; else `keras.Model`.
 
     Returns:
         The folded model, not compiled.
 
     Raises:
         ValueError: If the model has no graph or no low-rank layer, factors that are not finite, a
-            form that does not exist, or a plan made for other layers, ranks or weights.
+            form that does not exist, or a plan made for other layers, ranks or weights; if the
+            model's class has methods of its own that the result would not have, and no
+            `model_class` was given.
 
     Source: DPRP (arXiv 2401.08014) Eq. 2; the forms are in `dprp_tf.costs.form`.
 
@@ -166,6 +175,7 @@ def fold(
     """
     require_graph(model)
     require_finite_factors(model)
+    result_class = plain_class(model, model_class)
     rows = _choices(model, form, forms, plan)
     if not rows:
         raise ValueError(
@@ -183,6 +193,7 @@ def fold(
             if isinstance(layer, FactorizedLayer)
             else None
         ),
+        result_class,
     )
 
 

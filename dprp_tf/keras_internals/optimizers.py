@@ -10,6 +10,7 @@ import keras
 __all__ = [
     "AVERAGE_SLOTS",
     "LINEAR_SLOTS",
+    "averages_weights",
     "exclude_from_weight_decay",
     "inner_optimizer",
     "momentum_slots",
@@ -43,6 +44,25 @@ def inner_optimizer(optimizer: Any) -> Any:
         The inner optimizer, or `optimizer` itself.
     """
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def averages_weights(optimizer: Any) -> bool:
+    """Return whether an optimizer puts averages of the weights in their place.
+
+    Args:
+        optimizer: A Keras optimizer, one with others inside included; None has no average.
+
+    Returns:
+        Whether it, or one inside it, was made with `use_ema=True`.
+
+    Example:
+
+    >>> averages_weights(keras.optimizers.SGD(use_ema=True)), averages_weights("sgd")
+    (True, False)
+    """
+    inner = inner_optimizer(optimizer)
+    parts = [inner, *getattr(inner, "optimizers", ())]
+    return any(getattr(part, "use_ema", False) for part in parts)
 
 
 def optimizer_slots(optimizer: Any, variable: keras.Variable) -> dict[str, keras.Variable]:

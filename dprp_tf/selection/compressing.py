@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from dprp_tf.conversion.cutting import cut
+from dprp_tf.conversion.model_class import plain_class
 from dprp_tf.costs.budget import Budget
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.files.settings import require_same_settings
@@ -91,7 +92,8 @@ def bsr(
 
     Raises:
         BudgetError: If no ranks meet the budget.
-        ValueError: If an argument is unusable, or the folder is of another run.
+        ValueError: If an argument is unusable, or the folder is of another run; if the model's
+            class has methods of its own and can't be kept, as `cut` says.
 
     Source: BSR/LeSS thesis 3.5.
 
@@ -108,12 +110,13 @@ def bsr(
     >>> found.model.count_params() < model.count_params()
     True
     """
+    result_class = plain_class(model)
     place = None if folder is None else Path(folder)
     plan = _plan(place, model, search, budget, data, decomposition, progress, seed, options)
     if place is not None:
         growing = {"strength": strength, "growth": growth, "growth_epochs": growth_epochs}
         require_same_settings(place / "bsr.json", {"ranks": plan.ranks, **growing}, "a run")
-    dense = rewrite(model, lambda layer: None, keras.Model)
+    dense = rewrite(model, lambda layer: None, result_class)
     press = RankRegularization(
         ranks=plan, strength=strength, growth=growth, growth_epochs=growth_epochs
     )

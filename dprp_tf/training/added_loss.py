@@ -11,11 +11,12 @@ from keras import ops
 
 from dprp_tf.keras_internals.added_metrics import add_metric, added_metrics, remove_metric
 from dprp_tf.keras_internals.compiled import sync
+from dprp_tf.training.log_names import LOG_PREFIX, beside_the_users
 
 __all__ = ["AddedLoss", "assign_copy"]
 
 # What a model with added losses has of its own in place of its class's.
-_WRAPPED = ("compute_loss", "fit")
+_WRAPPED = ("compute_loss", "fit", "get_metrics_result")
 
 
 class AddedLoss(keras.metrics.Metric):
@@ -25,7 +26,8 @@ class AddedLoss(keras.metrics.Metric):
     backend and keeps them out of the model's weights and files. So what changes between steps
     (the strength, arrays given to `hold`) is assigned without tracing anything anew, and nothing
     is left of it in the model afterwards. The logs of training get the mean of `value()` under
-    the metric's name, and the strength; validation has neither the term nor its logs.
+    the metric's name, and the strength, or with `LOG_PREFIX` before it where the user's model has
+    a log of that name; validation has neither the term nor its logs.
 
     A subclass keeps the model's own variables out of its attributes, lists and tuples: Keras takes
     every variable there for the metric's, and JAX would get it twice.
@@ -129,14 +131,20 @@ class AddedLoss(keras.metrics.Metric):
         """Do nothing, since `joined` updates the mean inside the train step."""
 
     def result(self) -> dict[str, Any]:
-        """Return what the logs get: in training the mean value and the strength."""
+        """Return what the logs get, names prefixed: in training the mean value and the strength."""
         if not self._logged or self.evaluating:
             return {}
-        logs = {self.name: ops.divide_no_nan(self._total, self._count)}
+        logs = {LOG_PREFIX + self.name: ops.divide_no_nan(self._total, self._count)}
         if self._strength_name is not None:
             # The product is a value of its own: JAX donates a variable's buffer to the next step.
-            logs[self._strength_name] = 1.0 * ops.cast(self.strength, "float32")
+            strength = 1.0 * ops.cast(self.strength, "float32")
+            logs[LOG_PREFIX + self._strength_name] = strength
         return logs
+
+    @property
+    def log_names(self) -> list[str]:
+        """The names that the logs get where no log of the user's has them."""
+        return [name for name in (self.name, self._strength_name) if name is not None]
 
     def reset_state(self) -> None:
         """Begin the mean anew, as Keras does at each epoch's beginning; the rest stays."""
@@ -168,7 +176,7 @@ def _is_wrapped(model: keras.Model) -> bool:
 def _wrap(model: keras.Model) -> None:
     """Let this one model's loss have its terms; its class, and other models of it, stay as is."""
     own = {name: vars(model)[name] for name in _WRAPPED if name in vars(model)}
-    compute_loss = model.compute_loss
+    compute_loss, metrics_result = model.compute_loss, model.get_metrics_result
 
     def with_terms(
         x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **kwargs: Any
@@ -186,10 +194,15 @@ def _wrap(model: keras.Model) -> None:
             term.detach()
         return model.fit(*args, **kwargs)
 
+    def get_metrics_result() -> Any:
+        names = [name for term in _terms(model) for name in term.log_names]
+        return beside_the_users(metrics_result(), names)
+
     marked: Any = with_terms
     marked.replaced = own
     model.compute_loss = with_terms
     model.fit = fit
+    model.get_metrics_result = get_metrics_result
 
 
 def _unwrap(model: keras.Model) -> None:

@@ -12,6 +12,7 @@ from dprp_tf.costs.allocation import allocate_ranks
 from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.layers import SVDLayer, low_rank_keys
+from dprp_tf.training.log_names import free_name
 from dprp_tf.training.rank_pruning import RankPruning
 
 __all__ = ["BudgetPruning"]
@@ -151,7 +152,7 @@ class BudgetPruning(RankPruning):
         super().on_epoch_end(epoch, logs)
         self._end_pressure_within_budget()
         if logs is not None:
-            logs["predicted_cost"] = self._predicted({})
+            logs[free_name("predicted_cost", logs)] = self._predicted({})
 
     def pending_ranks(self) -> dict[SVDLayer, int]:
         """Return the layers that would be cut now and the rank each would get.

@@ -7,11 +7,13 @@ from typing import Any
 import keras
 
 from dprp_tf.training.divergence import DivergenceGuard
+from dprp_tf.training.log_names import LOG_PREFIX
+from dprp_tf.training.loss_terms import TERM_LOGS
 
 __all__ = ["with_own_callbacks"]
 
 # What a `DPRPModel` logs beside the compiled metrics; each is better the lower it is.
-_FALLING = ("app_loss", "orth_loss", "sort_loss", "comp_loss", "total_rank", "parameters")
+_FALLING = (*TERM_LOGS, "total_rank", "parameters")
 
 
 def with_own_callbacks(
@@ -37,6 +39,7 @@ def with_own_callbacks(
     for callback in callbacks:
         # Keras asks the compiled metrics alone for a direction.
         monitored = str(getattr(callback, "monitor", "")).removeprefix("val_")
+        monitored = monitored.removeprefix(LOG_PREFIX)
         if monitored in _FALLING and getattr(callback, "mode", None) == "auto":
             callback.mode = "min"
     guards = [c for c in callbacks if isinstance(c, DivergenceGuard)]
@@ -52,13 +55,14 @@ def with_own_callbacks(
 class _PressureAndRanks(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.model.pressure = 1.0
+        self.model.name_rank_logs_anew()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.model.pressure = 1.0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
-            logs.update(self.model.rank_logs())
+            self.model.log_ranks(logs)
 
 
 class _LearningRateCopy(keras.callbacks.Callback):

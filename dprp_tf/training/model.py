@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,9 +12,11 @@ import keras
 from keras import ops
 
 from dprp_tf.files.arguments import check_number
+from dprp_tf.keras_internals.call_losses import added_in_calls
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.optimizers import exclude_from_weight_decay, inner_optimizer
 from dprp_tf.layers import SVDLayer, low_rank_layers
+from dprp_tf.training.averaged_factors import averages_turning_factors, require_no_average
 from dprp_tf.training.divergence import DivergenceError
 from dprp_tf.training.failure_record import (
     Block,
@@ -24,7 +27,8 @@ from dprp_tf.training.failure_record import (
     record_size,
 )
 from dprp_tf.training.fit_callbacks import with_own_callbacks
-from dprp_tf.training.loss_terms import LossTerms
+from dprp_tf.training.log_names import LOG_PREFIX, beside_the_users
+from dprp_tf.training.loss_terms import TERM_LOGS, LossTerms
 from dprp_tf.training.losses import layer_losses, mean_losses, weighted_loss
 from dprp_tf.training.ranked_model import RankedModel
 from dprp_tf.training.replicas import replica_count
@@ -39,10 +43,18 @@ class DPRPModel(RankedModel):
     """A functional model that trains the factors of its SVD layers with the losses of DPRP.
 
     Made by `dprp_tf.factorize`; compiled, trained, saved and loaded as any Keras model. Besides
-    the compiled metrics it logs `app_loss` (the compiled loss alone), `orth_loss`, `sort_loss`,
-    `comp_loss` (unweighted means over the layers) and, at each epoch's end, `total_rank` and
-    `parameters`; `loss` is the weighted total, plus the model's own regularizers. In evaluation
-    `loss` leaves the three structural terms out.
+    the compiled metrics it logs `app_loss` (the application's: the compiled loss and what layers
+    add by `add_loss` or an activity regularizer), `orth_loss`, `sort_loss`, `comp_loss`
+    (unweighted means over the layers) and, at each epoch's end, `total_rank` and `parameters`;
+    `loss` is the weighted total, plus the regularizers of weights. In evaluation `loss` leaves
+    the three structural terms out. Where the model has a log of one of these names already, as an
+    output called "sort" has, that one stays, and the model's own is called `dprp_sort_loss`.
+
+    Derive from it to train in a way of your own, as from `keras.Model`: methods such as
+    `train_step`, `compute_loss` and `predict_step` call `super()`, which keeps the losses of DPRP
+    and the retraction, and `factorize(model, model_class=...)` makes the model. What they add to
+    `super().compute_loss()` is part of `app_loss`. A constructor takes `inputs`, `outputs` and
+    `name`; one with more arguments needs `get_config` and `from_config`, as in any Keras class.
 
     Args:
         inputs: As `keras.Model`.
@@ -59,12 +71,19 @@ class DPRPModel(RankedModel):
     >>> model = DPRPModel(inputs, SVDConv2D(4, 3, name="first")(inputs))
     >>> model.ranks
     {'first': 9}
+    >>> class Offset(DPRPModel):
+    ...     def compute_loss(self, *args, **kwargs):
+    ...         return 10.0 + super().compute_loss(*args, **kwargs)
+    >>> type(Offset(model.inputs, model.outputs)).__name__
+    'Offset'
     """
 
     def __init__(self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any) -> None:
         settings = kwargs.pop("settings", None)
         super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
-        self._loss_terms = LossTerms()
+        # What a derived class adds to the loss is the application's as well, and only known from
+        # the mean that Keras keeps of the whole.
+        self._loss_terms = LossTerms(extended=type(self).compute_loss is not DPRPModel.compute_loss)
         # The smoothed norm follows the learning rate; a train step can't read the optimizer's own
         # variable on every backend, so a callback of fit() copies it here before each epoch.
         self._pressure = 1.0
@@ -116,8 +135,16 @@ class DPRPModel(RankedModel):
 
         With `structure="retraction"`, U and V are left out of the optimizer's own (decoupled)
         weight decay: the retraction moves their lengths into s, so s would decay three times.
+
+        Raises:
+            ValueError: If the optimizer averages weights (`use_ema=True`) that a retraction turns.
         """
         super().compile(*args, **kwargs)
+        try:
+            require_no_average(self, self.settings, self.optimizer)
+        except ValueError:
+            self.compiled = False
+            raise
         if self.settings.structure == "retraction" and self.optimizer is not None:
             exclude_from_weight_decay(
                 self.optimizer,
@@ -126,7 +153,16 @@ class DPRPModel(RankedModel):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as the model was when it was saved, as `keras.Model.compile_from_config`."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        arguments = keras.saving.deserialize_keras_object(config)
+        if averages_turning_factors(self, self.settings, arguments.get("optimizer")):
+            warnings.warn(
+                "the model was saved with an optimizer that averages weights (use_ema=True), which "
+                "is no longer done to factors that a retraction turns: it is loaded without its "
+                "optimizer. Compile it anew to train it.",
+                stacklevel=2,
+            )
+            arguments["optimizer"] = None
+        self.compile(**arguments)
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
@@ -195,19 +231,30 @@ class DPRPModel(RankedModel):
         training: bool = True,
     ) -> Any:
         """Return the total loss and record each term; see the class."""
+        # Keras leaves `training` out where a derived class' version does not take it.
+        training = training and not self._loss_terms.evaluating
         total = super().compute_loss(
             x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
         )
-        own = [self._aggregate_additional_loss(loss) for loss in self.losses]
-        count = ops.shape(keras.tree.flatten(x)[0])[0]
-        app = total - sum(own[1:], own[0]) if own else total
+        losses = self.losses
+        own = [self._aggregate_additional_loss(loss) for loss in losses]
+        count = ops.shape(next(part for part in keras.tree.flatten(x) if part is not None))[0]
+        # The application's is all but the weights' regularizers, which tell how heavy the factors
+        # are and not how well they do.
+        added = added_in_calls(self, losses)
+        weights = [loss for loss, is_added in zip(own, added, strict=True) if not is_added]
+        app = total - sum(weights[1:], weights[0]) if weights else total
         layers, by_layer = self._layer_losses() if training else ([], {})
         terms = mean_losses(by_layer)
-        self._loss_terms.update_state(app * replica_count(), terms, sample_weight=count)
+        if training:
+            weighted = weighted_loss(terms, self.settings, self.pressure)
+            total = total + self._aggregate_additional_loss(weighted)
+        # Each replica's loss is scaled by 1 / their number; unscaled, the mean is that of all.
+        replicas = replica_count()
+        extended = total * replicas if self._loss_terms.extended else 0.0
+        self._loss_terms.update_state(app * replicas, terms, count, extended)
         if not training:
             return total
-        weighted = weighted_loss(terms, self.settings, self.pressure)
-        total = total + self._aggregate_additional_loss(weighted)
 
         def gather() -> list[Block]:
             found = gather_terms(self, app, own, layers, by_layer)
@@ -224,7 +271,12 @@ class DPRPModel(RankedModel):
         """Return the metrics by name; in evaluation without the terms not computed there."""
         result = super().get_metrics_result()
         result.pop(self._failures.name, None)
-        return result
+        app = LOG_PREFIX + TERM_LOGS[0]
+        if self._loss_terms.extended and app in result:
+            means = [m for m in self.metrics if m.name == "loss" and hasattr(m, "count")]
+            for mean in means[:1]:
+                result[app] += self._loss_terms.beyond(mean.result(), mean.count)
+        return beside_the_users(result, TERM_LOGS)
 
     def structural_losses(self) -> dict[str, Any]:
         """Return the unweighted means over the layers: `orth` (Eq. 10), `sort` (11), `comp` (12).

@@ -124,7 +124,7 @@ class RankPruning(keras.callbacks.Callback):
         self._prune_once()
         self._epoch = None
         if logs is not None:
-            logs.update(self.model.rank_logs())
+            self.model.log_ranks(logs)
 
     def pending_ranks(self) -> dict[SVDLayer, int]:
         """Return the layers that would be cut now and the rank each would get.

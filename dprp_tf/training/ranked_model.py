@@ -12,6 +12,7 @@ import numpy as np
 
 from dprp_tf.keras_internals.seeds import seed_states, set_seed_states
 from dprp_tf.layers import SVDLayer, factorized_keys, low_rank_layers, plain_ranks, stored_ranks
+from dprp_tf.training.log_names import free_name
 from dprp_tf.training.resizing import ranks_of_weights, set_ranks, start_averages
 
 __all__ = ["RankedModel"]
@@ -26,6 +27,9 @@ class RankedModel(keras.Model):
     The part of `DPRPModel` that knows nothing of losses: which ranks there are, and how weights of
     other ranks, optimizer slots and random states come back from a list or a file.
     """
+
+    # Names of `rank_logs` that logs of the user's have; None until a training's first epoch ends.
+    _users_rank_logs: frozenset[str] | None = None
 
     @property
     def low_rank_layers(self) -> list[SVDLayer]:
@@ -47,6 +51,23 @@ class RankedModel(keras.Model):
             "total_rank": sum(int(layer.rank or 0) for layer in low_rank_layers(self)),
             "parameters": sum(math.prod(w.shape) for w in self.trainable_weights),
         }
+
+    def log_ranks(self, logs: dict[str, Any]) -> None:
+        """Add `rank_logs` to the logs of an epoch, under names that replace none of the user's.
+
+        Args:
+            logs: The logs. What stands there under one of the names when a training first asks
+                is the user's, and stays.
+        """
+        ranks = self.rank_logs()
+        if self._users_rank_logs is None:
+            self._users_rank_logs = frozenset(ranks) & frozenset(logs)
+        taken = self._users_rank_logs
+        logs.update({free_name(name, taken): value for name, value in ranks.items()})
+
+    def name_rank_logs_anew(self) -> None:
+        """Forget which names `log_ranks` found taken, as at the beginning of a training."""
+        self._users_rank_logs = None
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set all weights, as `keras.Model.set_weights`, taking over the ranks they have.

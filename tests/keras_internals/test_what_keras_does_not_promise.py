@@ -143,6 +143,21 @@ def a_symbolic_tensor_knows_who_made_it() -> None:
     assert (history.operation.name, history.node_index, history.tensor_index) == ("joined", 0, 0)
 
 
+@of("_losses")
+@of("_loss_ids")
+def layers_know_what_they_added_in_their_last_call() -> None:
+    layer = keras.layers.ActivityRegularization(l1=0.5, name="adds")
+    model = keras.Sequential([keras.Input((2,)), layer, keras.layers.Dense(1, name="plain")])
+    for _ in range(2):
+        model(np.ones((1, 2), "float32"))
+        assert [float(loss) for loss in layer._losses] == [1.0]
+    assert model.get_layer("plain")._losses == []
+    values = [variable.value for variable in model.trainable_variables]
+    _, _, losses = model.stateless_call(values, [], np.ones((1, 2), "float32"), return_losses=True)
+    # In a scope that collects losses only their identities stay.
+    assert {id(loss) for loss in losses} == layer._loss_ids
+
+
 @of("_keras_mask")
 def a_mask_travels_with_its_tensor() -> None:
     words = keras.layers.Embedding(5, 3, mask_zero=True)(np.array([[1, 0]]))

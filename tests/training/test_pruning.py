@@ -633,7 +633,7 @@ def test_the_total_is_the_weighted_sum_of_means_over_the_layers(structure: str) 
     assert total == pytest.approx(expected, rel=1e-5)
     evaluated = float(_np(model.compute_loss(x, y, logits, training=False)))
     assert evaluated == pytest.approx(app + penalty, rel=1e-5)
-    assert float(_np(model._loss_terms.result()["app_loss"])) == pytest.approx(app, rel=1e-5)
+    assert float(_np(model._loss_terms.result()["dprp_app_loss"])) == pytest.approx(app, rel=1e-5)
 
 
 def test_frozen_layers_are_in_no_term() -> None:
