@@ -48,9 +48,10 @@ class OutputParity:
         mean_error: Mean absolute difference.
         reference_scale: Largest absolute value the Keras model gives.
         channels: How many channels it has.
-        channel: The channel with the largest error for its range.
+        channel: The channel whose error is largest for its range, rounding aside.
         relative_error: That error as a share of that range.
-        tolerance: Allowed `relative_error`; `None` means not limited.
+        tolerance: Allowed `relative_error`, but for rounding; `None` means not limited.
+        allowance: Allowed `relative_error` in that channel, with what rounding may add to it.
         noise: Root mean square of the error over the standard deviation of the reference.
         noise_limit: Allowed `noise`; `None` means not limited.
         noisy_channel: The channel with the largest noise.
@@ -72,6 +73,7 @@ class OutputParity:
     channel: int
     relative_error: float
     tolerance: float | None
+    allowance: float | None
     noise: float
     noise_limit: float | None
     noisy_channel: int
@@ -88,7 +90,7 @@ class OutputParity:
         found = []
         if not np.isfinite(self.max_error):
             found.append("values that are not finite")
-        if _above(self.relative_error, self.tolerance):
+        if _above(self.relative_error, self.allowance):
             found.append(f"channel {self.channel} is off by {self.relative_error:.3g} of its range")
         if _above(self.noise, self.noise_limit):
             found.append(f"noise {self.noise:.3g} of the signal")
@@ -205,13 +207,12 @@ def compare_output(
     # std <= range / 2 for whatever lies within a range
     deviations = np.maximum(deviations, _COMMON * common / 2)
     rounding = _ROUNDING[precision] * scale if default_limits else 0.0
-    beyond = np.maximum(found.largest_error - rounding, 0.0)
-    relative = _ratios(beyond, own)
+    relative, added = _ratios(found.largest_error, own), _ratios(np.full_like(own, rounding), own)
     noises = _ratios(found.error_rms, deviations)
     noise = float(_ratios(np.asarray([found.rms]), np.asarray([found.deviation or scale]))[0])
     varying = ranges[found.varying]
     limited = default_limits and coarse and kind != "whole numbers"
-    worst, noisy = int(np.argmax(relative)), int(np.argmax(noises))
+    worst, noisy = int(np.argmax(relative - added)), int(np.argmax(noises))
     result = OutputParity(
         name=name,
         kind=kind,
@@ -222,6 +223,7 @@ def compare_output(
         channel=worst,
         relative_error=float(relative[worst]),
         tolerance=tolerance,
+        allowance=None if tolerance is None else tolerance + float(added[worst]),
         noise=noise,
         noise_limit=_NOISE if limited else None,
         noisy_channel=noisy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -111,6 +112,8 @@ def export_tflite(
         content = _convert(source, quantization, check.calibration, integer_io)
         operators = read_operators(content)
         notes = _check_operators(operators, quantization)
+        if quantization == "int8" and _without_loops(source) is not source:
+            notes += ("recurrent layers are unrolled, step after step, as int8 needs them",)
         temporary.write_bytes(content)
         return check.compare(temporary, path, operators.counts, notes)
 
@@ -203,7 +206,11 @@ def _convert(
     import tensorflow as tf
 
     with quiet():
+        if calibration is not None:
+            source = _without_loops(source)
         function = _concrete(source, source.serve)
+        if calibration is not None:
+            _refuse_loops(function)
         # The converter writes a SavedModel in between, which holds what it can reach from here.
         holder = tf.Module()
         holder.variables_of_model = list(function.graph.variables)
@@ -222,15 +229,47 @@ def _convert_frozen(
     import tensorflow as tf
     from tensorflow.python.framework import convert_to_constants
 
+    if calibration is not None:
+        source = _without_loops(source)
+
     def serve(*tensors: Any) -> list[Any]:
         # A list keeps the outputs' order; a dict's would be sorted by name.
         return list(source.serve(*tensors).values())
 
     with quiet():
-        frozen = convert_to_constants.convert_variables_to_constants_v2(_concrete(source, serve))
+        function = _concrete(source, serve)
+        if calibration is not None:
+            _refuse_loops(function)
+        frozen = convert_to_constants.convert_variables_to_constants_v2(function)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], None)
         samples = None if calibration is None else _by_position(calibration, source.batch)
         return _run(converter, quantization, samples, integer_io)
+
+
+def _without_loops(source: Source) -> Source:
+    """The model as the int8 calibrator can run it: on a loop it ends the whole process."""
+    from dprp_tf.keras_internals.unrolling import has_loops, unrolled
+
+    if not has_loops(source.model):
+        return source
+    open_steps = [name for name, (shape, _) in source.inputs.items() if None in shape[1:]]
+    if open_steps:
+        return source  # refused with its own words
+    return replace(source, model=unrolled(source.model))
+
+
+def _refuse_loops(function: Any) -> None:
+    loops = [
+        operation.name
+        for operation in function.graph.get_operations()
+        if operation.type in ("While", "StatelessWhile")
+    ]
+    if loops:
+        raise ValueError(
+            "`model` must hold no loop for quantization='int8': LiteRT's calibrator can't run one. "
+            f"Received: a loop in {', '.join(loops)}. Give the layer unroll=True where it has "
+            "that, or use quantization='dynamic' or 'float16'."
+        )
 
 
 def _concrete(source: Source, serve: Callable[..., Any]) -> Any:

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from dprp_tf.data.gathering import gather, is_stream
-
 __all__ = ["as_dtype", "check_batches", "split_batches"]
 
 # Enough to calibrate and to verify with, of a stream that may be endless.
@@ -40,7 +38,12 @@ def check_batches(
     >>> check_batches([[1.0, 2.0]], {"x": (None, 2)}, "inputs")
     {'x': array([[1., 2.]])}
     """
-    if is_stream(data):
+    if not isinstance(data, (np.ndarray, list, tuple, Mapping)):
+        # Imported here: the package loads Keras, which arrays can do without.
+        from dprp_tf.data.gathering import gather, is_stream
+
+        if not is_stream(data):
+            return check_batches(np.asarray(data), shapes, argument)
         ranks = {name: len(shape) for name, shape in shapes.items()}
         data, _ = gather(data, ranks=ranks, limit=_LIMIT, argument=argument)
     try:

@@ -165,7 +165,7 @@ def test_constants_in_the_graph_are_part_of_the_file(
         without = np.asarray(model.layers[-1](x))
         assert np.abs(found - without).max() > 0.1 * np.abs(wanted).max()
     rounded = export(
-        model, tmp_path / f"b{suffix}", quantization="int8", calibration_data=x, tolerance=0.05
+        model, tmp_path / f"b{suffix}", quantization="int8", calibration_data=x, tolerance=0.12
     )
     assert _names(rounded) == ["image", "y"]
     assert rounded.max_error > 2 * report.max_error
@@ -203,12 +203,13 @@ def test_a_declared_batch_size_does_not_bind_the_file(
     for finish in (layers.Dense(3), nested):
         model = _fixed(batch, finish)
         # No multiple of the batch size.
-        x = _normal(33, 8, 8, 3)
+        x = 0.7 * _normal(33, 8, 8, 3)
         report = export(
             model,
             tmp_path / f"a{suffix}",
             quantization=quantization,
-            calibration_data=x,
+            calibration_data=_normal(34, 8, 8, 3, seed=4),
+            verification_data=x,
             minimum_agreement=0,
         )
         assert report.samples == 33
@@ -241,7 +242,7 @@ def test_a_batch_size_that_the_computation_needs_stays(
             calibration_data=x,
             minimum_agreement=0,
         )
-        assert "batches of 4 only" in report.notes[0]
+        assert any("batches of 4 only" in note for note in report.notes)
         assert load_file(report.path).inputs[0].shape == (4, 8, 8, 3)
         filled = np.concatenate([x, x[-1:], x[-1:]])
         parts = [np.asarray(model(filled[n : n + 4])) for n in range(0, 16, 4)]
