@@ -387,3 +387,116 @@ def test_layers_that_share_a_weight_are_exported(tmp_path: Path) -> None:
         report = export(model, tmp_path / f"a{suffix}", verification_data=data)
         wanted = np.asarray(model(data))
         assert np.abs(run_file(report.path, data) - wanted).max() < 1e-2 * np.abs(wanted).max()
+
+
+# Operators
+
+ACTIVATIONS = sorted(
+    name
+    for name, value in vars(keras.activations).items()
+    # `threshold` has no defaults to be called by name with.
+    if not name.startswith("_") and name not in ("deserialize", "get", "serialize", "threshold")
+)
+
+
+def test_every_activation_becomes_onnx(tmp_path: Path) -> None:
+    assert {"celu", "gelu", "mish", "log_softmax", "sparsemax"} <= set(ACTIVATIONS)
+    x = keras.Input((8,), name="x")
+    outputs = [layers.Activation(name, name=f"{name}_y")(x) for name in ACTIVATIONS]
+    model = keras.Model(x, outputs)
+    data = 3 * _normal(64, 8)
+    report = export(model, tmp_path / "a.onnx", verification_data=data)
+    found = run_file(report.path, data)
+    assert isinstance(found, dict)
+    assert list(found) == [f"{name}_y" for name in ACTIVATIONS]
+    for name in ACTIVATIONS:
+        wanted = np.asarray(keras.activations.get(name)(data))
+        np.testing.assert_allclose(found[f"{name}_y"], wanted, 1e-5, 2e-6, err_msg=name)
+    assert report.operators["Erf"] == 1
+    approximate = np.asarray(keras.activations.gelu(data, approximate=True))
+    assert np.abs(found["gelu_y"] - approximate).max() > 1e-4
+
+
+OPERATIONS: dict[str, Any] = {
+    "erfc": lambda x: 1 - keras.ops.erf(x),
+    "celu": lambda x: keras.ops.celu(x, alpha=0.4),
+    "expm1": lambda x: keras.ops.expm1(x),
+    "gelu": lambda x: keras.ops.gelu(x, approximate=False),
+    "log1p": lambda x: keras.ops.log1p(keras.ops.abs(x)),
+    "logaddexp": lambda x: keras.ops.logaddexp(x, 2 * x[:, ::-1]),
+    "softplus": lambda x: keras.ops.softplus(x),
+    "in a cell": lambda x: layers.SimpleRNN(3, activation="gelu")(x[..., None]),
+    "in a copy": lambda x: layers.TimeDistributed(layers.Dense(3, activation="celu"))(x[..., None]),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"opset": 13}, {"quantization": "int8"}])
+def test_operators_that_tf2onnx_lacks_are_spelled_out(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    keras.utils.set_random_seed(9)
+    x = keras.Input((7,), name="x")
+    model = keras.Model(x, [OPERATIONS[name](x) for name in OPERATIONS])
+    data = _normal(64, 7)
+    limit = 0.05 if "quantization" in options else None
+    report = export(
+        model,
+        tmp_path / "a.onnx",
+        calibration_data=data,
+        tolerance=limit,
+        minimum_agreement=0,
+        **options,
+    )
+    assert report.operators["Erf"] >= 2
+    assert not {"Erfc", "Expm1", "Log1p"} & set(report.operators)
+    found = run_file(report.path, data)
+    assert isinstance(found, dict)
+    for values, wanted in zip(found.values(), model(data), strict=True):
+        error = np.abs(values - np.asarray(wanted)).max()
+        assert error <= (limit or 1e-5) * np.abs(wanted).max()
+
+
+LACKING: dict[str, Any] = {
+    "Erfinv": lambda x: keras.ops.erfinv(0.5 * x),
+    "Bucketize": lambda x: layers.Discretization(bin_boundaries=[0.2, 0.5])(x),
+    "RFFT": lambda x: keras.ops.rfft(x)[0],
+    "ScaleAndTranslate": lambda x: layers.Resizing(3, 5, antialias=True, name="smoothed")(
+        keras.ops.reshape(x, (-1, 8, 1, 1))
+    ),
+}
+
+
+@pytest.mark.parametrize("operator", list(LACKING))
+def test_operators_that_onnx_lacks_are_refused_by_name(operator: str, tmp_path: Path) -> None:
+    from dprp_tf.deploy.exporters.onnx import convert_onnx
+
+    x = keras.Input((8,))
+    model = keras.Model(x, LACKING[operator](x))
+    place = "smoothed" if operator == "ScaleAndTranslate" else ""
+    message = rf"operators that ONNX lacks, in opset 17:.*{operator} \(.*{place}.*Replace the"
+    for quantization in (None, "int8"):
+        data = np.zeros((4, 8), "float32")
+        with pytest.raises(ValueError, match=message):
+            convert_onnx(model, quantization=quantization, calibration_data=data)
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_refuses_such_a_model_before_it_measures(tmp_path: Path) -> None:
+    import dprp_tf as dprp
+    from dprp_tf.deploy import plan_fold
+
+    x = keras.Input((8, 8, 4))
+    y = layers.Conv2D(16, 3)(x)
+    model = keras.Model(x, keras.ops.erfinv(0.5 * keras.ops.tanh(y)))
+    steps: list[str] = []
+    with pytest.raises(ValueError, match=r"operators that ONNX lacks.*Erfinv"):
+        plan_fold(
+            dprp.factorize(model, ranks=2),
+            runtime="onnxruntime",
+            rounds=3,
+            cache=tmp_path,
+            progress=steps.append,
+        )
+    assert [step for step in steps if "measur" in step] == []
