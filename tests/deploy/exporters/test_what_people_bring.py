@@ -500,3 +500,81 @@ def test_a_plan_refuses_such_a_model_before_it_measures(tmp_path: Path) -> None:
             progress=steps.append,
         )
     assert [step for step in steps if "measur" in step] == []
+
+
+# Resized images
+
+SIZES = [(20, 13), (23, 27), (5, 7), (12, 14), (24, 28), (1, 1)]
+
+
+def _resized(data: np.ndarray, interpolation: str) -> list[np.ndarray]:
+    return [
+        np.asarray(keras.ops.image.resize(data, size, interpolation=interpolation))
+        for size in SIZES
+    ]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "nearest", "bicubic", "area"])
+def test_images_are_resized_to_the_size_asked_for(interpolation: str, tmp_path: Path) -> None:
+    # The ratio in float32, times the old size, is less than the new.
+    assert any(12 * float(np.float32(new / 12)) < new for new, _ in SIZES)
+    x = keras.Input((12, 14, 3), name="x")
+    resized = [layers.Resizing(*size, interpolation=interpolation)(x) for size in SIZES]
+    model = keras.Model(x, resized)
+    data = _normal(6, 12, 14, 3)
+    report = export(model, tmp_path / "a.onnx", verification_data=data)
+    found = run_file(report.path, data)
+    assert isinstance(found, dict)
+    plain = _resized(data, "nearest" if interpolation != "nearest" else "bilinear")
+    for values, wanted, other in zip(found.values(), model(data), plain, strict=True):
+        np.testing.assert_allclose(values, np.asarray(wanted), atol=1e-5)
+        if values.shape[1:3] not in ((12, 14), (24, 28)):
+            assert np.abs(values - other).max() > 0.1, "no interpolation shows"
+
+
+@EVERY
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_networks_with_resized_images_are_exported(
+    suffix: str, quantization: str | None, tmp_path: Path
+) -> None:
+    keras.utils.set_random_seed(10)
+    x = keras.Input((12, 14, 3), name="x")
+    y = layers.Resizing(20, 13)(x)
+    y = layers.UpSampling2D(3, interpolation="bilinear")(layers.Conv2D(4, 3)(y))
+    y = keras.ops.image.resize(layers.Conv2D(2, 1)(y), (23, 46))
+    model = keras.Model(x, y)
+    data = _normal(16, 12, 14, 3)
+    report = export(
+        model, tmp_path / f"a{suffix}", quantization=quantization, calibration_data=data
+    )
+    wanted = model.predict(data, verbose=0)
+    assert wanted.shape == (16, 23, 46, 2)
+    limit = (0.06 if quantization else 1e-5) * np.abs(wanted).max()
+    np.testing.assert_allclose(run_file(report.path, data), wanted, atol=limit)
+
+
+def test_images_of_any_size_are_resized_to_one(tmp_path: Path) -> None:
+    x = keras.Input((None, None, 3), name="x")
+    model = keras.Model(x, layers.Resizing(20, 13)(x))
+    path = tmp_path / "a.onnx"
+    export(model, path)
+    for shape in ((4, 12, 14, 3), (2, 9, 31, 3), (1, 40, 8, 3)):
+        data = _normal(*shape)
+        np.testing.assert_allclose(run_file(path, data), np.asarray(model(data)), atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_a_file_with_resized_images_names_sizes(opset: int, tmp_path: Path) -> None:
+    import onnx
+
+    for batch in (None, 4):
+        x = keras.Input((12, 14, 3), name="x", batch_size=batch)
+        y = layers.Resizing(20, 13, interpolation="nearest")(x)
+        y = y if batch is None else keras.ops.reshape(y, (batch, 20, 13, 3))
+        report = export(keras.Model(x, y), tmp_path / "a.onnx", opset=opset)
+        nodes = onnx.load(str(report.path)).graph.node
+        (node,) = [node for node in nodes if node.op_type == "Resize"]
+        assert len(node.input) == 4
+        modes = {attribute.name: attribute.s for attribute in node.attribute}
+        # `tf_half_pixel_for_nn` is in no opset from 13 on.
+        assert modes["coordinate_transformation_mode"] == b"half_pixel"
