@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dprp_tf.deploy.exporters.export_report import ExportReport
+from dprp_tf.deploy.exporters.onnx_operators import operator_handlers, unknown_operators
 from dprp_tf.deploy.exporters.parity import ParityCheck
 from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.running.batches import split_batches
@@ -29,7 +30,6 @@ OnnxQuantization = Literal["float16", "int8"]
 
 _QUANTIZATIONS = (None, "float16", "int8")
 _OPSETS = (13, 18)
-_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _CALIBRATION_BATCH = 32
 _SMALLEST_HALF = 1024  # elements; below, a Cast node weighs more than what it saves
 _WITH_WEIGHTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -185,32 +185,47 @@ def _convert(
     calibration: dict[str, np.ndarray] | None,
     opset: int,
 ) -> Any:
-    with quiet():
+    with _converting():
         import tf2onnx
 
+        graph, inputs, outputs = _frozen(source)
+        converted, _ = tf2onnx.convert.from_graph_def(
+            graph,
+            name=source.model.name,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            tensors_to_rename={**inputs, **outputs},
+            opset=opset,
+            custom_op_handlers=operator_handlers(),
+        )
+    # Before anything runs it: runtimes tell of the first operator alone, as a broken file.
+    _require_known(converted, opset)
+    with _converting():
+        if calibration is not None:
+            converted = _quantized(converted, calibration, source.batch)
+        elif quantization == "float16":
+            converted = _halved(converted)
+    _require_known(converted, opset)
+    return converted
+
+
+@contextlib.contextmanager
+def _converting() -> Iterator[None]:
+    with quiet():
         try:
-            graph, inputs, outputs = _frozen(source)
-            converted, _ = tf2onnx.convert.from_graph_def(
-                graph,
-                name=source.model.name,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                tensors_to_rename={**inputs, **outputs},
-                opset=opset,
-            )
-            if calibration is not None:
-                converted = _quantized(converted, calibration, source.batch)
-            elif quantization == "float16":
-                converted = _halved(converted)
+            yield
         except Exception as error:  # the converters raise whatever their handlers raise
             raise _refusal(error) from error
-    foreign = sorted({n.op_type for n in converted.graph.node if n.domain not in _DOMAINS})
-    if foreign:
+
+
+def _require_known(converted: Any, opset: int) -> None:
+    unknown = unknown_operators(converted, opset)
+    if unknown:
         raise ValueError(
-            "`model` must need standard ONNX operators alone. Received: "
-            f"{', '.join(foreign)}. Replace the layers that use them."
+            "`model` must need standard ONNX operators alone. Received: operators that ONNX lacks, "
+            f"in opset {opset}: {', '.join(unknown)}. Replace the layers that use them, or export "
+            "to .tflite if LiteRT has them."
         )
-    return converted
 
 
 def _frozen(source: Source) -> tuple[Any, dict[str, str], dict[str, str]]:

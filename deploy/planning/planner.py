@@ -92,10 +92,16 @@ def plan_fold(
     sites = layer_sites(model)
     forms = {site.name: site.worth_trying(layer_forms(site.layer, tolerance)) for site in sites}
     costs = FormCosts(setting, rounds=rounds, cache=cache, refresh=refresh, progress=progress)
-    measured = costs.measure_sites(sites, forms)
-    noise = _COUNTING_NOISE if setting.exact else 0.0
-    layers = [_choose(site, forms[site.name], measured, noise) for site in sites]
-    return _prove(model, costs, layers, progress)
+    with tempfile.TemporaryDirectory() as name:
+        progress("building the whole model")
+        dense_forms = {site.name: _DENSE for site in sites}
+        dense = fold(model, forms=dense_forms, model_class=keras.Model)
+        # First of all: a model that can't be converted is refused before anything is measured.
+        path = setting.convert(dense, Path(name) / "dense", integer_io=False)
+        measured = costs.measure_sites(sites, forms)
+        noise = _COUNTING_NOISE if setting.exact else 0.0
+        layers = [_choose(site, forms[site.name], measured, noise) for site in sites]
+        return _prove(model, costs, layers, int(model_cost(dense).macs or 0), path, progress)
 
 
 def _choose(
@@ -174,6 +180,8 @@ def _prove(
     model: keras.Model,
     costs: FormCosts,
     layers: Sequence[PlannedLayer],
+    dense_macs: int,
+    dense_path: Path,
     progress: Callable[[str], None],
 ) -> FoldPlan:
     """Time the whole model as planned against its dense fold, and step back if it loses."""
@@ -191,36 +199,28 @@ def _prove(
         plans.append((f"the plan of gains below {_CLEAR_GAIN} x alone", cautious))
     why = "the model gained nothing"
     dense_layers = [_kept_dense(layer, why) for layer in layers]
-    dense_model = fold(
-        model, forms={layer.name: _DENSE for layer in layers}, model_class=keras.Model
-    )
-    dense_macs = int(model_cost(dense_model).macs or 0)
     notes: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        progress("building the whole model")
-        paths = [setting.convert(dense_model, folder / "dense", integer_io=False)]
-        models = []
-        for position, (_, choice) in enumerate(plans):
-            folded = fold(
-                model, forms={layer.name: layer.form for layer in choice}, model_class=keras.Model
-            )
-            models.append(folded)
-            paths.append(setting.convert(folded, folder / f"plan{position}", integer_io=False))
-        for repeats in (2 * rounds, 6 * rounds):
-            progress(f"measuring the whole model on {setting.target.spec}")
-            results = measure_files(
-                paths,
-                threads=setting.threads,
-                warmup=5,
-                repeats=repeats,
-                target=setting.target,
-                memory=False,
-            )
-            dense = results[0]
-            ratios = [ratio_interval(result.samples, dense.samples) for result in results[1:]]
-            if not any(low < 1 < high for _, low, high in ratios):
-                break
+    folder = dense_path.parent
+    paths, models = [dense_path], []
+    for position, (_, choice) in enumerate(plans):
+        forms = {layer.name: layer.form for layer in choice}
+        folded = fold(model, forms=forms, model_class=keras.Model)
+        models.append(folded)
+        paths.append(setting.convert(folded, folder / f"plan{position}", integer_io=False))
+    for repeats in (2 * rounds, 6 * rounds):
+        progress(f"measuring the whole model on {setting.target.spec}")
+        results = measure_files(
+            paths,
+            threads=setting.threads,
+            warmup=5,
+            repeats=repeats,
+            target=setting.target,
+            memory=False,
+        )
+        dense = results[0]
+        ratios = [ratio_interval(result.samples, dense.samples) for result in results[1:]]
+        if not any(low < 1 < high for _, low, high in ratios):
+            break
     measured = []
     for (label, choice), folded, result, interval in zip(
         plans, models, results[1:], ratios, strict=True

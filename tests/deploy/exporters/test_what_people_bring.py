@@ -388,3 +388,194 @@ def test_layers_that_share_a_weight_are_exported(tmp_path: Path) -> None:
         report = export(model, tmp_path / f"a{suffix}", verification_data=data)
         wanted = np.asarray(model(data))
         assert np.abs(run_file(report.path, data) - wanted).max() < 1e-2 * np.abs(wanted).max()
+
+
+# Operators
+
+ACTIVATIONS = sorted(
+    name
+    for name, value in vars(keras.activations).items()
+    # `threshold` has no defaults to be called by name with.
+    if not name.startswith("_") and name not in ("deserialize", "get", "serialize", "threshold")
+)
+
+
+def test_every_activation_becomes_onnx(tmp_path: Path) -> None:
+    assert {"celu", "gelu", "mish", "log_softmax", "sparsemax"} <= set(ACTIVATIONS)
+    x = keras.Input((8,), name="x")
+    outputs = [layers.Activation(name, name=f"{name}_y")(x) for name in ACTIVATIONS]
+    model = keras.Model(x, outputs)
+    data = 3 * _normal(64, 8)
+    report = export(model, tmp_path / "a.onnx", verification_data=data)
+    found = run_file(report.path, data)
+    assert isinstance(found, dict)
+    assert list(found) == [f"{name}_y" for name in ACTIVATIONS]
+    for name in ACTIVATIONS:
+        wanted = np.asarray(keras.activations.get(name)(data))
+        np.testing.assert_allclose(found[f"{name}_y"], wanted, 1e-5, 2e-6, err_msg=name)
+    assert report.operators["Erf"] == 1
+    approximate = np.asarray(keras.activations.gelu(data, approximate=True))
+    assert np.abs(found["gelu_y"] - approximate).max() > 1e-4
+
+
+OPERATIONS: dict[str, Any] = {
+    "erfc": lambda x: 1 - keras.ops.erf(x),
+    "celu": lambda x: keras.ops.celu(x, alpha=0.4),
+    "expm1": lambda x: keras.ops.expm1(x),
+    "gelu": lambda x: keras.ops.gelu(x, approximate=False),
+    "log1p": lambda x: keras.ops.log1p(keras.ops.abs(x)),
+    "logaddexp": lambda x: keras.ops.logaddexp(x, 2 * x[:, ::-1]),
+    "softplus": lambda x: keras.ops.softplus(x),
+    "in a cell": lambda x: layers.SimpleRNN(3, activation="gelu")(x[..., None]),
+    "in a copy": lambda x: layers.TimeDistributed(layers.Dense(3, activation="celu"))(x[..., None]),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"opset": 13}, {"quantization": "int8"}])
+def test_operators_that_tf2onnx_lacks_are_spelled_out(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    keras.utils.set_random_seed(9)
+    x = keras.Input((7,), name="x")
+    model = keras.Model(x, [OPERATIONS[name](x) for name in OPERATIONS])
+    data = _normal(64, 7)
+    limit = 0.05 if "quantization" in options else None
+    report = export(
+        model,
+        tmp_path / "a.onnx",
+        calibration_data=data,
+        tolerance=limit,
+        minimum_agreement=0,
+        **options,
+    )
+    assert report.operators["Erf"] >= 2
+    assert not {"Erfc", "Expm1", "Log1p"} & set(report.operators)
+    found = run_file(report.path, data)
+    assert isinstance(found, dict)
+    for values, wanted in zip(found.values(), model(data), strict=True):
+        error = np.abs(values - np.asarray(wanted)).max()
+        assert error <= (limit or 1e-5) * np.abs(wanted).max()
+
+
+LACKING: dict[str, Any] = {
+    "Erfinv": lambda x: keras.ops.erfinv(0.5 * x),
+    "Bucketize": lambda x: layers.Discretization(bin_boundaries=[0.2, 0.5])(x),
+    "RFFT": lambda x: keras.ops.rfft(x)[0],
+    "ScaleAndTranslate": lambda x: layers.Resizing(3, 5, antialias=True, name="smoothed")(
+        keras.ops.reshape(x, (-1, 8, 1, 1))
+    ),
+}
+
+
+@pytest.mark.parametrize("operator", list(LACKING))
+def test_operators_that_onnx_lacks_are_refused_by_name(operator: str, tmp_path: Path) -> None:
+    from dprp_tf.deploy.exporters.onnx import convert_onnx
+
+    x = keras.Input((8,))
+    model = keras.Model(x, LACKING[operator](x))
+    place = "smoothed" if operator == "ScaleAndTranslate" else ""
+    message = rf"operators that ONNX lacks, in opset 17:.*{operator} \(.*{place}.*Replace the"
+    for quantization in (None, "int8"):
+        data = np.zeros((4, 8), "float32")
+        with pytest.raises(ValueError, match=message):
+            convert_onnx(model, quantization=quantization, calibration_data=data)
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_refuses_such_a_model_before_it_measures(tmp_path: Path) -> None:
+    import dprp_tf as dprp
+    from dprp_tf.deploy import plan_fold
+
+    x = keras.Input((8, 8, 4))
+    y = layers.Conv2D(16, 3)(x)
+    model = keras.Model(x, keras.ops.erfinv(0.5 * keras.ops.tanh(y)))
+    steps: list[str] = []
+    with pytest.raises(ValueError, match=r"operators that ONNX lacks.*Erfinv"):
+        plan_fold(
+            dprp.factorize(model, ranks=2),
+            runtime="onnxruntime",
+            rounds=3,
+            cache=tmp_path,
+            progress=steps.append,
+        )
+    assert [step for step in steps if "measur" in step] == []
+
+
+# Resized images
+
+SIZES = [(20, 13), (23, 27), (5, 7), (12, 14), (24, 28), (1, 1)]
+
+
+def _resized(data: np.ndarray, interpolation: str) -> list[np.ndarray]:
+    return [
+        np.asarray(keras.ops.image.resize(data, size, interpolation=interpolation))
+        for size in SIZES
+    ]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "nearest", "bicubic", "area"])
+def test_images_are_resized_to_the_size_asked_for(interpolation: str, tmp_path: Path) -> None:
+    # The ratio in float32, times the old size, is less than the new.
+    assert any(12 * float(np.float32(new / 12)) < new for new, _ in SIZES)
+    x = keras.Input((12, 14, 3), name="x")
+    resized = [layers.Resizing(*size, interpolation=interpolation)(x) for size in SIZES]
+    model = keras.Model(x, resized)
+    data = _normal(6, 12, 14, 3)
+    report = export(model, tmp_path / "a.onnx", verification_data=data)
+    found = run_file(report.path, data)
+    assert isinstance(found, dict)
+    plain = _resized(data, "nearest" if interpolation != "nearest" else "bilinear")
+    for values, wanted, other in zip(found.values(), model(data), plain, strict=True):
+        np.testing.assert_allclose(values, np.asarray(wanted), atol=1e-5)
+        if values.shape[1:3] not in ((12, 14), (24, 28)):
+            assert np.abs(values - other).max() > 0.1, "no interpolation shows"
+
+
+@EVERY
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_networks_with_resized_images_are_exported(
+    suffix: str, quantization: str | None, tmp_path: Path
+) -> None:
+    keras.utils.set_random_seed(10)
+    x = keras.Input((12, 14, 3), name="x")
+    y = layers.Resizing(20, 13)(x)
+    y = layers.UpSampling2D(3, interpolation="bilinear")(layers.Conv2D(4, 3)(y))
+    y = keras.ops.image.resize(layers.Conv2D(2, 1)(y), (23, 46))
+    model = keras.Model(x, y)
+    data = _normal(16, 12, 14, 3)
+    report = export(
+        model, tmp_path / f"a{suffix}", quantization=quantization, calibration_data=data
+    )
+    wanted = model.predict(data, verbose=0)
+    assert wanted.shape == (16, 23, 46, 2)
+    limit = (0.06 if quantization else 1e-5) * np.abs(wanted).max()
+    np.testing.assert_allclose(run_file(report.path, data), wanted, atol=limit)
+
+
+def test_images_of_any_size_are_resized_to_one(tmp_path: Path) -> None:
+    x = keras.Input((None, None, 3), name="x")
+    model = keras.Model(x, layers.Resizing(20, 13)(x))
+    path = tmp_path / "a.onnx"
+    export(model, path)
+    for shape in ((4, 12, 14, 3), (2, 9, 31, 3), (1, 40, 8, 3)):
+        data = _normal(*shape)
+        np.testing.assert_allclose(run_file(path, data), np.asarray(model(data)), atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_a_file_with_resized_images_names_sizes(opset: int, tmp_path: Path) -> None:
+    import onnx
+
+    for batch in (None, 4):
+        x = keras.Input((12, 14, 3), name="x", batch_size=batch)
+        y = layers.Resizing(20, 13, interpolation="nearest")(x)
+        y = y if batch is None else keras.ops.reshape(y, (batch, 20, 13, 3))
+        report = export(keras.Model(x, y), tmp_path / "a.onnx", opset=opset)
+        nodes = onnx.load(str(report.path)).graph.node
+        (node,) = [node for node in nodes if node.op_type == "Resize"]
+        assert len(node.input) == 4
+        modes = {attribute.name: attribute.s for attribute in node.attribute}
+        # `tf_half_pixel_for_nn` is in no opset from 13 on.
+        assert modes["coordinate_transformation_mode"] == b"half_pixel"
