@@ -19,6 +19,7 @@ from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.decomposition import OutputTruncation, Truncation
 from dprp_tf.files.arguments import check_choice
+from dprp_tf.keras_internals.graphs import graph_of
 from dprp_tf.layers.factorizable import factorizable
 from dprp_tf.selection.candidate_log import CandidateLog
 from dprp_tf.selection.methods.accuracy_drop import smallest_within_drop
@@ -28,8 +29,9 @@ from dprp_tf.selection.methods.energy import Energy, EnergyProduct
 from dprp_tf.selection.methods.similarity import FeatureSimilarity
 from dprp_tf.selection.methods.uniform import Uniform
 from dprp_tf.selection.methods.vbmf import VariationalBayes
+from dprp_tf.selection.scoring.samples import samples_of
 from dprp_tf.selection.selector import Problem, Selector
-from dprp_tf.training.fine_tuning import Labelled, labelled_arrays
+from dprp_tf.training.fine_tuning import Labelled
 
 __all__ = ["SELECTORS", "select_ranks"]
 
@@ -55,13 +57,13 @@ def select_ranks(
     *,
     method: str | Selector = "activation",
     budget: Budget | float | Mapping[str, float] | None = None,
-    data: tuple[Any, Any] | None = None,
+    data: Any = None,
     decomposition: str = "spatial",
     layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
     truncation: str | None = None,
     training_data: Labelled | None = None,
     latency: LatencyTable | None = None,
-    score: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    score: Callable[[Any, Any], float] | None = None,
     log: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     progress: Callable[[float | None, str], None] | None = None,
@@ -86,8 +88,10 @@ def select_ranks(
             `"activation"`, which needs `data`.
         budget: A `Budget`, its bounds by name, or a share of the parameters alone, such as 0.5.
             None where the method finds ranks by itself.
-        data: Labelled inputs `(x, y)`, x a list or dict of arrays for several inputs: what
-            accuracies are measured on, and what activations come from. A few hundred samples do;
+        data: Labelled inputs `(x, y)`: what accuracies are measured on, and what activations come
+            from. x is a list or dict of arrays for several inputs; y for several outputs a list
+            of arrays in the model's order, or a dict by output name. Or x alone, where method and
+            budget need no labels; the plan then states no accuracy. A few hundred samples do;
             none of the test split.
         decomposition: `"spatial"`, `"channel"`, `"separable"` or `"tucker"` (for convolutions of
             more than one position; the rest is `"channel"`). Default `"spatial"`.
@@ -98,7 +102,9 @@ def select_ranks(
             for, `"kernel"` but for `"activation"`.
         training_data: What methods that fine-tune train on: `(x, y)` or a `Dataset`.
         latency: A latency table of the model, for budgets in milliseconds.
-        score: Function (y, predictions) -> float to use in place of top-1 accuracy.
+        score: Function (y, predictions) -> float, larger is better, to use in place of top-1
+            accuracy; a model of several outputs needs one. y is as given, predictions are
+            structured as the model's outputs are.
         log: File to write every candidate to; an interrupted search given the same file goes on.
         fresh: Whether to discard what that file holds. Default False.
         progress: Called with the share done, 0 to 1 or None, and a text. Default: nothing shown.
@@ -125,14 +131,16 @@ def select_ranks(
     if truncation is None:
         truncation = "output" if isinstance(selector, ActivationAware) else "kernel"
     check_choice("truncation", truncation, _TRUNCATIONS)
-    labelled = None if data is None else labelled_arrays(data)
+    samples = None if data is None else samples_of(data, model)
+    if samples is not None and samples[1] is not None and score is None:
+        _require_one_output(model)
     if layers is not None and not callable(layers) and not isinstance(layers, str):
         layers = list(layers)
     space = RankSpace(
         model,
         decomposition,
         layers,
-        truncate=None if truncation == "kernel" else _outputs(model, layers, labelled),
+        truncate=None if truncation == "kernel" else _outputs(model, layers, samples),
         latency=latency,
     )
     if bounds is not None:
@@ -141,12 +149,12 @@ def select_ranks(
         model=model,
         space=space,
         budget=bounds,
-        data=labelled,
+        data=samples,
         training_data=training_data,
         log=CandidateLog(
             None if log is None else Path(log),
             list(space.layers),
-            _identity(model, space, truncation, labelled, selector, score, training_data, seed),
+            _identity(model, space, truncation, samples, selector, score, training_data, seed),
             fresh=fresh,
         ),
         progress=progress or (lambda share, text: None),
@@ -159,7 +167,7 @@ def select_ranks(
         found = selector.select(problem)
     ranks = space.settled(found.ranks, problem.metrics)
     accuracy = {}
-    if labelled is not None:
+    if samples is not None and samples[1] is not None:
         pair = list(problem.evaluator.evaluate([space.dense(), ranks]))
         accuracy = {"dense": pair[0].score, "planned": pair[1].score}
     cost = space.cost(ranks)
@@ -187,6 +195,17 @@ def _selector(method: str | Selector) -> Selector:
     return SELECTORS[method]()
 
 
+def _require_one_output(model: keras.Model) -> None:
+    """Refuse what no accuracy can be stated of before anything is computed."""
+    graph = graph_of(model)
+    if graph is not None and len(graph.outputs) > 1:
+        raise ValueError(
+            "`score` must be given, a function (y, predictions) -> float, larger is better, for "
+            "labels of a model of several outputs. Received: score=None and outputs "
+            f"{list(graph.output_names)}; where the method needs no labels, give data=x alone."
+        )
+
+
 def _row(space: RankSpace, name: str, ranks: Ranks) -> PlannedRanks:
     layer = space.layers[name]
     return PlannedRanks(
@@ -202,11 +221,12 @@ def _row(space: RankSpace, name: str, ranks: Ranks) -> PlannedRanks:
 
 
 def _outputs(
-    model: keras.Model, layers: Any, data: tuple[Any, np.ndarray] | None
+    model: keras.Model, layers: Any, data: tuple[Any, Any] | None
 ) -> Callable[[str, Any, str], Truncation]:
     if data is None:
         raise ValueError(
-            "`data` must be given, (x, y), to keep the outputs on it. Received: data=None"
+            "`data` must be given, (x, y) or x alone, to keep the outputs on it. Received: "
+            "data=None"
         )
     moments = input_moments(model, factorizable(model, layers)[0], data[0])
 
@@ -220,7 +240,7 @@ def _identity(
     model: keras.Model,
     space: RankSpace,
     truncation: str,
-    data: tuple[Any, np.ndarray] | None,
+    data: tuple[Any, Any] | None,
     selector: Selector,
     score: Any,
     train: Any,
@@ -230,7 +250,7 @@ def _identity(
     digest = hashlib.sha256()
     for weight in model.weights:
         digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight)).tobytes())
-    for array in keras.tree.flatten(data or ()):
+    for array in keras.tree.flatten([part for part in data or () if part is not None]):
         digest.update(np.ascontiguousarray(array).tobytes())
     name = None if score is None else getattr(score, "__qualname__", repr(score))
     digest.update(repr((space.decomposition, truncation, selector.identity(), name)).encode())

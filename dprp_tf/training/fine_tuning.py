@@ -20,7 +20,7 @@ from dprp_tf.files.setting_fields import check_settings, setting
 from dprp_tf.keras_internals.graphs import graph_of
 from dprp_tf.training.saving import save_model
 
-__all__ = ["FineTuning", "Labelled", "classification_loss", "labelled_arrays"]
+__all__ = ["FineTuning", "Labelled", "classification_loss", "input_arrays", "labelled_arrays"]
 
 
 Labelled = tuple[Any, Any] | Dataset
@@ -198,13 +198,28 @@ def labelled_arrays(data: tuple[Any, Any]) -> tuple[Any, np.ndarray]:
     (2, 1)
     """
     x, y = data
+    return input_arrays(x), np.asarray(y)
+
+
+def input_arrays(x: Any) -> Any:
+    """Return inputs as arrays.
+
+    Args:
+        x: An array, or a list, tuple or dict of arrays for several inputs.
+
+    Returns:
+        NumPy arrays, structured as x is.
+
+    Example:
+
+    >>> input_arrays([[1.0, 2.0], [3.0, 4.0]]).shape, len(input_arrays([np.ones(2), np.ones(2)]))
+    ((2, 2), 2)
+    """
     parts = x.values() if isinstance(x, dict) else x
     several = isinstance(x, dict) or (
         isinstance(x, (list, tuple)) and all(np.ndim(part) and hasattr(part, "shape") for part in x)
     )
-    if several and parts:
-        return keras.tree.map_structure(np.asarray, x), np.asarray(y)
-    return np.asarray(x), np.asarray(y)
+    return keras.tree.map_structure(np.asarray, x) if several and parts else np.asarray(x)
 
 
 class _Images:
