@@ -205,6 +205,29 @@ def test_normalized_kernels_and_weights_of_several_axes_that_only_scale() -> Non
     assert model_cost(keras.Model(tokens, layers.Embedding(9, 4)(tokens))).macs == 0
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16", "float64"])
+def test_blocks_are_counted_in_every_precision(policy: str) -> None:
+    class Mixed(layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = layers.Dense(6)
+
+        def build(self, shape: Any) -> None:
+            self.dense.build(shape)
+            self.gamma = self.add_weight(shape=(6,), name="gamma")
+
+        def call(self, x: Any) -> Any:
+            return self.dense(x) * self.gamma + x
+
+    keras.config.set_dtype_policy(policy)
+    try:
+        inputs = keras.Input((5, 6))
+        model = keras.Model(inputs, layers.Dense(2)(Mixed()(inputs)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model_cost(model).macs == 5 * 36 + 5 * 12
+
+
 def test_sums_over_axes_of_the_input_are_counted() -> None:
     # 5 places and 6 inputs are both summed over, for each of 4 outputs.
     assert _macs(layers.EinsumDense("abc,cd->ad", (4,)), (5, 6)) == 5 * 6 * 4
