@@ -281,7 +281,9 @@ def test_what_the_users_own_code_multiplies_is_not_known() -> None:
     assert _macs(ScaledConv(4, 3), (8, 8, 3)) is None
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, layers.Conv2D(4, 3)(ScaledConv(4, 3)(inputs)))
-    assert dprp.summarize(model).cost.macs is None
+    summary = dprp.summarize(model)
+    assert summary.cost.macs is None
+    assert "MACs not known: those of scaled_conv" in str(summary)
     with pytest.raises(ValueError, match=r"`macs` of this model must be known.*MACs are None"):
         dprp.select_ranks(model, method="uniform", budget={"macs": 0.5})
 
@@ -364,7 +366,9 @@ def test_open_sizes_are_counted_at_the_input_shape_given() -> None:
     assert model_cost(model).macs is None
     expected = 10 * 8 * 324 + 8 * 6 * 216
     assert model_cost(model, input_shape=(10, 8, 6)).macs == expected
+    assert "MACs not known: those of h0, h1 can't be counted" in str(dprp.summarize(model))
     summary = dprp.summarize(model, input_shape=[10, 8, 6])
+    assert f"{expected:,} MACs for one sample" in str(summary)
     assert summary.cost.macs == expected
     assert [row.macs for row in summary.rows] == [10 * 8 * 324, 8 * 6 * 216]
     words, image = keras.Input((None, 4), name="words"), keras.Input((None, 8, 3), name="image")
