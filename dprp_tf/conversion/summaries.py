@@ -83,7 +83,7 @@ class Summary(Tabular):
         cost = self.cost
         table = Table(
             caption=f"{cost.parameters:,} trainable parameters, dense {cost.dense_parameters:,} "
-            f"({cost.compression:+.2%} compression)",
+            f"({cost.compression:+.2%} compression)\n{_macs_text(cost)}",
             caption_justify="left",
         )
         for name in ("layer", "type", "rank", "parameters", "dense", "note"):
@@ -153,6 +153,14 @@ def summarize(model: keras.Model, *, input_shape: Any = None) -> Summary:
             )
         )
     return Summary(tuple(rows), cost)
+
+
+def _macs_text(cost: ModelCost) -> str:
+    if cost.macs is not None:
+        return f"{cost.macs:,} MACs for one sample"
+    unknown = [row.name for row in cost.layers if row.macs is None]
+    more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+    return f"MACs not known: those of {', '.join(unknown[:3])}{more} can't be counted"
 
 
 def _text(rank: int | tuple[int, ...] | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["class_labels", "top_1_accuracy"]
+__all__ = ["class_labels", "only_output", "top_1_accuracy"]
 
 
 def top_1_accuracy(y: ArrayLike, predictions: Any) -> float:
@@ -56,7 +56,8 @@ def class_labels(y: NDArray[Any], predictions: Any) -> NDArray[Any]:
         received = "several outputs" if shape is None else f"predictions of shape {shape}"
         raise ValueError(
             "Top-1 accuracy needs one output with two classes or more. Received: "
-            f"{received}. Pass `score`, a function (y, predictions) -> float, larger is better."
+            f"{received}. Pass `score`, a function (y, predictions) -> float, larger is better, "
+            "or inputs alone to a method that needs no labels."
         )
     if y.shape == shape:
         if y.min(initial=0) < 0 or not np.allclose(y.sum(axis=-1), 1.0, atol=1e-3):
@@ -80,3 +81,24 @@ def class_labels(y: NDArray[Any], predictions: Any) -> NDArray[Any]:
             "pass `score`, such as score='mean_squared_error'."
         )
     return y.astype(np.int64)
+
+
+def only_output(predictions: Any) -> Any:
+    """Return the predictions of a model's one output, out of the list or dict they may be in.
+
+    Args:
+        predictions: What a model predicts.
+
+    Returns:
+        The one array; of several outputs all of them as they are.
+
+    Example:
+
+    >>> only_output({"classes": np.zeros((4, 3))}).shape
+    (4, 3)
+    """
+    if isinstance(predictions, dict) and len(predictions) == 1:
+        return only_output(next(iter(predictions.values())))
+    if isinstance(predictions, (list, tuple)) and len(predictions) == 1:
+        return only_output(predictions[0])
+    return predictions

@@ -16,7 +16,7 @@ from dprp_tf.costs.compiled_loss import (
     is_binary,
     is_categorical,
 )
-from dprp_tf.keras_internals.graphs import graph_of
+from dprp_tf.keras_internals.graphs import graph_of, output_structure
 
 __all__ = [
     "SCORES",
@@ -200,6 +200,12 @@ def resolve_score(score: Score | None, model: keras.Model | None = None, y: Any 
     if score is not None:
         return score
     loss = None if model is None else compiled_loss(model)
+    if loss is None and len(_outputs(model)) > 1:
+        raise ValueError(
+            "`score` must be given, a function (y, predictions) -> float, larger is better, for "
+            "labels of a model of several outputs that was not compiled. Received: score=None and "
+            f"outputs {_names(model)}; where the method needs no labels, give data=x alone."
+        )
     if loss is None:
         channels = _channels(model)
         if y is None or (channels is not None and are_classes(y, channels)):
@@ -244,7 +250,7 @@ def _of_metric(metric: keras.metrics.Metric) -> ScoreFunction:
 
 def _of_losses(loss: Any, model: Any) -> ScoreFunction:
     """Minus a loss; of several outputs minus the weighted sum of theirs, as `compile` was told."""
-    names = list(getattr(model, "output_names", None) or ["output"])
+    names = _names(model)
     weights = _loss_weights(model)
 
     def score(y: Any, predictions: Any) -> float:
@@ -276,7 +282,7 @@ def _loss_weights(model: Any) -> dict[str, float]:
     config = model.get_compile_config() or {}
     weights = config.get("loss_weights")
     if isinstance(weights, (list, tuple)):
-        return dict(zip(model.output_names, map(float, weights), strict=False))
+        return dict(zip(_names(model), map(float, weights), strict=False))
     return {k: float(v) for k, v in weights.items()} if isinstance(weights, dict) else {}
 
 
@@ -285,8 +291,20 @@ def _from_logits(loss: Any) -> bool:
     return bool(config.get("from_logits"))
 
 
+def _outputs(model: keras.Model | None) -> list[Any]:
+    return list(getattr(graph_of(model), "outputs", None) or [])
+
+
+def _names(model: Any) -> list[str]:
+    """What `compile` and labels call the outputs: the keys of a dict, else the layers' names."""
+    structure = output_structure(graph_of(model))
+    if isinstance(structure, dict):
+        return list(structure)
+    return list(getattr(model, "output_names", None) or ["output"])
+
+
 def _channels(model: keras.Model | None) -> int | None:
-    outputs: list[Any] = list(getattr(graph_of(model), "outputs", None) or [])
+    outputs = _outputs(model)
     return outputs[0].shape[-1] if len(outputs) == 1 else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from dprp_tf.keras_internals.graphs import layers_inside
-from dprp_tf.keras_internals.layer_calls import LayerCall
+from dprp_tf.keras_internals.layer_calls import LayerCall, run_on_symbols
 
 __all__ = ["inner_calls"]
 
@@ -52,8 +52,8 @@ def inner_calls(call: LayerCall) -> list[LayerCall] | None:
     record = _Record(call.batch)
     try:
         with record.watching(layer):
-            # Not the layer's own, which may answer from shapes alone and not run anything.
-            keras.Operation.compute_output_spec(layer, *call.args, **kwargs)
+            # The layer itself: what says its shapes may not run anything.
+            run_on_symbols(layer, call.args, kwargs)
     # A layer's own code, which may fail in any way on tensors that hold no values.
     except Exception:
         return None

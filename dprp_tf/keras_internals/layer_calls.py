@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 
 from dprp_tf.keras_internals.graphs import graph_of, nodes
 
-__all__ = ["LayerCall", "call_on", "layer_calls"]
+__all__ = ["LayerCall", "call_on", "layer_calls", "run_on_symbols"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def call_on(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any], batch: i
     >>> call_on(layer, [keras.KerasTensor((6, 8, 8, 3))], {}, 1).output_shape
     (6, 6, 6, 4)
     """
-    outputs = keras.tree.flatten(layer.compute_output_spec(*args, **kwargs))
+    outputs = _outputs(layer, args, kwargs)
     entering = _tensors((args, kwargs)) or outputs
     return LayerCall(
         layer,
@@ -136,6 +137,42 @@ def call_on(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any], batch: i
         args=tuple(args),
         kwargs=dict(kwargs),
     )
+
+
+def run_on_symbols(layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call a layer on symbolic tensors, with all that Keras does around its own code.
+
+    That is, with tensors and weights in the layer's precision. No node is recorded.
+
+    Args:
+        layer: A built layer.
+        args: What it is called with.
+        kwargs: What it is called with by name.
+
+    Returns:
+        Its symbolic outputs.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(4, dtype="mixed_bfloat16")
+    >>> layer.build((None, 3))
+    >>> run_on_symbols(layer, [keras.KerasTensor((2, 3))], {}).dtype
+    'bfloat16'
+    """
+    # What Keras runs to learn a shape is the `call` of what it is given: here all of the layer.
+    around = SimpleNamespace(call=layer, name=layer.name)
+    return keras.Operation.compute_output_spec(around, *args, **kwargs)
+
+
+def _outputs(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    try:
+        return keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
+    except Exception:
+        # Keras runs the layer's own code alone for it, whose tensors and weights may then be of
+        # precisions that don't go together.
+        if not isinstance(operation, keras.layers.Layer):
+            raise
+        return keras.tree.flatten(run_on_symbols(operation, args, kwargs))
 
 
 def _followed(
@@ -180,7 +217,7 @@ def _followed(
 def _made(operation: Any, args: Any, kwargs: Any, declared: Sequence[Any]) -> list[Any]:
     """What a call makes of symbolic tensors; what the graph declares where that doesn't fit."""
     try:
-        found = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
+        found = _outputs(operation, args, kwargs)
     # A layer's own code, which may fail in any way where a size is another than it was written for.
     except Exception:
         return list(declared)

@@ -16,6 +16,7 @@ from dprp_tf.costs.budget import Budget
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.files.settings import require_same_settings
 from dprp_tf.keras_internals.rewriting import rewrite
+from dprp_tf.selection.scoring.samples import samples_of
 from dprp_tf.selection.selecting import select_ranks
 from dprp_tf.selection.selector import Selector
 from dprp_tf.training.fine_tuning import FineTuning, Labelled, labels_of
@@ -45,7 +46,7 @@ def bsr(
     model: keras.Model,
     *,
     budget: Budget | float | Mapping[str, float],
-    data: tuple[Any, Any],
+    data: Any,
     training_data: Labelled,
     decomposition: str = "channel",
     search: Selector | str = "mbs",
@@ -71,7 +72,8 @@ def bsr(
     Args:
         model: A built, trained dense model; it stays as it is.
         budget: As `select_ranks` takes it.
-        data: Labelled samples that the search measures accuracy on, about one batch.
+        data: Labelled samples that the search measures accuracy on, about one batch; as
+            `select_ranks` takes them.
         training_data: What both trainings see: `(x, y)` or a `Dataset`.
         decomposition: `"channel"` (the thesis'), `"separable"`, `"spatial"` or `"tucker"`.
         search: The selector of step 1. Default: `"mbs"` with its default settings.
@@ -129,7 +131,8 @@ def bsr(
         prepared = first.fit(dense, training_data, callbacks=[press, *callbacks], folder=kept)
     else:  # nothing to cut, nothing to press
         prepared = first.fit(dense, training_data, callbacks=callbacks, folder=kept)
-    small = cut(dense, plan, calibration_data=data[0] if plan.truncation == "output" else None)
+    x = samples_of(data, model)[0]
+    small = cut(dense, plan, calibration_data=x if plan.truncation == "output" else None)
     kept = None if place is None else place / "tuned"
     tuned = last.fit(small, training_data, callbacks=callbacks, folder=kept)
     return Compressed(small, plan, prepared, tuned)
@@ -140,7 +143,7 @@ def _plan(
     model: keras.Model,
     search: Selector | str,
     budget: Any,
-    data: tuple[Any, Any],
+    data: Any,
     decomposition: str,
     progress: Any,
     seed: int,

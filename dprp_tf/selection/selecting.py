@@ -19,6 +19,7 @@ from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.costs.scores import Score, resolve_score
+from dprp_tf.data.gathering import is_stream
 from dprp_tf.decomposition import OutputTruncation, Truncation
 from dprp_tf.files.arguments import check_choice
 from dprp_tf.layers.factorizable import factorizable
@@ -30,8 +31,9 @@ from dprp_tf.selection.methods.energy import Energy, EnergyProduct
 from dprp_tf.selection.methods.similarity import FeatureSimilarity
 from dprp_tf.selection.methods.uniform import Uniform
 from dprp_tf.selection.methods.vbmf import VariationalBayes
+from dprp_tf.selection.scoring.samples import samples_of
 from dprp_tf.selection.selector import Problem, Selector
-from dprp_tf.training.fine_tuning import Labelled, labelled_arrays
+from dprp_tf.training.fine_tuning import Labelled
 
 __all__ = ["SELECTORS", "select_ranks"]
 
@@ -57,7 +59,7 @@ def select_ranks(
     *,
     method: str | Selector = "activation",
     budget: Budget | float | Mapping[str, float] | None = None,
-    data: tuple[Any, Any] | None = None,
+    data: Any = None,
     decomposition: str = "spatial",
     layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
     truncation: str | None = None,
@@ -88,8 +90,10 @@ def select_ranks(
             `"activation"`, which needs `data`.
         budget: A `Budget`, its bounds by name, or a share of the parameters alone, such as 0.5.
             None where the method finds ranks by itself.
-        data: Labelled inputs `(x, y)`, x a list or dict of arrays for several inputs: what
-            accuracies are measured on, and what activations come from. A few hundred samples do;
+        data: Labelled inputs `(x, y)`: what accuracies are measured on, and what activations come
+            from. x is a list or dict of arrays for several inputs; y for several outputs a list
+            of arrays in the model's order, or a dict by output name. Or x alone, where method and
+            budget need no labels; the plan then states no accuracy. A few hundred samples do;
             none of the test split.
         decomposition: `"spatial"`, `"channel"`, `"separable"` or `"tucker"` (for convolutions of
             more than one position; the rest is `"channel"`). Default `"spatial"`.
@@ -103,7 +107,8 @@ def select_ranks(
         score: What is called accuracy: a function (y, predictions) -> float, larger is better; a
             name, such as `"mean_iou"`, `"mean_squared_error"` (counted negatively) or `"psnr"`; a
             Keras metric or its name. Default: what the model was compiled for, top-1 accuracy for
-            classes; see `dprp_tf.costs.scores.resolve_score`.
+            classes; see `dprp_tf.costs.scores.resolve_score`. y is as given, predictions are
+            structured as the model's outputs are.
         log: File to write every candidate to; an interrupted search given the same file goes on.
         fresh: Whether to discard what that file holds. Default False.
         progress: Called with the share done, 0 to 1 or None, and a text. Default: nothing shown.
@@ -130,31 +135,30 @@ def select_ranks(
     if truncation is None:
         truncation = "output" if isinstance(selector, ActivationAware) else "kernel"
     check_choice("truncation", truncation, _TRUNCATIONS)
-    labelled = None if data is None else labelled_arrays(data)
+    samples = None if data is None else samples_of(data, model)
     if layers is not None and not callable(layers) and not isinstance(layers, str):
         layers = list(layers)
     space = RankSpace(
         model,
         decomposition,
         layers,
-        truncate=None if truncation == "kernel" else _outputs(model, layers, labelled),
+        truncate=None if truncation == "kernel" else _outputs(model, layers, samples),
         latency=latency,
     )
     if bounds is not None:
         space.bounds(bounds)  # refuses a cost that is not known
-    judge = None
-    if score is not None or labelled is not None:
-        judge = resolve_score(score, model, None if labelled is None else labelled[1])
+    y = None if samples is None else samples[1]
+    judge = None if score is None and y is None else resolve_score(score, model, y)
     problem = Problem(
         model=model,
         space=space,
         budget=bounds,
-        data=labelled,
+        data=samples,
         training_data=training_data,
         log=CandidateLog(
             None if log is None else Path(log),
             list(space.layers),
-            _identity(model, space, truncation, labelled, selector, judge, training_data, seed),
+            _identity(model, space, truncation, samples, selector, judge, training_data, seed),
             fresh=fresh,
         ),
         progress=progress or (lambda share, text: None),
@@ -168,7 +172,7 @@ def select_ranks(
         found = selector.select(problem)
     ranks = space.settled(found.ranks, problem.metrics)
     accuracy = {}
-    if labelled is not None:
+    if samples is not None and samples[1] is not None:
         pair = list(problem.evaluator.evaluate([space.dense(), ranks]))
         accuracy = {"dense": pair[0].score, "planned": pair[1].score}
     cost = space.cost(ranks)
@@ -211,11 +215,12 @@ def _row(space: RankSpace, name: str, ranks: Ranks) -> PlannedRanks:
 
 
 def _outputs(
-    model: keras.Model, layers: Any, data: tuple[Any, np.ndarray] | None
+    model: keras.Model, layers: Any, data: tuple[Any, Any] | None
 ) -> Callable[[str, Any, str], Truncation]:
     if data is None:
         raise ValueError(
-            "`data` must be given, (x, y), to keep the outputs on it. Received: data=None"
+            "`data` must be given, (x, y) or x alone, to keep the outputs on it. Received: "
+            "data=None"
         )
     moments = input_moments(model, factorizable(model, layers)[0], data[0])
 
@@ -229,7 +234,7 @@ def _identity(
     model: keras.Model,
     space: RankSpace,
     truncation: str,
-    data: tuple[Any, np.ndarray] | None,
+    data: tuple[Any, Any] | None,
     selector: Selector,
     score: Any,
     train: Any,
@@ -239,15 +244,21 @@ def _identity(
     digest = hashlib.sha256()
     for weight in model.weights:
         digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight)).tobytes())
-    for array in keras.tree.flatten(data or ()):
+    for array in keras.tree.flatten([part for part in data or () if part is not None]):
         digest.update(np.ascontiguousarray(array).tobytes())
     name = getattr(score, "__qualname__", repr(score))
     digest.update(repr((space.decomposition, truncation, selector.identity(), name)).encode())
     if selector.draws and (seed or train is not None):
-        x, y = ((), ()) if train is None else _split(train)
+        # Of a stream nothing is known without reading it.
+        known = train is not None and not is_stream(train)
+        x, y = _split(train) if known else ((), ())
         shapes = [np.shape(array) for array in keras.tree.flatten(x)]
-        digest.update(repr((seed, shapes)).encode() + np.asarray(y).tobytes())
+        digest.update(repr((seed, shapes)).encode() + _bytes(y))
     return digest.hexdigest()
+
+
+def _bytes(y: Any) -> bytes:
+    return b"".join(np.ascontiguousarray(array).tobytes() for array in keras.tree.flatten(y))
 
 
 def _split(train: Any) -> tuple[Any, Any]:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
 
 from dprp_tf.costs.budget import Budget
 from dprp_tf.costs.rank_space import Ranks, RankSpace
@@ -31,23 +30,24 @@ class Problem:
         model: The dense, trained model.
         space: The ranks its layers could have.
         budget: The bounds; None for a method that finds ranks by itself.
-        data: Labelled inputs `(x, y)` that the accuracy is measured on, or None; x is a list or
-            dict of arrays for several inputs.
+        data: Inputs and labels `(x, y)` that the accuracy is measured on, or None; lists or dicts
+            of arrays for several inputs or outputs; y is None for inputs alone.
         training_data: Training data for methods that fine-tune: `(x, y)` or a `Dataset`; else None.
         log: Candidates evaluated so far.
         progress: Called with the share done, 0 to 1 or None where it isn't known, and a text.
-        score: Accuracy from labels and outputs, larger is better; None for top-1.
+        score: Accuracy from labels and predictions, in their structures, larger is better; None
+            for top-1.
         seed: Seed of everything random.
     """
 
     model: keras.Model
     space: RankSpace
     budget: Budget | None
-    data: tuple[Any, np.ndarray] | None
+    data: tuple[Any, Any] | None
     training_data: Any
     log: CandidateLog
     progress: Callable[[float | None, str], None] = _silent
-    score: Callable[[np.ndarray, np.ndarray], float] | None = None
+    score: Callable[[Any, Any], float] | None = None
     seed: int = 0
 
     @property
@@ -65,7 +65,7 @@ class Problem:
         x, y = self.require_data("accuracy")
         return CandidateEvaluator(self.model, self.space, x, y, score=self.score)
 
-    def require_data(self, method: str) -> tuple[Any, np.ndarray]:
+    def require_data(self, method: str) -> tuple[Any, Any]:
         """Return the labelled inputs.
 
         Args:
@@ -75,13 +75,33 @@ class Problem:
             `(x, y)`.
 
         Raises:
+            ValueError: If there are none, or inputs alone.
+        """
+        if self.data is None or self.data[1] is None:
+            received = "data=None" if self.data is None else "inputs without labels"
+            raise ValueError(
+                f"`data` must be given, (x, y), for the method {method!r}. Received: {received}"
+            )
+        return self.data
+
+    def require_inputs(self, method: str) -> Any:
+        """Return the inputs, labelled or not.
+
+        Args:
+            method: Who asks, for the message.
+
+        Returns:
+            An array, or a list or dict of arrays for several inputs.
+
+        Raises:
             ValueError: If there are none.
         """
         if self.data is None:
             raise ValueError(
-                f"`data` must be given, (x, y), for the method {method!r}. Received: data=None"
+                f"`data` must be given, (x, y) or x alone, for the method {method!r}. Received: "
+                "data=None"
             )
-        return self.data
+        return self.data[0]
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,24 @@ from dprp_tf.costs.compiled_loss import (
     is_categorical,
 )
 from dprp_tf.data import Dataset, batches, reading_errors
+from dprp_tf.data.gathering import gather, is_stream
 from dprp_tf.files.atomic import read_json, remove_leftovers, write_json
 from dprp_tf.files.setting_fields import check_settings, setting
 from dprp_tf.keras_internals.graphs import graph_of
 from dprp_tf.training.saving import save_model
 
-__all__ = ["FineTuning", "Labelled", "classification_loss", "labelled_arrays", "labels_of"]
+__all__ = [
+    "FineTuning",
+    "Labelled",
+    "classification_loss",
+    "input_arrays",
+    "labels_of",
+]
 
 
-Labelled = tuple[Any, Any] | Dataset
-"""`(x, y)`, or a `Dataset`, of which the training split is meant."""
+Labelled = tuple[Any, Any] | Dataset | Any
+"""`(x, y)`; a `Dataset`, of which the training split is meant; or a `tf.data.Dataset`, `PyDataset`
+or loader of batches `(x, y)`."""
 
 _SCHEDULES = ("cosine", "constant")
 _STATE = "tuning.json"
@@ -96,7 +104,9 @@ class FineTuning:
 
         Args:
             model: A built model.
-            data: Training data: `(x, y)`, or a `Dataset`, whose training split is used.
+            data: Training data: `(x, y)`; a `Dataset`, whose training split is used; or a
+                `tf.data.Dataset`, `PyDataset` or loader of batches `(x, y)`, in whose order and
+                batch size the model trains.
             validation_data: `(x, y)` to look at after each epoch.
             callbacks: Keras callbacks.
             folder: Where to write a checkpoint after every epoch; a training that was interrupted
@@ -110,10 +120,14 @@ class FineTuning:
         """
         if self.epochs == 0:
             return []
-        source = _Images(data) if isinstance(data, Dataset) else _Arrays(data)
-        samples = len(source.y_train)
+        source: _Images | _Stream | _Arrays
+        if isinstance(data, Dataset):
+            source = _Images(data)
+        else:
+            source = _Stream(data) if is_stream(data) else _Arrays(data)
+        samples = source.samples
         settings = self.for_model(model, source.y_train)
-        settings._compile(model, math.ceil(samples / self.batch_size))
+        settings._compile(model, source.steps(self.batch_size))
         state = _State(None if folder is None else Path(folder), settings, samples, model)
         begun = state.restore(model)
         if begun >= self.epochs:
@@ -154,7 +168,7 @@ class FineTuning:
         >>> FineTuning().for_model(model).loss
         'mse'
         """
-        if self.loss is not None:
+        if self.loss is not None or self.epochs == 0:
             return self
         loss = compiled_loss(model)
         if y is not None and (loss is None or _other_form(loss, y)):
@@ -195,14 +209,16 @@ def labels_of(data: Labelled) -> Any:
         data: `(x, y)`, or a `Dataset`.
 
     Returns:
-        y, or the labels of the training split.
+        y, the labels of the training split, or those of a first sample.
 
     Example:
 
     >>> labels_of((np.zeros((2, 3)), [0, 1]))
     [0, 1]
     """
-    return data.y_train if isinstance(data, Dataset) else data[1]
+    if isinstance(data, Dataset):
+        return data.y_train
+    return gather(data, limit=1)[1] if is_stream(data) else data[1]
 
 
 def _other_form(loss: Any, y: Any) -> bool:
@@ -254,28 +270,25 @@ def classification_loss(model: keras.Model, y: Any) -> keras.losses.Loss:
     return (kind or keras.losses.SparseCategoricalCrossentropy)(from_logits=not softmax)
 
 
-def labelled_arrays(data: tuple[Any, Any]) -> tuple[Any, np.ndarray]:
-    """Return labelled inputs as arrays.
+def input_arrays(x: Any) -> Any:
+    """Return inputs as arrays.
 
     Args:
-        data: `(x, y)`; x is an array, or a list, tuple or dict of arrays for several inputs.
+        x: An array, or a list, tuple or dict of arrays for several inputs.
 
     Returns:
-        `(x, y)` of NumPy arrays, x as it is structured.
+        NumPy arrays, structured as x is.
 
     Example:
 
-    >>> labelled_arrays(([np.zeros((2, 3)), np.zeros((2, 1))], [0, 1]))[0][1].shape
-    (2, 1)
+    >>> input_arrays([[1.0, 2.0], [3.0, 4.0]]).shape, len(input_arrays([np.ones(2), np.ones(2)]))
+    ((2, 2), 2)
     """
-    x, y = data
     parts = x.values() if isinstance(x, dict) else x
     several = isinstance(x, dict) or (
         isinstance(x, (list, tuple)) and all(np.ndim(part) and hasattr(part, "shape") for part in x)
     )
-    if several and parts:
-        return keras.tree.map_structure(np.asarray, x), np.asarray(y)
-    return np.asarray(x), np.asarray(y)
+    return keras.tree.map_structure(np.asarray, x) if several and parts else np.asarray(x)
 
 
 class _Images:
@@ -283,6 +296,10 @@ class _Images:
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset, self.y_train = dataset, dataset.y_train
+        self.samples = len(dataset.y_train)
+
+    def steps(self, batch_size: int) -> int:
+        return math.ceil(self.samples / batch_size)
 
     def batches(self, batch_size: int, **options: Any) -> Any:
         return batches(self._dataset, batch_size, **options)
@@ -295,16 +312,25 @@ class _Arrays:
     """`(x, y)` as a source of training data; nothing is augmented."""
 
     def __init__(self, data: tuple[Any, Any]) -> None:
-        x, self.y_train = labelled_arrays(data)
-        # A list Keras takes for one array.
+        x, y = data
+        x, self.y_train = input_arrays(x), input_arrays(y)
+        # A list TensorFlow takes for one array.
         self.x_train = tuple(x) if isinstance(x, list) else x
-        samples = len(self.y_train)
-        counts = [len(array) for array in keras.tree.flatten(self.x_train)]
-        if samples == 0 or set(counts) != {samples}:
+        if isinstance(self.y_train, list):
+            self.y_train = tuple(self.y_train)
+        lengths, counts = (
+            [len(array) for array in keras.tree.flatten(part)]
+            for part in (self.y_train, self.x_train)
+        )
+        self.samples = lengths[0]
+        if self.samples == 0 or {*lengths, *counts} != {self.samples}:
             raise ValueError(
                 "`data` must hold the same number of samples and labels, one or more. Received: "
-                f"{', '.join(map(str, counts))} and {samples}"
+                f"{', '.join(map(str, counts))} and {', '.join(map(str, lengths))}"
             )
+
+    def steps(self, batch_size: int) -> int:
+        return math.ceil(self.samples / batch_size)
 
     def batches(self, batch_size: int, **options: Any) -> Any:
         seed, epoch = options["seed"], options["epoch"]
@@ -314,25 +340,59 @@ class _Arrays:
         return nullcontext()
 
 
+class _Stream:
+    """Batches `(x, y)` that come in an order and a size of their own."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self.samples = self._steps()
+        self.y_train = gather(data, limit=1)[1]
+
+    def _steps(self) -> int:
+        found: Any = None
+        if hasattr(self._data, "cardinality"):
+            found = int(self._data.cardinality())
+        elif hasattr(self._data, "__len__"):
+            found = len(self._data)
+        if found is None or found <= 0:
+            raise ValueError(
+                "`data` must come round again and say how many batches it has: arrays, a `Dataset`,"
+                " a `PyDataset`, a loader, or a tf.data.Dataset that ends (with "
+                "apply(tf.data.experimental.assert_cardinality(n)) where TensorFlow can't tell). "
+                f"Received: {type(self._data).__name__}"
+            )
+        return found
+
+    def steps(self, batch_size: int) -> int:
+        return self.samples
+
+    def batches(self, batch_size: int, **options: Any) -> Any:
+        return self._data
+
+    def reading(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 class _Shuffled(keras.utils.PyDataset):
     """Arrays in an order that depends on (seed, epoch) alone."""
 
-    def __init__(self, x: Any, y: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
+    def __init__(self, x: Any, y: Any, batch_size: int, seed: int, epoch: int) -> None:
         super().__init__()
         self._x, self._y, self._size = x, y, batch_size
         self._seed, self._epoch = seed, epoch
+        self._count = len(keras.tree.flatten(y)[0])
         self._order = self._drawn()
 
     def _drawn(self) -> np.ndarray:
-        return np.random.default_rng((self._seed, self._epoch)).permutation(len(self._y))
+        return np.random.default_rng((self._seed, self._epoch)).permutation(self._count)
 
     def __len__(self) -> int:
-        return math.ceil(len(self._y) / self._size)
+        return math.ceil(self._count / self._size)
 
-    def __getitem__(self, index: int) -> tuple[Any, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         rows = self._order[index * self._size : (index + 1) * self._size]
         x = keras.tree.map_structure(lambda array: array[rows].astype("float32"), self._x)
-        return x, self._y[rows]
+        return x, keras.tree.map_structure(lambda array: array[rows], self._y)
 
     def on_epoch_end(self) -> None:
         self._epoch += 1

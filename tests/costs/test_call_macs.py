@@ -205,6 +205,29 @@ def test_normalized_kernels_and_weights_of_several_axes_that_only_scale() -> Non
     assert model_cost(keras.Model(tokens, layers.Embedding(9, 4)(tokens))).macs == 0
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16", "float64"])
+def test_blocks_are_counted_in_every_precision(policy: str) -> None:
+    class Mixed(layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = layers.Dense(6)
+
+        def build(self, shape: Any) -> None:
+            self.dense.build(shape)
+            self.gamma = self.add_weight(shape=(6,), name="gamma")
+
+        def call(self, x: Any) -> Any:
+            return self.dense(x) * self.gamma + x
+
+    keras.config.set_dtype_policy(policy)
+    try:
+        inputs = keras.Input((5, 6))
+        model = keras.Model(inputs, layers.Dense(2)(Mixed()(inputs)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model_cost(model).macs == 5 * 36 + 5 * 12
+
+
 def test_sums_over_axes_of_the_input_are_counted() -> None:
     # 5 places and 6 inputs are both summed over, for each of 4 outputs.
     assert _macs(layers.EinsumDense("abc,cd->ad", (4,)), (5, 6)) == 5 * 6 * 4
@@ -258,7 +281,9 @@ def test_what_the_users_own_code_multiplies_is_not_known() -> None:
     assert _macs(ScaledConv(4, 3), (8, 8, 3)) is None
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, layers.Conv2D(4, 3)(ScaledConv(4, 3)(inputs)))
-    assert dprp.summarize(model).cost.macs is None
+    summary = dprp.summarize(model)
+    assert summary.cost.macs is None
+    assert "MACs not known: those of scaled_conv" in str(summary)
     with pytest.raises(ValueError, match=r"`macs` of this model must be known.*MACs are None"):
         dprp.select_ranks(model, method="uniform", budget={"macs": 0.5})
 
@@ -341,7 +366,9 @@ def test_open_sizes_are_counted_at_the_input_shape_given() -> None:
     assert model_cost(model).macs is None
     expected = 10 * 8 * 324 + 8 * 6 * 216
     assert model_cost(model, input_shape=(10, 8, 6)).macs == expected
+    assert "MACs not known: those of h0, h1 can't be counted" in str(dprp.summarize(model))
     summary = dprp.summarize(model, input_shape=[10, 8, 6])
+    assert f"{expected:,} MACs for one sample" in str(summary)
     assert summary.cost.macs == expected
     assert [row.macs for row in summary.rows] == [10 * 8 * 324, 8 * 6 * 216]
     words, image = keras.Input((None, 4), name="words"), keras.Input((None, 8, 3), name="image")

@@ -8,11 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import dprp_tf as dprp
 from dprp_tf.training.fine_tuning import FineTuning
 
+BUDGET_NEAR = dprp.Budget(parameters=0.99, tolerance=0.2)
 BUDGET = dprp.Budget(parameters=0.6, tolerance=0.2)
 
 
@@ -168,3 +170,69 @@ def test_a_resumed_tuning_is_the_same_by_its_loss_wherever_it_came_from(tmp_path
     np.testing.assert_array_equal(fresh.predict(x, verbose=0), model.predict(x, verbose=0))
     with pytest.raises(ValueError, match="the same settings"):
         FineTuning(epochs=2, loss="mae").fit(fresh, (x, y), folder=tmp_path)
+
+
+def _loader(x: np.ndarray, y: np.ndarray) -> Any:
+    class Batches(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Any:
+            return x[16 * index : 16 * index + 16], y[16 * index : 16 * index + 16]
+
+    return Batches()
+
+
+@pytest.mark.parametrize("kind", ["tf.data", "PyDataset"])
+def test_streams_are_tuned_on_and_chosen_by(kind: str, tmp_path: Path) -> None:
+    model, y, _ = _trained("_keypoints", epochs=20)
+    x = _images()
+
+    def data() -> Any:
+        if kind == "PyDataset":
+            return _loader(x, y)
+        return tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+
+    options: dict[str, Any] = {"method": "activation", "budget": dprp.Budget(parameters=0.95)}
+    plan = dprp.select_ranks(model, data=data(), **options)
+    same = dprp.select_ranks(model, data=(x, y), **options)
+    assert plan.ranks == same.ranks
+    assert plan.accuracy == pytest.approx(same.accuracy)
+    small = dprp.cut(model, plan, calibration_data=x)
+    before = float(np.mean((small.predict(x, verbose=0) - y) ** 2))
+    tuning = FineTuning(epochs=6, learning_rate=2e-3).for_model(model, y)
+    assert len(tuning.fit(small, data(), folder=tmp_path)) == 6
+    assert float(np.mean((small.predict(x, verbose=0) - y) ** 2)) < before
+
+
+def test_a_stream_that_does_not_end_is_refused() -> None:
+    model, y, _ = _trained("_keypoints", epochs=1)
+    endless = tf.data.Dataset.from_tensor_slices((_images(), y)).batch(8).repeat()
+    for data in (endless, iter([(_images(), y)])):
+        with pytest.raises(ValueError, match=r"`data` must come round again"):
+            FineTuning(epochs=1).fit(model, data)
+    assert dprp.select_ranks(model, method="energy", budget=0.95, data=endless).accuracy
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_several_outputs_are_tuned_by_their_losses(named: bool) -> None:
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    x = layers.Flatten()(layers.Conv2D(12, 3, activation="relu", name="first")(image))
+    box, kind = layers.Dense(4, name="box")(x), layers.Dense(3, name="kind")(x)
+    model = keras.Model(image, {"box": box, "kind": kind} if named else [box, kind])
+    cross = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    losses: Any = {"box": "mse", "kind": cross}
+    labels: Any = {"box": _images()[:, 0, :4, 0], "kind": np.arange(64) % 3}
+    if not named:
+        losses, labels = list(losses.values()), list(labels.values())
+    model.compile("adam", losses)
+    before = model.evaluate(_images(), labels, verbose=0, return_dict=True)["loss"]
+    logs = FineTuning(epochs=8).fit(model, (_images(), labels))
+    assert logs[-1]["loss"] < before
+    plan = dprp.select_ranks(
+        model, method="energy", budget=BUDGET_NEAR, data=(_images(), labels), layers=["first"]
+    )
+    model.compile("adam", losses)
+    after = model.evaluate(_images(), labels, verbose=0, return_dict=True, batch_size=64)["loss"]
+    assert plan.accuracy["dense"] == pytest.approx(-after, rel=1e-4)

@@ -15,6 +15,7 @@ from dprp_tf.costs.budget import Budget
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.files.arguments import check_integer, check_number
 from dprp_tf.selection.scoring.evaluator import CandidateEvaluator, Evaluation
+from dprp_tf.selection.scoring.samples import picked
 from dprp_tf.selection.selector import Problem, Selection, Selector
 from dprp_tf.selection.solving.filling import fill, require_feasible
 
@@ -229,15 +230,14 @@ class _Scores:
     def _ready(self) -> CandidateEvaluator:
         if self._evaluator is None:
             x, y = self._problem.require_data("mbs")
-            count = len(y)
+            count = len(keras.tree.flatten(x)[0])
             # Not by the problem's seed, which decides ties: logged scores don't depend on it.
             rows = np.sort(np.random.default_rng(0).permutation(count)[: self._samples])
-            chosen = keras.tree.map_structure(lambda array: np.asarray(array)[rows], x)
             self._evaluator = CandidateEvaluator(
                 self._problem.model,
                 self._problem.space,
-                chosen,
-                np.asarray(y)[rows],
+                picked(x, rows),
+                picked(y, rows),
                 score=self._problem.score,
             )
         return self._evaluator

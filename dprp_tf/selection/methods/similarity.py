@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from dprp_tf.costs.accuracy import top_1_accuracy
+from dprp_tf.costs.accuracy import only_output, top_1_accuracy
 from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.files.arguments import check_choice, check_integer, check_number
@@ -363,7 +363,9 @@ class _Search:
     def _score(self, model: keras.Model) -> float:
         x, y = self._problem.require_data(self._method.name)
         outputs = model.predict(x, batch_size=256, verbose=0)
-        return float((self._problem.score or top_1_accuracy)(y, outputs))
+        if self._problem.score is not None:
+            return float(self._problem.score(y, outputs))
+        return top_1_accuracy(y, only_output(outputs))
 
     def _feature_maps(self) -> FeatureMaps:
         if self._maps is None:
@@ -403,7 +405,7 @@ def _similarity_at(
 def _samples(problem: Problem, count: int, method: str) -> Any:
     """Draw inputs for the feature maps: of the training data, else of the data."""
     if problem.training_data is None:
-        x: Any = problem.require_data(method)[0]
+        x: Any = problem.require_inputs(method)
     else:
         x = (
             problem.training_data[0]

@@ -12,8 +12,10 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from dprp_tf.costs.accuracy import class_labels, top_1_accuracy
+from dprp_tf.costs.accuracy import class_labels, only_output, top_1_accuracy
 from dprp_tf.costs.rank_space import Ranks, RankSpace
+from dprp_tf.keras_internals.graphs import graph_of, output_structure
+from dprp_tf.selection.scoring.samples import label_lengths
 from dprp_tf.selection.scoring.stages import StagedModel
 
 __all__ = ["CandidateEvaluator", "Evaluation"]
@@ -45,9 +47,10 @@ class CandidateEvaluator:
         model: The dense model that `space` was made for.
         space: Its ranks.
         x: Samples: an array, or a list or dict of arrays for several inputs.
-        y: Labels: whole numbers or one-hot rows; anything that a `score` of yours understands.
-        score: Function (y, predictions) -> float, larger is better, NaN worst. Default: top-1
-            accuracy.
+        y: Labels: whole numbers or one-hot rows; for several outputs a list or dict of arrays,
+            and anything else that a `score` of yours understands.
+        score: Function (y, predictions) -> float, larger is better, NaN worst; predictions are
+            structured as the model's outputs are. Default: top-1 accuracy of one output.
         batch_size: Samples computed at once. Default: as many as `memory` allows, 512 at most.
         memory: Bytes that kept tensors may take. Default 2**30.
 
@@ -79,14 +82,18 @@ class CandidateEvaluator:
         memory: int = _MEMORY,
     ) -> None:
         self._space = space
+        self._structure = output_structure(graph_of(model))
         self._staged = StagedModel(model, {key: at.layer for key, at in space.layers.items()})
         inputs = self._staged.inputs(x)
         samples = len(inputs[0])
         self._y = np.asarray(y) if score is None else y
-        if samples == 0 or (hasattr(self._y, "__len__") and len(self._y) != samples):
+        lengths = label_lengths(self._y)
+        # A list of arrays may also be one of each sample's own.
+        whole = isinstance(self._y, (list, tuple)) and len(self._y) == samples
+        if samples == 0 or (set(lengths) - {samples} and not whole):
             raise ValueError(
                 "`x` and `y` must hold the same number of samples, one or more. Received: "
-                f"{samples} samples and {len(self._y)} labels"
+                f"{samples} samples and {', '.join(map(str, lengths))} labels"
             )
         self._score = score
         per_sample = max(self._staged.bytes_per_sample, 1)
@@ -127,8 +134,9 @@ class CandidateEvaluator:
                 value = float(self._score(self._y, found))
                 yield Evaluation(-math.inf if math.isnan(value) else value)
             else:
-                accuracy = top_1_accuracy(self._y, found)
-                yield Evaluation(accuracy, _cross_entropy(self._y, found))
+                one = only_output(found)
+                accuracy = top_1_accuracy(self._y, one)
+                yield Evaluation(accuracy, _cross_entropy(self._y, one))
 
     def predictions(
         self,
@@ -142,7 +150,8 @@ class CandidateEvaluator:
             parent: Ranks that the candidates differ little from.
 
         Yields:
-            Per candidate an array of all samples, or a list of arrays for several outputs.
+            Per candidate an array of all samples; for several outputs arrays in the lists and
+            dicts in which the model gives them.
         """
         rows = [self._row(candidate) for candidate in candidates]
         groups = [[row] for row in rows] if len(self._starts) == 1 else [rows]
@@ -158,7 +167,10 @@ class CandidateEvaluator:
                     )
             for part in parts:
                 joined = [np.concatenate(pieces) for pieces in zip(*part, strict=True)]
-                yield joined[0] if len(joined) == 1 else joined
+                if self._structure is not None:
+                    yield keras.tree.pack_sequence_as(self._structure, joined)
+                else:
+                    yield joined[0] if len(joined) == 1 else joined
 
     def _row(self, candidate: Mapping[str, Ranks]) -> tuple[Ranks, ...]:
         unknown = sorted(set(candidate) - set(self._space.layers))
