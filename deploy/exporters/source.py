@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Source:
         Raises:
             ValueError: If the backend is not TensorFlow, the model is not built, is
                 subclassed with its own `call`, holds layers from outside Keras, quantized ones or
-                ones with a state, or does not give one output per sample.
+                ones with a state, takes texts, or does not give one output per sample.
 
         Example:
 
@@ -85,6 +86,7 @@ class Source:
             notes += (f"the model computes with batches of {batch} only, and so does the file",)
         inputs = {}
         for name, tensor in zip(names, twin.inputs, strict=False):
+            _require_numbers(f"input {tensor.name!r}", str(tensor.dtype))
             inputs[name] = ((batch, *tensor.shape[1:]), str(tensor.dtype))
         return cls(
             twin,
@@ -135,7 +137,8 @@ class Source:
             Output name to array of shape `(samples, ...)`.
 
         Raises:
-            ValueError: If an output is not finite, which no file could reproduce.
+            ValueError: If an output is not finite, which no file could reproduce, or holds no
+                real numbers.
 
         Example:
 
@@ -152,6 +155,9 @@ class Source:
                 chunks[name].append(np.asarray(tensor))
         outputs = {name: np.concatenate(parts)[:samples] for name, parts in chunks.items()}
         for name, values in outputs.items():
+            # What Keras promises of an output's dtype is not always what it gives.
+            kind = "string" if values.dtype.kind in "OSU" else values.dtype.name
+            _require_numbers(f"output {name!r}", kind)
             if not np.isfinite(values).all():
                 raise ValueError(
                     f"`model` must give finite outputs on the data it is verified on. Received: "
@@ -235,7 +241,9 @@ def _require_plain(model: Any) -> None:
     from dprp_tf.keras_internals.graphs import layers_inside
 
     if not isinstance(model, keras.Model):
-        raise ValueError(f"`model` must be a Keras model. Received: {type(model).__name__}.")
+        raise ValueError(
+            f"`model` must be a Keras model. Received: {type(model).__name__}{_remedy(model)}."
+        )
     if not model.built or not getattr(model, "inputs", None):
         raise ValueError(
             "`model` must be a built Functional or Sequential model. Received: "
@@ -266,6 +274,35 @@ def _require_plain(model: Any) -> None:
             "`model` must hold Keras' own layers only. Received: layers that are not built into "
             f"Keras: {shown}. Low-rank layers: call dprp_tf.fold(model) first; others: replace "
             "them by Keras layers."
+        )
+
+
+def _remedy(model: Any) -> str:
+    """What to do about something that is no Keras model, as the end of a message."""
+    if isinstance(model, (str, os.PathLike)):
+        return ". Load the file first: keras.saving.load_model(path)"
+    kinds = [kind for kind in type(model).__mro__ if kind.__module__.split(".")[0] != "builtins"]
+    # Both packages are called Keras; the one that speaks of an engine is the second version.
+    if any(kind.__module__.startswith(("tf_keras.", "keras.src.engine.")) for kind in kinds):
+        return (
+            " of Keras 2 (tf_keras, or tf.keras with TF_USE_LEGACY_KERAS=1). Build the same "
+            "network with the layers of Keras 3 and copy the weights: "
+            "new.set_weights(old.get_weights())"
+        )
+    if hasattr(model, "signatures"):
+        return (
+            ", a SavedModel, which holds no layers. Load the .keras file that it was made from: "
+            "keras.saving.load_model(path)"
+        )
+    return ". Pass the model itself, such as keras.Model(inputs, outputs)"
+
+
+def _require_numbers(what: str, dtype: str) -> None:
+    if not dtype.startswith(("float", "int", "uint", "bool")):
+        raise ValueError(
+            f"`model` must take and give real numbers. Received: {what} of dtype {dtype}. Keep "
+            "layers that turn texts into numbers, such as StringLookup and TextVectorization, in "
+            "front of the model, and give it what they give through keras.Input(dtype='int64')."
         )
 
 

@@ -110,6 +110,15 @@ _ACTIVATIONS = {
 }
 # What quantizers can stand behind as part of the layer before; others become layers of their own.
 _FUSED_ACTIVATIONS = frozenset({"linear", "relu"})
+# Layers that change their input in training alone.
+_AUGMENTATIONS = frozenset(
+    """
+    AugMix RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast
+    RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue
+    RandomInvert RandomPerspective RandomPosterization RandomRotation RandomSaturation
+    RandomSharpness RandomShear RandomTranslation RandomZoom
+    """.split()  # noqa: SIM905
+)
 # With these the converter merges a batch normalization that follows, scales per channel included;
 _FOLDABLE = frozenset({"Conv2D", "DepthwiseConv2D"})
 # these have one scale for all channels, so it is merged before training.
@@ -598,7 +607,35 @@ def _identity(builder: _Rebuilder, layer: Any, x: Any, name: str) -> Any:
     return builder.layer("Activation", name, activation="linear")(x)
 
 
-_SPECIAL: dict[str, Callable[..., Any]] = {"Identity": _identity, "Normalization": _normalization}
+def _augmentation(builder: _Rebuilder, layer: Any, x: Any, name: str) -> Any:
+    if id(layer) not in builder.layers:
+        # A copy: the draws are not to change those that the user's own model will make.
+        copy = type(layer).from_config(layer.get_config())
+        builder.layers[id(layer)] = _augmentation_class(builder.keras2)(copy, builder.name(name))
+    return builder.layers[id(layer)](x)
+
+
+def _augmentation_class(keras2: Any) -> Any:
+    class Augmentation(keras2.layers.Layer):
+        """A Keras 3 layer that augments, applied in training alone."""
+
+        def __init__(self, layer: Any, name: str) -> None:
+            super().__init__(name=name)
+            # Behind a function, where Keras 2 does not look for variables: of what Keras 3 makes
+            # it knows nothing.
+            self.augment = lambda x: layer(x, training=True)
+
+        def call(self, x: Any, training: Any = None) -> Any:
+            return self.augment(x) if training else x
+
+    return Augmentation
+
+
+_SPECIAL: dict[str, Callable[..., Any]] = {
+    "Identity": _identity,
+    "Normalization": _normalization,
+    **dict.fromkeys(_AUGMENTATIONS, _augmentation),
+}
 
 
 # Layers whose inside quantizers can't reach, as several whose outside they can.

@@ -40,7 +40,7 @@ _UPDATES = 20  # how often on the way
 # What moves or averages values keeps the range it was given, as LiteRT's kernels demand.
 _MOVES = frozenset(
     """
-    AveragePooling1D AveragePooling2D Cropping1D Cropping2D Cropping3D Dropout Flatten
+    Augmentation AveragePooling1D AveragePooling2D Cropping1D Cropping2D Cropping3D Dropout Flatten
     GaussianDropout GaussianNoise GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D
     MaxPooling1D MaxPooling2D MaxPooling3D Permute RepeatVector Reshape SpatialDropout1D
     SpatialDropout2D SpatialDropout3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
@@ -197,7 +197,7 @@ def train_quantized(
     addition + ReLU, and after a concatenation instead of after each of its branches, so that a fold
     of parallel depthwise branches is joined without rescaling. Reshaping, padding and pooling keep
     the range they get. Batch normalization is folded by the converter; standing alone, it and
-    rescaling become 1x1 depthwise convolutions.
+    rescaling become 1x1 depthwise convolutions. Layers that augment in training go on doing so.
 
     Args:
         model: A trained model of plain Keras layers, such as `fold` returns; it is not changed.
@@ -237,7 +237,7 @@ def train_quantized(
     """
     _check_training(epochs, batch_size, learning_rate)
     _refuse_without_int8(model)
-    bridge = to_keras2(model, decompose=True)
+    bridge = _bridge(model, seed, decompose=True)
     data = bridge.source.check_data(x, "x")
     samples = {name: array[:_RANGE_SAMPLES] for name, array in data.items()}
     keras2 = load_keras2()
@@ -335,7 +335,7 @@ def cluster_weights(
             cluster_centroids_init=clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
         )
 
-    bridge = to_keras2(model)
+    bridge = _bridge(model, seed)
     data = bridge.source.check_data(x, "x")
     return _trained_in_wraps(
         bridge,
@@ -413,7 +413,7 @@ def sparsify(
     check_number("sparsity", sparsity, above=0, below=1)
     _check_training(epochs, batch_size, learning_rate)
     pruning = load_optimization().sparsity.keras
-    bridge = to_keras2(model)
+    bridge = _bridge(model, seed)
     data = bridge.source.check_data(x, "x")
     steps = epochs * _steps(data, batch_size)
     if steps < 2:
@@ -492,6 +492,12 @@ def _refuse_without_int8(model: Any) -> None:
             "`model` must hold layers that LiteRT computes in int8. Received: "
             f"{', '.join(names)}. Export it with quantization='dynamic' or 'float16' instead."
         )
+
+
+def _bridge(model: Any, seed: int, decompose: bool = False) -> Keras2Model:
+    # Copies of layers that augment draw seeds of their own when they are made.
+    load_keras2().utils.set_random_seed(seed)
+    return to_keras2(model, decompose)
 
 
 def _packed(data: dict[str, np.ndarray]) -> Any:

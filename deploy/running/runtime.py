@@ -35,6 +35,7 @@ _ONNX_DTYPES = {
     "tensor(uint64)": "uint64",
     "tensor(bool)": "bool",
 }
+_DTYPES = frozenset(_ONNX_DTYPES.values())
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class RuntimeModel:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is of another format, truncated or not a model.
+        ValueError: If the file is of another format, truncated or not a model, or an input has no
+            batch axis or holds no numbers.
     """
 
     inputs: tuple[_Tensor, ...]
@@ -70,6 +72,14 @@ class RuntimeModel:
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         self.path = require_model_file(path)
         self._load(check_integer("threads", threads))
+        for tensor in self.inputs:
+            if not tensor.shape or tensor.dtype not in _DTYPES:
+                raise ValueError(
+                    "`path` must name a file whose inputs are arrays of numbers with a batch axis. "
+                    f"Received: path={self.path}, whose input {tensor.name!r} is of shape "
+                    f"{tensor.shape} and dtype {tensor.dtype}. Give it a first axis for the "
+                    "samples, or make a constant of it."
+                )
 
     def run(self, inputs: Any, argument: str = "inputs") -> dict[str, np.ndarray]:
         """Run the file on a batch of any size.
@@ -125,7 +135,9 @@ class _LiteRTModel(RuntimeModel):
                 self._interpreter = litert.Interpreter(
                     model_path=str(self.path), num_threads=threads
                 )
-                self._interpreter.allocate_tensors()
+                # With open sizes the memory is planned when the data say them.
+                if not any(_open(entry) for entry in self._interpreter.get_input_details()):
+                    self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise _unreadable(self.path, error) from error
         all_inputs = self._interpreter.get_input_details()
@@ -143,6 +155,11 @@ class _LiteRTModel(RuntimeModel):
         self.outputs = tuple(_litert_tensor(name, entry) for name, entry in outputs.items())
 
     def _invoke(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if any(None in tensor.shape for tensor in self.inputs):
+            with quiet():
+                for tensor in self.inputs:
+                    self._interpreter.resize_tensor_input(tensor.index, arrays[tensor.name].shape)
+                self._interpreter.allocate_tensors()
         for tensor in self.inputs:
             self._interpreter.set_tensor(tensor.index, np.ascontiguousarray(arrays[tensor.name]))
         self._interpreter.invoke()
@@ -364,7 +381,7 @@ def _litert_tensor(name: str, entry: Mapping[str, Any]) -> _Tensor:
     dtype = np.dtype(entry["dtype"]).name
     return _Tensor(
         name=name,
-        shape=tuple(int(edge) for edge in entry["shape"]),
+        shape=tuple(None if edge < 0 else int(edge) for edge in _signature(entry)),
         dtype=dtype,
         index=int(entry["index"]),
         scale=float(scale) if dtype in ("int8", "uint8", "int16") else 0.0,
@@ -372,9 +389,19 @@ def _litert_tensor(name: str, entry: Mapping[str, Any]) -> _Tensor:
     )
 
 
+def _signature(entry: Mapping[str, Any]) -> Any:
+    # Files that declare no open size have none.
+    declared = entry.get("shape_signature", ())
+    return declared if len(declared) else entry["shape"]
+
+
+def _open(entry: Mapping[str, Any]) -> bool:
+    return any(edge < 0 for edge in _signature(entry))
+
+
 def _onnx_tensor(entry: Any) -> _Tensor:
     shape = tuple(edge if isinstance(edge, int) else None for edge in entry.shape)
-    return _Tensor(name=entry.name, shape=shape, dtype=_ONNX_DTYPES.get(entry.type, "float32"))
+    return _Tensor(name=entry.name, shape=shape, dtype=_ONNX_DTYPES.get(entry.type, entry.type))
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:

@@ -86,21 +86,36 @@ class _LiteRT:
         interpreter_class, self.version = _litert()
         try:
             self._interpreter = interpreter_class(model_path=str(path), num_threads=threads)
-            self._interpreter.allocate_tensors()
+            details = self._interpreter.get_input_details()
+            shapes = [_declared(entry) for entry in details]
+            # With open sizes the memory is planned when the data say them.
+            self._open = any(None in shape for shape in shapes)
+            if not self._open:
+                self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise _unreadable(path, error) from error
+        self.path = path
         self.inputs = [
             {
                 "name": entry["name"],
-                "shape": [int(edge) for edge in entry["shape"]],
+                # A batch axis of any length becomes 1.
+                "shape": [1 if edge is None else edge for edge in shape[:1]] + shape[1:],
                 "dtype": _dtype_name(entry["dtype"]),
                 "scale": float(entry["quantization"][0]),
                 "zero_point": int(entry["quantization"][1]),
             }
-            for entry in self._interpreter.get_input_details()
+            for entry, shape in zip(details, shapes)  # noqa: B905
         ]
+        _require_arrays(self.inputs, path)
 
     def feed(self, arrays: list[Any]) -> None:
+        if self._open:
+            try:
+                for entry, array in zip(self._interpreter.get_input_details(), arrays):  # noqa: B905
+                    self._interpreter.resize_tensor_input(entry["index"], array.shape)
+                self._interpreter.allocate_tensors()
+            except (ValueError, RuntimeError) as error:
+                raise _unreadable(self.path, error) from error
         for entry, array in zip(self._interpreter.get_input_details(), arrays):  # noqa: B905
             self._interpreter.set_tensor(entry["index"], array)
 
@@ -150,7 +165,8 @@ class _OnnxRuntime:
         self.inputs = []
         for entry in self._session.get_inputs():
             # A batch axis of any length becomes 1.
-            shape = [entry.shape[0] if isinstance(entry.shape[0], int) else 1, *entry.shape[1:]]
+            first = [edge if isinstance(edge, int) else 1 for edge in entry.shape[:1]]
+            shape = first + list(entry.shape[1:])
             kind = entry.type[len("tensor(") : -1]
             self.inputs.append(
                 {
@@ -161,6 +177,7 @@ class _OnnxRuntime:
                     "zero_point": 0,
                 }
             )
+        _require_arrays(self.inputs, path)
         self._outputs = [entry.name for entry in self._session.get_outputs()]
         self._feeds: dict[str, Any] = {}
 
@@ -687,6 +704,26 @@ def _fit(array: Any, entry: dict[str, Any], path: Path) -> Any:
     if not held.all():
         raise RunnerError(f"--input holds {array[~held][0]}, which {wanted} of {path} can't hold")
     return np.ascontiguousarray(fitted)
+
+
+def _declared(entry: dict[str, Any]) -> list[Any]:
+    # Files that declare no open size have none.
+    declared = entry.get("shape_signature", ())
+    shape = declared if len(declared) else entry["shape"]
+    return [None if edge < 0 else int(edge) for edge in shape]
+
+
+def _require_arrays(inputs: list[dict[str, Any]], path: Path) -> None:
+    for entry in inputs:
+        if not entry["shape"]:
+            raise RunnerError(
+                f"{path} has an input {entry['name']!r} without axes; each must be an array with a "
+                "first axis for the samples: make a constant of it"
+            )
+        if not entry["dtype"].startswith(("float", "int", "uint", "bool")):
+            raise RunnerError(
+                f"{path} has an input {entry['name']!r} of {entry['dtype']}; each must hold numbers"
+            )
 
 
 def _warm_up(runner: _LiteRT | _OnnxRuntime, path: Path, warmup: int) -> int:

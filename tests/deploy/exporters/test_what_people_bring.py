@@ -579,3 +579,45 @@ def test_a_file_with_resized_images_names_sizes(opset: int, tmp_path: Path) -> N
         modes = {attribute.name: attribute.s for attribute in node.attribute}
         # `tf_half_pixel_for_nn` is in no opset from 13 on.
         assert modes["coordinate_transformation_mode"] == b"half_pixel"
+
+
+# What is no model to export
+
+
+@EVERY
+def test_texts_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
+    word = keras.Input((1,), dtype="string", name="word")
+    lookup = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")
+    model = keras.Model(word, layers.Dense(2)(lookup(word)))
+    with pytest.raises(ValueError, match=r"input 'word' of dtype string\. Keep .*StringLookup"):
+        export(model, tmp_path / f"a{suffix}")
+    number = keras.Input((1,), dtype="int64")
+    back = layers.StringLookup(vocabulary=["a", "b"], invert=True)(number)
+    with pytest.raises(ValueError, match=r"output .* of dtype string\. Keep .*StringLookup"):
+        export(keras.Model(number, back), tmp_path / f"a{suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_keras_3_model_is_told_what_it_is(tmp_path: Path) -> None:
+    tf_keras = pytest.importorskip("tf_keras")
+    import tensorflow as tf
+
+    class Mine(tf_keras.Model):
+        pass
+
+    plain = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    plain.export(tmp_path / "saved", verbose=False)
+    wrong: list[tuple[Any, str]] = [
+        (tf_keras.Sequential([tf_keras.layers.Input((3,))]), "Sequential of Keras 2.*set_weights"),
+        (Mine(), r"Mine of Keras 2.*set_weights"),
+        (tf_keras.layers.Dense(2), r"Dense of Keras 2.*set_weights"),
+        (tf.saved_model.load(str(tmp_path / "saved")), r"SavedModel.*keras\.saving\.load_model"),
+        ("a.keras", r"str\. Load the file first: keras\.saving\.load_model"),
+        (tmp_path / "a.keras", r"PosixPath\. Load the file first"),
+        (layers.Dense(2), r"Dense\. Pass the model itself"),
+        (None, r"NoneType\. Pass the model itself"),
+    ]
+    for model, message in wrong:
+        with pytest.raises(ValueError, match=rf"must be a Keras model\. Received: .*{message}"):
+            export(model, tmp_path / "a.onnx")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]

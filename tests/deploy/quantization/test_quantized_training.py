@@ -15,7 +15,7 @@ from keras import layers
 
 import dprp_tf as dprp
 from dprp_tf import zoo
-from dprp_tf.deploy import evaluate_file, run_file
+from dprp_tf.deploy import evaluate_file, export, run_file
 from dprp_tf.deploy.exporters.flatbuffer import read_operators
 from dprp_tf.deploy.exporters.parity import compressed_size
 from dprp_tf.deploy.exporters.tflite import export_tflite
@@ -359,3 +359,76 @@ def test_study_writes_rows_and_a_table_and_resumes(
     assert study.main(arguments) == 0
     assert [path.stat().st_mtime_ns for path in written] == times
     assert capsys.readouterr().out == ""
+
+
+# Layers that augment
+
+
+def _augmented(*augmentations: keras.layers.Layer) -> keras.Model:
+    keras.utils.set_random_seed(31)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            *augmentations,
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3),
+        ]
+    )
+
+
+AUGMENTATIONS: dict[str, Callable[[], keras.layers.Layer]] = {
+    "flip": lambda: layers.RandomFlip(seed=1),
+    "rotation without a seed": lambda: layers.RandomRotation(0.4),
+    "shifts in half precision": lambda: layers.RandomTranslation(0.4, 0.4, dtype="mixed_float16"),
+}
+
+
+@pytest.mark.parametrize("kind", list(AUGMENTATIONS))
+def test_augmentation_goes_on_in_training_alone(kind: str, tmp_path: Path) -> None:
+    # A ramp, so that flips and shifts show.
+    x = np.random.default_rng(0).random((48, 8, 8, 3), dtype=np.float32) ** 2
+    x *= np.linspace(0, 1, 8, dtype=np.float32)[:, None] * np.array([0.2, 0.5, 1], "float32")
+    y = np.arange(48) % 3
+    plain = _augmented()
+    model = _augmented(AUGMENTATIONS[kind]())
+    model.set_weights(plain.get_weights())
+    before = [np.asarray(v) for v in model.variables]
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01}
+    trained = train_quantized(model, x, y, **options)
+    again = train_quantized(model, x, y, **options)
+    for old, new in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, np.asarray(new))
+    assert trained.history == again.history
+    assert trained.history["loss"] != train_quantized(plain, x, y, **options).history["loss"]
+    # The file holds nothing of it.
+    report = trained.export_tflite(tmp_path / "a.tflite", minimum_agreement=0)
+    reference = export(
+        plain,
+        tmp_path / "b.tflite",
+        quantization="int8",
+        calibration_data=x,
+        minimum_agreement=0,
+    )
+    assert report.operators == reference.operators
+    predicted = trained.predict(x)
+    np.testing.assert_array_equal(predicted, trained.predict(x))
+    assert isinstance(predicted, np.ndarray)
+    assert np.ptp(predicted, axis=0).max() > 1e-3
+
+
+def test_clusters_and_zeros_come_with_augmentation() -> None:
+    model = _augmented(layers.RandomFlip(), layers.RandomContrast(0.3))
+    x = np.random.default_rng(0).random((32, 8, 8, 3), dtype=np.float32)
+    y = np.arange(32) % 3
+    clustered = cluster_weights(model, x, y, clusters=4)
+    assert [len(np.unique(weight)) for weight in clustered.get_weights()[::2]] == [4, 4]
+    sparse = sparsify(model, x, y, sparsity=0.5, epochs=3, batch_size=8)
+    assert np.mean(sparse.get_weights()[0] == 0) == pytest.approx(0.5, abs=0.02)
+    assert [type(layer) for layer in clustered.layers] == [type(layer) for layer in model.layers]
+
+
+def test_layers_that_change_images_at_inference_too_are_still_refused() -> None:
+    x, y = np.zeros((4, 8, 8, 3), "float32"), np.zeros(4, int)
+    with pytest.raises(ValueError, match=r"\(RandomCrop\)"):
+        train_quantized(_augmented(layers.RandomCrop(6, 6)), x, y)

@@ -248,3 +248,79 @@ def test_quantized_inputs_take_numbers_of_every_dtype_but_no_nan(
         np.testing.assert_array_equal(run_file(path, x.astype(dtype)), wanted)
     with pytest.raises(ValueError, match="must hold no NaN for input 'image'"):
         run_file(path, np.where(x == x[0, 0, 0, 0], np.nan, x))
+
+
+# Files of other origin
+
+
+def _open_tflite(path: Path) -> keras.Model:
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(25)
+    image = keras.Input((None, None, 3), name="image")
+    scale = keras.Input((1,), name="scale")
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image))
+    model = keras.Model([image, scale], layers.Multiply()([x, scale]))
+    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    return model
+
+
+def test_a_tflite_file_of_open_sizes_takes_those_of_the_data(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = _open_tflite(tmp_path / "open.tflite")
+    loaded = load_file(tmp_path / "open.tflite")
+    shapes = {tensor.name: tensor.shape for tensor in loaded.inputs}
+    assert sorted(shapes.values(), key=len) == [(None, 1), (None, None, None, 3)]
+    image = next(name for name, shape in shapes.items() if len(shape) == 4)
+    capfd.readouterr()
+    generator = np.random.default_rng(0)
+    # More than a chunk, then less, then another size.
+    for shape in ((70, 6, 8, 3), (2, 6, 8, 3), (3, 11, 5, 3)):
+        x = generator.random(shape, dtype=np.float32)
+        scale = generator.random((len(x), 1), dtype=np.float32)
+        given = {name: x if name == image else scale for name in shapes}
+        (found,) = loaded.run(given).values()
+        np.testing.assert_allclose(found, np.asarray(model([x, scale])), atol=1e-5)
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(ValueError, match=r"\(samples, any, any, 3\)"):
+        loaded.run({name: x[..., :2] if name == image else scale for name in shapes})
+    # Too small for the kernel.
+    tiny = {name: x[:, :2, :2] if name == image else scale for name in shapes}
+    with pytest.raises(ValueError, match="fails to run"):
+        loaded.run(tiny)
+
+
+def _onnx_file(path: Path, shape: list[Any], kind: str = "FLOAT") -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    inputs = [
+        helper.make_tensor_value_info("given", getattr(TensorProto, kind), shape),
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3]),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    node = helper.make_node("Add", ["x", "given"], ["y"])
+    if kind == "STRING":
+        node = helper.make_node("Identity", ["x"], ["y"])
+    graph = helper.make_graph([node], "g", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(path))
+
+
+def test_inputs_without_a_batch_axis_or_numbers_are_refused(tmp_path: Path) -> None:
+    from dprp_tf.deploy import benchmark
+
+    x = {"given": np.float32(1), "x": np.ones((2, 3), "float32")}
+    path = tmp_path / "a.onnx"
+    for shape, kind, message in (
+        ([], "FLOAT", r"input 'given' is of shape \(\) and dtype float32\. Give it a first axis"),
+        (["n", 1], "STRING", r"input 'given' is of shape \(None, 1\) and dtype tensor\(string\)"),
+    ):
+        _onnx_file(path, shape, kind)
+        with pytest.raises(ValueError, match=message):
+            run_file(path, x)
+        with pytest.raises(ValueError, match=r"input 'given'.*(without axes|hold numbers)"):
+            benchmark(path, repeats=1)
+    _onnx_file(path, ["n", 1])
+    np.testing.assert_array_equal(run_file(path, {**x, "given": [[1], [2]]}), [[2] * 3, [3] * 3])

@@ -223,3 +223,27 @@ def test_quantized_inputs_take_integers_as_floats(files: dict[str, Path], tmp_pa
     assert _fit(raw, entry, tmp_path / "a.tflite").tolist() == raw.tolist()
     with pytest.raises(RunnerError, match="holds nan, which int8"):
         _fit(np.array([[0.0, np.nan, 1]]), entry, tmp_path / "a.tflite")
+
+
+def test_a_file_of_open_sizes_takes_those_of_the_inputs(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    image = keras.Input((None, None, 3), name="image")
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image)))
+    content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    (tmp_path / "open.tflite").write_bytes(content)
+    for shape in ((5, 6, 8, 3), (2, 9, 5, 3)):
+        x = np.random.default_rng(0).random(shape, dtype=np.float32)
+        np.save(tmp_path / "x.npy", x)
+        _answer("open.tflite", "--input", "x.npy", "--outputs", "y.npz", cwd=tmp_path)
+        with np.load(tmp_path / "y.npz", allow_pickle=False) as outputs:
+            np.testing.assert_allclose(outputs[outputs.files[0]], np.asarray(model(x)), atol=1e-5)
+    answer = _answer("open.tflite", "--input", "x.npy", "--repeats", "2", cwd=tmp_path)
+    assert answer["models"][0]["median_ms"] > 0
+    done = _run("open.tflite", "--repeats", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "inputs of open shape [1, None, None, 3]: give --input" in done.stderr
+    np.save(tmp_path / "x.npy", np.zeros((1, 2, 2, 3), "float32"))
+    done = _run("open.tflite", "--input", "x.npy", "--repeats", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
