@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import keras
@@ -267,11 +268,19 @@ def _whole_copy(model: keras.Model) -> keras.Model | None:
     # A configuration may leave out what the model was made with.
     if not all(map(_same_settings, parts, new_parts)):
         return None
+    for part, new_part in zip(parts, new_parts, strict=True):
+        graph, new_graph = graph_of(part), graph_of(new_part)
+        if graph is not None:
+            for node, new_node in zip(nodes(graph), nodes(new_graph), strict=True):
+                new_node.operation.name = node.operation.name
+            new_graph.output_names = list(graph.output_names)
     return new
 
 
 def _same_settings(part: Any, new_part: Any) -> bool:
     """Whether two layers of equal names compute the same of the same weights."""
+    if _plain_attributes(part) != _plain_attributes(new_part):
+        return False
     if graph_of(part) is not None:
         return _steps(graph_of(part)) == _steps(graph_of(new_part))
     if isinstance(part, keras.Model):
@@ -279,7 +288,31 @@ def _same_settings(part: Any, new_part: Any) -> bool:
     try:
         return _settings(part.get_config()) == _settings(new_part.get_config())
     except Exception:
-        return True  # it can't be described; the class around made both
+        return True  # it can't be described; its attributes are the same
+
+
+def _plain_attributes(part: Any) -> dict[str, str]:
+    """Numbers, texts and arrays that an object of a class outside of Keras keeps by name."""
+    found: dict[str, str] = {}
+    if type(part).__module__.startswith("keras."):
+        return found
+    plain = (str, int, float, bool, type(None), np.ndarray, np.generic)
+    for name, value in vars(part).items():
+        if name.startswith("_") or name in _attributes_of_keras():
+            continue
+        leaves = keras.tree.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]
+        if all(isinstance(leaf, plain) for leaf in leaves):
+            found[name] = repr([_constant(leaf) for leaf in leaves])
+    return found
+
+
+@cache
+def _attributes_of_keras() -> frozenset[str]:
+    """What Keras itself keeps in every layer and model, such as whether it is compiled."""
+    inputs = keras.Input((1,), name="inputs")
+    model = keras.Model(inputs, keras.layers.Identity(name="outputs")(inputs), name="model")
+    model.compile(keras.optimizers.SGD(name="optimizer"), loss="mse")
+    return frozenset((*vars(model), *vars(model.layers[-1]), "seed", "stop_training"))
 
 
 def _steps(graph: Any) -> list[str]:

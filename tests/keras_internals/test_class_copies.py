@@ -11,7 +11,7 @@ import pytest
 from keras import layers
 
 import dprp_tf as dprp
-from dprp_tf.keras_internals.graphs import layer_paths, layers_inside
+from dprp_tf.keras_internals.graphs import layer_paths, layers_inside, nodes
 
 pytestmark = pytest.mark.backend
 
@@ -57,13 +57,26 @@ class Backbone(keras.Model):
         return cls(**config)
 
 
+class Power(layers.Layer):
+    """Its configuration says nothing."""
+
+    def __init__(self, power: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.power = power
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.power(keras.ops.abs(x), self.power)
+
+
 class Forgetful(keras.Model):
     """Its configuration leaves out how steep it is."""
 
-    def __init__(self, slope: float = 0.5, by: float = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self, slope: float = 0.5, by: float = 1.0, power: float = 1.0, **kwargs: Any
+    ) -> None:
         inputs = keras.Input((5,))
         x = layers.LeakyReLU(slope)(layers.Rescaling(2.0)(inputs))
-        super().__init__(inputs, x * by, **kwargs)
+        super().__init__(inputs, Power(power)(x) * by, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {"name": self.name}
@@ -128,6 +141,8 @@ def _with_head(backbone: keras.Model) -> keras.Model:
 def test_an_unchanged_nested_model_is_copied_through_its_class(tmp_path: Path) -> None:
     model = _with_head(Backbone(name="body"))
     source = model.get_layer("body")
+    source.compile("sgd", "mse")  # of no matter inside another
+    source.fit(np.zeros((2, 16, 16, 3)), np.zeros((2, 4, 4, 6)), verbose=0)
     source.trainable = False
     before, x = model.get_weights(), _images()
     low = dprp.factorize(model)
@@ -139,6 +154,9 @@ def test_an_unchanged_nested_model_is_copied_through_its_class(tmp_path: Path) -
     # Names of layers inside that the class left to Keras' counting are kept too.
     names = [[part.name for part in layers_inside(each)] for each in (source, copy)]
     assert names[0] == names[1]
+    assert copy.output_names == source.output_names
+    steps = [[node.operation.name for node in nodes(each)] for each in (source, copy)]
+    assert steps[0] == steps[1]
     assert copy.trainable is False
     assert not {id(v) for v in low.variables} & {id(v) for v in model.variables}
     for mine, theirs in zip(copy.weights, source.weights, strict=True):
@@ -189,7 +207,7 @@ def test_layers_that_only_the_class_can_make_beside_layers_that_change(nested: b
 
 def test_what_a_configuration_leaves_out_is_not_lost() -> None:
     inputs = keras.Input((5,))
-    for settings in ({"slope": 0.1}, {"by": 3.0}, {}):
+    for settings in ({"slope": 0.1}, {"by": 3.0}, {"power": 2.0}, {}):
         x = Forgetful(**settings, name="forgets")(layers.Dense(5, name="first")(inputs))
         model = keras.Model(inputs, x)
         data = np.random.default_rng(0).normal(size=(9, 5)).astype("float32")
