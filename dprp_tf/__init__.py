@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dprp_tf.training.distribution import distribution
     from dprp_tf.training.divergence import DivergenceError, DivergenceGuard
     from dprp_tf.training.fine_tuning import FineTuning
+    from dprp_tf.training.inner_training import InnerTraining
     from dprp_tf.training.model import DPRPModel
     from dprp_tf.training.rank_history import RankHistory
     from dprp_tf.training.rank_pruning import RankPruning
@@ -50,6 +51,7 @@ __all__ = [
     "FoldPlan",
     "FoldedLayer",
     "Form",
+    "InnerTraining",
     "LatencyTable",
     "RankHistory",
     "RankPlan",
@@ -90,6 +92,7 @@ _HOMES = {
     "FoldPlan": "costs.fold_plan",
     "FoldedLayer": "conversion.folding",
     "Form": "costs.form",
+    "InnerTraining": "training.inner_training",
     "LatencyTable": "costs.latency_table",
     "RankHistory": "training.rank_history",
     "RankPlan": "costs.rank_plan",

@@ -7,15 +7,19 @@ from typing import Any
 
 import keras
 
+from dprp_tf.keras_internals.graphs import layers_inside
+
 __all__ = [
     "AVERAGE_SLOTS",
     "LINEAR_SLOTS",
     "averages_weights",
     "exclude_from_weight_decay",
     "inner_optimizer",
+    "model_optimizers",
     "momentum_slots",
     "optimizer_slots",
     "rekey",
+    "trains",
     "variable_keys",
 ]
 
@@ -44,6 +48,45 @@ def inner_optimizer(optimizer: Any) -> Any:
         The inner optimizer, or `optimizer` itself.
     """
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def model_optimizers(model: keras.Model) -> list[Any]:
+    """Return the optimizers of a model: the compiled one, others it keeps, those of models inside.
+
+    Args:
+        model: A Keras model, such as a trainer that holds networks and an optimizer for each.
+
+    Returns:
+        The optimizers, the model's own first; empty if it has none.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", loss="mse")
+    >>> [type(optimizer).__name__ for optimizer in model_optimizers(model)]
+    ['SGD']
+    """
+    found: dict[int, Any] = {}
+    for part in layers_inside(model):
+        if isinstance(part, keras.Model):
+            for value in vars(part).values():
+                if isinstance(value, keras.optimizers.Optimizer):
+                    found[id(value)] = value
+    return list(found.values())
+
+
+def trains(optimizer: Any, variable: keras.Variable) -> bool:
+    """Return whether an optimizer was built for a variable.
+
+    Args:
+        optimizer: A Keras optimizer.
+        variable: A variable.
+
+    Returns:
+        Whether it was.
+    """
+    inner = inner_optimizer(optimizer)
+    return inner.built and any(known is variable for known in inner._trainable_variables)
 
 
 def averages_weights(optimizer: Any) -> bool:

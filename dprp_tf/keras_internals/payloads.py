@@ -16,7 +16,8 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.keras_internals.compiled import renew_functions
-from dprp_tf.keras_internals.optimizers import rekey, variable_keys
+from dprp_tf.keras_internals.graphs import layers_inside
+from dprp_tf.keras_internals.optimizers import model_optimizers, rekey, variable_keys
 from dprp_tf.keras_internals.strategies import strategy_scope
 
 __all__ = ["exchange_payloads", "set_payload"]
@@ -24,21 +25,24 @@ __all__ = ["exchange_payloads", "set_payload"]
 
 @contextlib.contextmanager
 def exchange_payloads(model: keras.Model) -> Iterator[None]:
-    """Let variables of a model get new payloads inside; optimizer and compiled functions follow.
+    """Let variables of a model get new payloads inside; optimizers and compiled functions follow.
 
     Args:
-        model: The model, compiled or not, inside `fit` or not.
+        model: The model, compiled or not, inside `fit` or not; those inside it follow as well.
 
     Yields:
         Nothing; call `set_payload` inside.
     """
-    optimizer = getattr(model, "optimizer", None)
+    optimizers = model_optimizers(model)
     variables = list(model.trainable_variables)
-    old_keys = variable_keys(optimizer, variables)
+    old_keys = [variable_keys(optimizer, variables) for optimizer in optimizers]
     with strategy_scope(model):
         yield
-    rekey(optimizer, variables, old_keys)
-    renew_functions(model)
+    for optimizer, keys in zip(optimizers, old_keys, strict=True):
+        rekey(optimizer, variables, keys)
+    for part in layers_inside(model):
+        if isinstance(part, keras.Model):
+            renew_functions(part)
 
 
 def set_payload(variable: keras.Variable, values: NDArray[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -71,6 +71,8 @@ class SVDLayer(FactorizedLayer):
         self._initial_rank = None if rank is None else check_integer("rank", rank)
         self.matricization = matricization
         self.balanced_gradients = bool(balanced_gradients)
+        # Asked in each call: what to call when a gradient reaches the factors, or None.
+        self.gradient_watch: Callable[[], Callable[[], None] | None] | None = None
 
     def start_from(self, factors: Factors) -> None:
         """Use these factors, instead of the initializer's, when the layer is built.
@@ -155,6 +157,11 @@ class SVDLayer(FactorizedLayer):
     def _rebuilt(self) -> Any:
         # In half precision the balance's 1 / s^2 would overflow.
         u, s, v = self._wide_factors()
+        notice = (
+            None if self.gradient_watch is None or not self.trainable else self.gradient_watch()
+        )
+        if notice is not None:
+            s = _notice_gradient(s, notice)
         if self.balanced_gradients:
             scale = _balance(s)
             u, v = _scale_gradient(u, scale), _scale_gradient(v, scale)
@@ -238,6 +245,20 @@ def _balance(s: Any) -> Any:
     s = ops.stop_gradient(s)
     floor = _DAMPING * ops.max(ops.abs(s))
     return 1.0 / (ops.square(s) + ops.square(floor) + 1e-6)
+
+
+def _notice_gradient(value: Any, notice: Callable[[], None]) -> Any:
+    """The value itself; `notice` is called when its gradient is computed, or traced."""
+
+    @ops.custom_gradient
+    def noticed(value: Any) -> tuple[Any, Any]:
+        def gradient(*args: Any, upstream: Any = None) -> Any:
+            notice()
+            return args[0] if upstream is None else upstream
+
+        return ops.copy(value), gradient
+
+    return noticed(value)
 
 
 @ops.custom_gradient

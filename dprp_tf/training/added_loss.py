@@ -178,12 +178,12 @@ def _wrap(model: keras.Model) -> None:
     own = {name: vars(model)[name] for name in _WRAPPED if name in vars(model)}
     compute_loss, metrics_result = model.compute_loss, model.get_metrics_result
 
-    def with_terms(
-        x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **kwargs: Any
-    ) -> Any:
-        total = compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
-        samples = keras.tree.flatten(y_pred if x is None else x)
-        count = ops.shape(next(array for array in samples if array is not None))[0]
+    def with_terms(*args: Any, **kwargs: Any) -> Any:
+        # As they come: a class's own version may name its arguments in its own way.
+        total = compute_loss(*args, **kwargs)
+        arrays = keras.tree.flatten([list(args), list(kwargs.values())])
+        shaped = (array for array in arrays if len(getattr(array, "shape", ())) > 0)
+        count = ops.shape(next(shaped))[0]
         for term in _terms(model):
             total = term.joined(total, model, count, kwargs.get("training", True))
         return total

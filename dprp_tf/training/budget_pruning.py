@@ -13,6 +13,7 @@ from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.layers import SVDLayer, low_rank_keys
 from dprp_tf.training.log_names import free_name
+from dprp_tf.training.model import DPRPModel
 from dprp_tf.training.rank_pruning import RankPruning
 
 __all__ = ["BudgetPruning"]
@@ -47,6 +48,7 @@ class BudgetPruning(RankPruning):
         minimum_rank: As `RankPruning`.
         minimum_removed: As `RankPruning`.
         verbose: As `RankPruning`.
+        network: As `RankPruning`.
 
     Raises:
         ValueError: As `RankPruning`; also if the budget bounds anything but milliseconds, if the
@@ -78,6 +80,7 @@ class BudgetPruning(RankPruning):
         minimum_rank: int = 1,
         minimum_removed: int = 1,
         verbose: int = 0,
+        network: DPRPModel | None = None,
     ) -> None:
         super().__init__(
             threshold,
@@ -89,6 +92,7 @@ class BudgetPruning(RankPruning):
             minimum_rank=minimum_rank,
             minimum_removed=minimum_removed,
             verbose=verbose,
+            network=network,
         )
         if not isinstance(latency, LatencyTable):
             raise ValueError(
@@ -135,6 +139,7 @@ class BudgetPruning(RankPruning):
             raise BudgetError(self._limit, least, metric="milliseconds")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_end(logs)
         reached = self._predicted({})
         if _exceeds(reached, self._limit):
             warnings.warn(
@@ -190,7 +195,7 @@ class BudgetPruning(RankPruning):
     def _require_fitting_table(self) -> None:
         ours = {
             key: (layer.decomposition, layer.full_rank)
-            for key, layer in low_rank_keys(self.model).items()
+            for key, layer in low_rank_keys(self.network).items()
         }
         theirs = {row.name: (row.decomposition, row.full_rank) for row in self.latency.layers}
         if ours != theirs:
@@ -206,7 +211,7 @@ class BudgetPruning(RankPruning):
     def _predicted(self, changes: Mapping[SVDLayer, int]) -> float:
         """The model's cost with some ranks changed."""
         ranks = {}
-        for key, layer in low_rank_keys(self.model).items():
+        for key, layer in low_rank_keys(self.network).items():
             rank = int(layer.rank or 1)
             ranks[key] = min(changes.get(layer, rank), rank)
         return self.latency.model_cost(ranks)
@@ -223,7 +228,7 @@ class BudgetPruning(RankPruning):
 
     def _end_pressure_within_budget(self) -> None:
         if not _exceeds(self._predicted({}), self._limit):
-            self.model.pressure = 0.0
+            self.network.pressure = 0.0
 
 
 def _exceeds(cost: float, limit: float) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -87,6 +88,10 @@ class DPRPModel(RankedModel):
         # The smoothed norm follows the learning rate; a train step can't read the optimizer's own
         # variable on every backend, so a callback of fit() copies it here before each epoch.
         self._pressure = 1.0
+        self._trains_itself = False
+        # What makes a trainer's step anew whose loss has this model's terms; see InnerTraining.
+        self._outer: Any = None
+        self._structural_loss_taken = self._warned = False
         self._learning_rate = keras.Variable(0.0, trainable=False, name="learning_rate_copy")
         self._failures = FailureRecord(record_size(self))
         self.settings = DPRPSettings() if settings is None else settings
@@ -113,6 +118,7 @@ class DPRPModel(RankedModel):
         self._settings = settings
         for layer in layers:
             layer.balanced_gradients = settings.structure == "retraction"
+            layer.gradient_watch = _Watch(weakref.ref(self))
 
     @property
     def pressure(self) -> float:
@@ -129,6 +135,8 @@ class DPRPModel(RankedModel):
         # Only the train step has the pressure in it.
         if changed and getattr(self, "train_function", None) is not None:
             self.make_train_function(force=True)
+        if changed and self._outer is not None:
+            self._outer.renew()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Configure the model for training, as `keras.Model.compile`.
@@ -187,15 +195,16 @@ class DPRPModel(RankedModel):
             given = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
             callbacks = self.training_callbacks([c for c in given if c is not None])
         try:
-            return super().fit(
-                x=x,
-                y=y,
-                batch_size=batch_size,
-                epochs=epochs,
-                verbose=verbose,
-                callbacks=callbacks,
-                **kwargs,
-            )
+            with self._training_itself():
+                return super().fit(
+                    x=x,
+                    y=y,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    verbose=verbose,
+                    callbacks=callbacks,
+                    **kwargs,
+                )
         except DivergenceError as error:
             # Raised where the record could not be read: beside a step that may be running.
             raise error.completed() from error.__cause__
@@ -215,10 +224,40 @@ class DPRPModel(RankedModel):
         """
         return with_own_callbacks(callbacks)
 
-    def copy_learning_rate(self) -> None:
-        """Take over the optimizer's learning rate, which the smoothed norm follows."""
+    def _warn_of_a_foreign_training(self) -> None:
+        # A loop of the user's own that takes the losses has been told of them.
+        if self._structural_loss_taken or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"the DPRPModel {self.name!r} is trained outside of its own fit, without the losses "
+            "that lower its ranks and keep its factors. Give callbacks=[dprp_tf.InnerTraining()] "
+            "or dprp_tf.RankPruning() to the fit of the model that holds it; in a loop of your own "
+            "add structural_loss() to the loss and call restore_structure() after the steps.",
+            stacklevel=2,
+        )
+
+    @contextlib.contextmanager
+    def _training_itself(self) -> Iterator[None]:
+        before, self._trains_itself = self._trains_itself, True
+        try:
+            yield
+        finally:
+            self._trains_itself = before
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on one batch, as `keras.Model.train_on_batch`."""
+        with self._training_itself():
+            return super().train_on_batch(*args, **kwargs)
+
+    def copy_learning_rate(self, optimizer: Any = None) -> None:
+        """Take over the optimizer's learning rate, which the smoothed norm follows.
+
+        Args:
+            optimizer: The optimizer that trains the model. Default: its own.
+        """
         sync(self)
-        rate = inner_optimizer(self.optimizer).learning_rate
+        rate = inner_optimizer(self.optimizer if optimizer is None else optimizer).learning_rate
         # Through Python: sharing the optimizer's buffer would donate it twice on JAX.
         self._learning_rate.assign(float(ops.convert_to_numpy(rate)))
 
@@ -284,7 +323,20 @@ class DPRPModel(RankedModel):
         Returns:
             Three float32 scalars; zeros if every SVD layer is frozen.
         """
+        self._structural_loss_taken = True
         return mean_losses(self._layer_losses()[1])
+
+    def structural_loss(self) -> Any:
+        """Return what the structure and the pressure add to a loss, for a training of your own.
+
+        The weighted sum of `structural_losses`, as `fit` adds it. A `train_step` of a model that
+        holds this one adds it to its loss where that does not come from `compute_loss`, to which
+        `InnerTraining` adds it.
+
+        Returns:
+            A scalar.
+        """
+        return weighted_loss(self.structural_losses(), self.settings, self.pressure)
 
     def _layer_losses(self) -> tuple[list[SVDLayer], dict[str, Any]]:
         return layer_losses(low_rank_layers(self), self.settings, self._learning_rate)
@@ -312,7 +364,8 @@ class DPRPModel(RankedModel):
 
     def train_step(self, *args: Any) -> Any:
         """Run Keras' own train step, then restore the factors' structure if that is due."""
-        result = super().train_step(*args)
+        with self._training_itself():
+            result = super().train_step(*args)
         return (
             retract_after_step(self, result) if self.settings.structure == "retraction" else result
         )
@@ -342,3 +395,16 @@ class DPRPModel(RankedModel):
         if settings is not None:
             model.settings = DPRPSettings.from_config(settings)
         return model
+
+
+class _Watch:
+    """Lets SVD layers say when gradients reach them that are not of their model's own training."""
+
+    def __init__(self, model: weakref.ref[DPRPModel]) -> None:
+        self._model = model
+
+    def __call__(self) -> Callable[[], None] | None:
+        model = self._model()
+        if model is None or model._trains_itself or model._outer is not None:
+            return None
+        return model._warn_of_a_foreign_training

@@ -12,7 +12,10 @@ import keras
 from dprp_tf.costs.models import folded_cost, model_cost
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.keras_internals.compiled import sync
+from dprp_tf.keras_internals.graphs import graph_of
 from dprp_tf.layers import low_rank_keys
+from dprp_tf.training.held_networks import held_networks, trained_network
+from dprp_tf.training.model import DPRPModel
 
 __all__ = ["RankHistory"]
 
@@ -25,6 +28,8 @@ class RankHistory(keras.callbacks.Callback):
     Args:
         path: JSON file written after every epoch, whole or not at all. If it exists when
             training starts at a later epoch, its earlier entries are kept. Default: none.
+        network: The `DPRPModel` to record, where the model in training holds several that train.
+            Default: that model itself, or the only one it holds.
 
     Attributes:
         record: `{"layers", "full_ranks", "baseline_parameters", "baseline_macs", "epochs"}`; each
@@ -38,16 +43,30 @@ class RankHistory(keras.callbacks.Callback):
     []
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, network: DPRPModel | None = None
+    ) -> None:
         super().__init__()
+        self._network = network
         self.path = None if path is None else Path(path)
         self.record: dict[str, Any] = {"epochs": []}
         self._begun = False
 
+    @property
+    def network(self) -> Any:
+        """The network that is recorded: the model in training, or one that it holds."""
+        if (
+            self._network is None
+            and graph_of(self.model) is not None
+            and not held_networks(self.model)
+        ):
+            return self.model  # a plain model with low-rank layers of its own
+        return trained_network(self.model, type(self).__name__, self._network)
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._begun = False
-        cost = model_cost(self.model)
-        layers = low_rank_keys(self.model)
+        cost = model_cost(self.network)
+        layers = low_rank_keys(self.network)
         self.record = {
             "layers": list(layers),
             "full_ranks": {key: layer.full_rank for key, layer in layers.items()},
@@ -77,9 +96,9 @@ class RankHistory(keras.callbacks.Callback):
 
     def _append(self, epoch: int) -> None:
         sync(self.model)
-        cost = model_cost(self.model)
-        layers = low_rank_keys(self.model)
-        folded_parameters, folded_macs = folded_cost(self.model)
+        cost = model_cost(self.network)
+        layers = low_rank_keys(self.network)
+        folded_parameters, folded_macs = folded_cost(self.network)
         self.record["epochs"].append(
             {
                 "epoch": epoch,

@@ -13,14 +13,21 @@ from dprp_tf.files.arguments import check_integer, check_number
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.layers import SVDLayer, low_rank_keys
 from dprp_tf.training.divergence import diagnose
+from dprp_tf.training.held_networks import trained_network
+from dprp_tf.training.inner_training import InnerTraining
+from dprp_tf.training.model import DPRPModel
 from dprp_tf.training.replicas import from_chief
 from dprp_tf.training.resizing import resize
+from dprp_tf.training.step_retraction import retract_now
 
 __all__ = ["RankPruning"]
 
 
 class RankPruning(keras.callbacks.Callback):
     """Cut the ranks of a `DPRPModel` to what the threshold leaves, at the end of epochs.
+
+    In the `fit` of a model that holds the `DPRPModel`, as a distiller holds its student, it also
+    trains that network with its losses and retraction, as `InnerTraining` does.
 
     At the end of an epoch, before its validation, each layer's values are put in order and cut
     at the first relative drop below the threshold. The variables, the optimizer's slots and the
@@ -42,10 +49,12 @@ class RankPruning(keras.callbacks.Callback):
         minimum_removed: Singular values, over all layers, that must be pending before a
             shrink is made; the last epoch of a run cuts whatever is pending. Default 1.
         verbose: 1 to print a line per shrink. Default 0.
+        network: The `DPRPModel` to prune, where the model in training holds several that train.
+            Default: that model itself, or the only one it holds.
 
     Raises:
         ValueError: At construction if an argument is out of range; in training if the model is
-            not a `DPRPModel`, a layer name is unknown, or a factor is not finite.
+            not a `DPRPModel` and holds none, a layer name is unknown, or a factor is not finite.
 
     Source: DPRP (arXiv 2401.08014) III-D.
 
@@ -67,6 +76,7 @@ class RankPruning(keras.callbacks.Callback):
         minimum_rank: int = 1,
         minimum_removed: int = 1,
         verbose: int = 0,
+        network: DPRPModel | None = None,
     ) -> None:
         super().__init__()
         if threshold is not None:
@@ -88,19 +98,26 @@ class RankPruning(keras.callbacks.Callback):
         self.minimum_removed = check_integer("minimum_removed", minimum_removed)
         self.verbose = verbose
         self.shrinks: list[dict[str, Any]] = []
+        self._network = network
+        self._inner: InnerTraining | None = None
         self._epoch: int | None = None
         self._done = False
+
+    @property
+    def network(self) -> DPRPModel:
+        """The network whose ranks fall: the model in training, or one that it holds."""
+        return trained_network(self.model, type(self).__name__, self._network)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.shrinks = []
         self._epoch, self._done = None, False
-        if not hasattr(self.model, "settings"):
-            raise ValueError(
-                f"`{type(self).__name__}` works on a DPRPModel. Received: "
-                f"{type(self.model).__name__}; make one with dprp_tf.factorize(model)."
-            )
+        network = self.network
+        if network is not self.model:
+            self._inner = InnerTraining(network)
+            self._inner.set_model(self.model)
+            self._inner.on_train_begin()
         if self.layer_names is not None:
-            keys = low_rank_keys(self.model)
+            keys = low_rank_keys(self.network)
             known = {*keys, *(layer.name for layer in keys.values())}
             unknown = [name for name in self.layer_names if name not in known]
             if unknown:
@@ -108,23 +125,36 @@ class RankPruning(keras.callbacks.Callback):
                     f"`layers` must name SVD layers of the model: {list(keys)}. Received: {unknown}"
                 )
 
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._inner is not None:
+            self._inner.on_train_end()
+            self._inner = None
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._inner is not None:
+            self._inner.on_epoch_begin(epoch)
         self._epoch, self._done = epoch, False
         # A model that goes on from saved weights begins behind the end of the pressure.
         if self.stop_epoch is not None and epoch >= self.stop_epoch:
-            self.model.pressure = 0.0
+            self.network.pressure = 0.0
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         # fit() validates after an epoch's last step: cutting first lets the validation figures
         # be those of the model that goes on.
         if self._epoch is not None:
             self._prune_once()
+        if self._inner is not None:
+            self._inner.on_test_begin()
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._inner is not None:
+            self._inner.on_test_end()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._prune_once()
         self._epoch = None
         if logs is not None:
-            self.model.log_ranks(logs)
+            self.network.log_ranks(logs)
 
     def pending_ranks(self) -> dict[SVDLayer, int]:
         """Return the layers that would be cut now and the rank each would get.
@@ -136,7 +166,7 @@ class RankPruning(keras.callbacks.Callback):
             ValueError: If a layer's values are not finite.
         """
         self._require_finite()
-        threshold = self.threshold or self.model.settings.threshold
+        threshold = self.threshold or self.network.settings.threshold
         pending = {}
         for layer in self.layers_by_key().values():
             ordered = np.sort(np.abs(layer.factors.s))[::-1]
@@ -153,7 +183,7 @@ class RankPruning(keras.callbacks.Callback):
         names = self.layer_names
         return {
             key: layer
-            for key, layer in low_rank_keys(self.model).items()
+            for key, layer in low_rank_keys(self.network).items()
             if layer.trainable and (names is None or key in names or layer.name in names)
         }
 
@@ -166,13 +196,20 @@ class RankPruning(keras.callbacks.Callback):
 
     def _require_finite(self) -> None:
         if self._is_broken():
-            error = diagnose(self.model, self._epoch or 0)
+            error = diagnose(self.network, self._epoch or 0)
             assert error is not None
             raise error
 
     def _is_broken(self) -> bool:
         sync(self.model)
         return any(layer.broken_factor is not None for layer in self.layers_by_key().values())
+
+    def _restore_structure(self) -> None:
+        network = self.network
+        if network is self.model:
+            network.restore_structure()
+        else:
+            retract_now(self.model, network)
 
     def _prune_once(self) -> None:
         if self._done or self._epoch is None:
@@ -184,16 +221,16 @@ class RankPruning(keras.callbacks.Callback):
         last = epoch + 1 == self.params.get("epochs")
         due = (epoch - self.start_epoch) % self.frequency == 0
         if self.stop_epoch is not None and epoch + 1 >= self.stop_epoch:
-            self.model.pressure = 0.0
+            self.network.pressure = 0.0
         stopped = self.stop_epoch is not None and epoch >= self.stop_epoch
         # What is pending when the pressure ends is cut then, as in a run's last epoch.
         last = last or epoch + 1 == self.stop_epoch
         if epoch < self.start_epoch or stopped or not (due or last):
             return
-        settings = self.model.settings
-        if settings.structure == "retraction" and settings.retraction_period > 1:
+        settings = self.network.settings
+        if settings.structure == "retraction" and (settings.retraction_period or 1) > 1:
             self._require_finite()
-            self.model.restore_structure()
+            self._restore_structure()
         pending = self._as_the_chief(self.pending_ranks())
         if not pending:
             return

@@ -16,6 +16,7 @@ from dprp_tf.keras_internals.optimizers import (
     AVERAGE_SLOTS,
     LINEAR_SLOTS,
     inner_optimizer,
+    model_optimizers,
     optimizer_slots,
 )
 from dprp_tf.keras_internals.payloads import exchange_payloads, set_payload
@@ -41,7 +42,6 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
             keeps slots whose shape does not follow the variable's.
     """
     sync(model)
-    optimizer = getattr(model, "optimizer", None)
     plans = []
     for layer, rank in ranks.items():
         factors = layer.factors
@@ -58,10 +58,10 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
             )
         order, signs = decomposition.canonical_order(factors.s)
         plans.append((layer, order[:rank], signs[:rank]))
-        _require_slots_like_variables(optimizer, layer)
+        _require_slots_like_variables(model, layer)
     with exchange_payloads(model):
         for layer, order, signs in plans:
-            for slot, variable, name in _slots(optimizer, layer):
+            for slot, variable, name in _slots(model, layer):
                 flips = signs if name in LINEAR_SLOTS and variable is not layer.v else None
                 set_payload(slot, _cut(ops.convert_to_numpy(slot), order, flips))
             for variable in (layer.u, layer.s, layer.v):
@@ -133,12 +133,11 @@ def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[SVDLayer]:
     changed = {layer: rank for layer, rank in ranks.items() if rank != layer.rank}
     if not changed:
         return []
-    optimizer = getattr(model, "optimizer", None)
     for layer in changed:
-        _require_slots_like_variables(optimizer, layer)
+        _require_slots_like_variables(model, layer)
     with exchange_payloads(model):
         for layer, rank in changed.items():
-            slots = [slot for slot, _, _ in _slots(optimizer, layer)]
+            slots = [slot for slot, _, _ in _slots(model, layer)]
             for held in [*slots, layer.u, layer.s, layer.v]:
                 set_payload(held, np.zeros((*held.shape[:-1], rank), dtype=np.float32))
     return list(changed)
@@ -151,9 +150,8 @@ def start_averages(model: keras.Model, layers: Iterable[SVDLayer]) -> None:
         model: The model, its new factors assigned.
         layers: Those whose rank changed.
     """
-    optimizer = getattr(model, "optimizer", None)
     for layer in layers:
-        for slot, variable, name in _slots(optimizer, layer):
+        for slot, variable, name in _slots(model, layer):
             if name in AVERAGE_SLOTS and not np.any(ops.convert_to_numpy(slot)):
                 # Through NumPy: a buffer that two variables share would be donated twice on JAX.
                 slot.assign(ops.convert_to_numpy(variable))
@@ -167,18 +165,28 @@ def _cut(
     return taken if signs is None else (taken * signs).astype(values.dtype)
 
 
-def _require_slots_like_variables(optimizer: Any, layer: SVDLayer) -> None:
-    for slot, variable, name in _slots(optimizer, layer):
-        if tuple(slot.shape) != tuple(variable.shape):
-            raise ValueError(
-                f"Rank pruning needs an optimizer whose slots have their variable's shape. "
-                f"Received: {type(inner_optimizer(optimizer)).__name__}, whose {name!r} has "
-                f"shape {tuple(slot.shape)} for a variable of shape {tuple(variable.shape)}. "
-                "Use SGD, Adam, AdamW or RMSprop; or compile the model anew before loading."
-            )
+def _require_slots_like_variables(model: keras.Model, layer: SVDLayer) -> None:
+    for optimizer in model_optimizers(model):
+        for slot, variable, name in _slots_of(optimizer, layer):
+            if tuple(slot.shape) != tuple(variable.shape):
+                raise ValueError(
+                    f"Rank pruning needs an optimizer whose slots have their variable's shape. "
+                    f"Received: {type(inner_optimizer(optimizer)).__name__}, whose {name!r} has "
+                    f"shape {tuple(slot.shape)} for a variable of shape {tuple(variable.shape)}. "
+                    "Use SGD, Adam, AdamW or RMSprop; or compile the model anew before loading."
+                )
 
 
-def _slots(optimizer: Any, layer: SVDLayer) -> Iterator[tuple[keras.Variable, keras.Variable, str]]:
+def _slots(
+    model: keras.Model, layer: SVDLayer
+) -> Iterator[tuple[keras.Variable, keras.Variable, str]]:
+    for optimizer in model_optimizers(model):
+        yield from _slots_of(optimizer, layer)
+
+
+def _slots_of(
+    optimizer: Any, layer: SVDLayer
+) -> Iterator[tuple[keras.Variable, keras.Variable, str]]:
     for variable in (layer.u, layer.s, layer.v):
         for name, slot in optimizer_slots(optimizer, variable).items():
             yield slot, variable, name
