@@ -28,7 +28,7 @@ def other_precisions(model: keras.Model) -> list[str]:
     >>> other_precisions(keras.Model(inputs, keras.ops.cast(half, "float32")))
     ['float16']
     """
-    found = set()
+    found: set[str] = set()
     for layer in layers_inside(model):
         graph = graph_of(layer)
         # Models and inputs have a policy too, and compute nothing by it.
