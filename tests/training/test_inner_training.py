@@ -88,7 +88,7 @@ def _orthonormal(network: dprp.DPRPModel) -> bool:
 
 
 SETTINGS = [
-    {"retraction_period": 1},
+    pytest.param({"retraction_period": 1}, marks=pytest.mark.slow),
     {"retraction_period": 2},
     {"structure": "smoothed", "orthogonality_weight": 2.0},
 ]
@@ -139,6 +139,7 @@ def test_ranks_fall_in_a_trainer_as_by_themselves() -> None:
     assert np.isfinite(_fit(held, epochs=1)["loss"][0])
 
 
+@pytest.mark.slow
 def test_a_network_compiled_by_itself_predicts_with_the_ranks_of_its_trainer() -> None:
     held = _low(compression_weight=2.0)
     held.compile(_momentum(), loss="mse")
@@ -379,6 +380,7 @@ def test_of_several_networks_a_callback_is_for_one() -> None:
     assert {"train_step", "compute_loss", "fit"}.isdisjoint(vars(trainer))
 
 
+@pytest.mark.slow
 def test_pressure_ends_in_a_trainer_too() -> None:
     held = _low()
     trainer = Trainer(held)
@@ -389,6 +391,7 @@ def test_pressure_ends_in_a_trainer_too() -> None:
     assert held.pressure == 1.0
 
 
+@pytest.mark.slow
 def test_a_training_that_ended_by_an_exception_is_gone_on_with() -> None:
     held = _low()
     trainer = Trainer(held)

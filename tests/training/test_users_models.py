@@ -111,6 +111,7 @@ def test_an_activity_regularizer_is_application_loss_however_often_its_layer_is_
     assert logs["loss"][0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_rate_that_follows_the_application_loss_is_not_lowered_while_it_falls() -> None:
     x = _images()
     low = dprp.factorize(_pulled())
@@ -143,7 +144,9 @@ def _heads(names: list[str]) -> keras.Model:
 TERMS = ("app", "orth", "sort", "comp")
 
 
-@pytest.mark.parametrize("names", [["app", "comp"], ["sort", "orth"], ["score", "sort"]])
+@pytest.mark.parametrize(
+    "names", [["app", "comp"], pytest.param(["score", "sort"], marks=pytest.mark.slow)]
+)
 def test_outputs_named_as_our_terms_keep_their_logs(names: list[str]) -> None:
     x = _images()
     y = {name: np.full((24, 2), 1.0 + i, "float32") for i, name in enumerate(names)}
