@@ -48,6 +48,10 @@ INNER_FLOORS = {
 }
 
 
+# Tests of what takes all rooms: random networks, and the networks that people bring.
+ACROSS_ROOMS = ("properties", "clients")
+
+
 def _modules() -> dict[str, Path]:
     found = {}
     for package, folder in PACKAGES.items():
@@ -156,7 +160,7 @@ def test_what_is_installed_is_what_is_there() -> None:
 
 
 def test_tests_mirror_the_rooms() -> None:
-    homes = {ROOT / "tests" / room for room in (*FLOORS, "properties")}
+    homes = {ROOT / "tests" / room for room in (*FLOORS, *ACROSS_ROOMS)}
     for path in (ROOT / "tests").rglob("test_*.py"):
         folder = path.parent
         if folder == ROOT / "tests":
@@ -164,7 +168,7 @@ def test_tests_mirror_the_rooms() -> None:
         home = next((place for place in homes if folder == place or place in folder.parents), None)
         assert home is not None, f"{path} mirrors no room"
         inner = folder.relative_to(ROOT / "tests")
-        if inner.parts[0] == "properties":
+        if inner.parts[0] in ACROSS_ROOMS:
             continue
         of = PACKAGES.get(f"dprp_tf.{inner.parts[0]}")
         mirrored = of.joinpath(*inner.parts[1:]) if of else ROOT / "dprp_tf" / inner

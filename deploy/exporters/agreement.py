@@ -30,6 +30,8 @@ _CONSTANT = 1e-5
 # Own ranges below this share of a range that is common (class scores, a sigmoid's) count as it: a
 # class that hardly occurs in the data has no range of its own to be held against.
 _COMMON = 1 / 16
+# Likewise for the largest error of an output that has bounds: a label that is nearly always no.
+_BOUNDED = 1 / 4
 _BLOCK = 1 << 22
 
 
@@ -146,9 +148,9 @@ def compare_output(
       rms(Z_c - Y_c) <= 0.9 S_c for every c. A `tolerance` of the caller's takes their place.
     - whole numbers: equal in 99.9 %, 99 %, 95 % and 95 % of elements.
 
-    A constant channel is held against its size, and one that is always zero against the size of the
-    whole output. For class scores R_c is at least 1/16 of the whole output's range; with a
-    `full_range`, at least 1/16 of that in 8 bits.
+    A constant channel is held against its size, and one that is always zero against the size of
+    the whole output. For class scores R_c is at least 1/16 of the whole output's range; in 8 bits,
+    with a `full_range`, at least 1/4 of that.
 
     Args:
         name: The output's name.
@@ -172,7 +174,7 @@ def compare_output(
     >>> compare = lambda values: compare_output(
     ...     "box", reference, values, kind="values", precision="int8")
     >>> compare(reference + 0.5).exceeded
-    ['channel 0 is off by 0.583 of its range', 'noise 1.46 of the signal in channel 0']
+    ['channel 0 is off by 0.583 of its range', 'noise 1.57 of the signal in channel 0']
     """
     if values.shape != reference.shape:
         raise RuntimeError(
@@ -199,13 +201,14 @@ def compare_output(
     if default_limits and kind != "whole numbers" and not (kind == "class scores" and coarse):
         tolerance = _TOLERANCES[precision]
     ranges, deviations = found.ranges(), found.deviations()
-    common = full_range if coarse and full_range else 0.0
+    own = ranges
     if kind == "class scores":
-        common = max(common, float(found.high.max() - found.low.min()))
+        own = np.maximum(own, _COMMON * float(found.high.max() - found.low.min()))
         deviations = np.maximum(deviations, _COMMON * found.deviation)
-    own = np.maximum(ranges, _COMMON * common)
-    # std <= range / 2 for whatever lies within a range
-    deviations = np.maximum(deviations, _COMMON * common / 2)
+    if coarse and full_range:
+        own = np.maximum(own, _BOUNDED * full_range)
+        # std <= range / 2 for whatever lies within a range
+        deviations = np.maximum(deviations, _COMMON * full_range / 2)
     rounding = _ROUNDING[precision] * scale if default_limits else 0.0
     relative, added = _ratios(found.largest_error, own), _ratios(np.full_like(own, rounding), own)
     noises = _ratios(found.error_rms, deviations)

@@ -34,6 +34,7 @@ class ParityCheck:
         source: The model, as the exporters see it.
         precision: `"float32"`, `"float16"`, `"dynamic"` or `"int8"`.
         inputs: Input name to the arrays to compare on.
+        reference: Output name to what the model gives for them.
         origin: Where they came from.
         calibration: Input name to the arrays that an int8 file takes its ranges from; None for
             other files.
@@ -47,6 +48,7 @@ class ParityCheck:
     source: Source
     precision: str
     inputs: dict[str, np.ndarray]
+    reference: dict[str, np.ndarray]
     origin: str
     calibration: dict[str, np.ndarray] | None
     scores: frozenset[str]
@@ -85,7 +87,7 @@ class ParityCheck:
 
         Raises:
             ValueError: If an argument is out of range, or data do not fit the inputs, are
-                constant, or leave every output constant.
+                constant, or leave every output constant; if an output is not finite.
 
         Example:
 
@@ -113,10 +115,14 @@ class ParityCheck:
             inputs = calibration or source.check_data(calibration_data, origin)
         else:
             origin, inputs = "random", source.random_data()
+        reference = source.predict(inputs)
+        if origin != "random":
+            _require_variety(reference, origin)
         return cls(
             source=source,
             precision=quantization or "float32",
             inputs=inputs,
+            reference=reference,
             origin=origin,
             calibration=calibration,
             scores=frozenset(names[name] for name in scores),
@@ -148,10 +154,7 @@ class ParityCheck:
 
         Raises:
             ParityError: If an output does not pass; it carries the report.
-            ValueError: If the model's outputs are not finite, or the same for every sample.
         """
-        reference = self.source.predict(self.inputs)
-        self._require_variety(reference)
         outputs = load_file(temporary).run(self.inputs)
         compared = tuple(
             compare_output(
@@ -164,7 +167,7 @@ class ParityCheck:
                 minimum_agreement=self.minimum_agreement,
                 full_range=self.spans.get(name),
             )
-            for name, values in reference.items()
+            for name, values in self.reference.items()
         )
         notes = self.notes + notes
         if self.precision in ("dynamic", "int8"):
@@ -177,7 +180,7 @@ class ParityCheck:
             format=path.suffix.lower().removeprefix("."),
             precision=self.precision,
             size_bytes=temporary.stat().st_size,
-            samples=len(next(iter(reference.values()))),
+            samples=len(next(iter(self.reference.values()))),
             inputs=self.origin,
             max_error=worst.max_error,
             mean_error=worst.mean_error,
@@ -201,16 +204,15 @@ class ParityCheck:
         several = values.ndim > 1 and values.shape[-1] > 1
         return "class scores" if name in self.scores and several else "values"
 
-    def _require_variety(self, reference: Mapping[str, np.ndarray]) -> None:
-        """Refuse data of the user's on which the model gives one answer: no check would fail."""
-        samples = len(next(iter(reference.values())))
-        if self.origin == "random" or samples < 2:
-            return
-        if all((values == values[:1]).all() for values in reference.values()):
-            raise ValueError(
-                f"`{self.origin}` must make the model's outputs vary. Received: {samples} samples "
-                "with the same outputs. Give samples of every kind, scaled as in training."
-            )
+
+def _require_variety(reference: Mapping[str, np.ndarray], argument: str) -> None:
+    """Refuse data of the user's on which the model gives one answer: no check would fail."""
+    samples = len(next(iter(reference.values())))
+    if samples > 1 and all((values == values[:1]).all() for values in reference.values()):
+        raise ValueError(
+            f"`{argument}` must make the model's outputs vary. Received: {samples} samples with "
+            "the same outputs. Give samples of every kind, scaled as in training."
+        )
 
 
 def _wide(output: OutputParity) -> str:

@@ -179,10 +179,11 @@ class _OnnxModel(RuntimeModel):
                 self._session = onnxruntime.InferenceSession(
                     str(self.path), options, providers=["CPUExecutionProvider"]
                 )
+            # Names of a broken file may be no text.
+            self.inputs = tuple(_onnx_tensor(entry) for entry in self._session.get_inputs())
+            self.outputs = tuple(_onnx_tensor(entry) for entry in self._session.get_outputs())
         except Exception as error:  # the runtime's exceptions share no base class but this one
             raise _unreadable(self.path, error) from error
-        self.inputs = tuple(_onnx_tensor(entry) for entry in self._session.get_inputs())
-        self.outputs = tuple(_onnx_tensor(entry) for entry in self._session.get_outputs())
 
     def _invoke(self, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return self._session.run([tensor.name for tensor in self.outputs], dict(arrays))

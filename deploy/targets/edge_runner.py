@@ -160,17 +160,20 @@ class _OnnxRuntime:
                 self._session = onnxruntime.InferenceSession(
                     str(path), options, providers=["CPUExecutionProvider"]
                 )
+            # Names of a broken file may be no text.
+            found = [(entry.name, entry.shape, entry.type) for entry in self._session.get_inputs()]
+            self._outputs = [entry.name for entry in self._session.get_outputs()]
         except Exception as error:  # the runtime's exceptions share no base class but this one
             raise _unreadable(path, error) from error
         self.inputs = []
-        for entry in self._session.get_inputs():
+        for name, edges, type_name in found:
             # A batch axis of any length becomes 1.
-            first = [edge if isinstance(edge, int) else 1 for edge in entry.shape[:1]]
-            shape = first + list(entry.shape[1:])
-            kind = entry.type[len("tensor(") : -1]
+            first = [edge if isinstance(edge, int) else 1 for edge in edges[:1]]
+            shape = first + list(edges[1:])
+            kind = type_name[len("tensor(") : -1]
             self.inputs.append(
                 {
-                    "name": entry.name,
+                    "name": name,
                     "shape": shape,
                     "dtype": _ONNX_DTYPES.get(kind, kind),
                     "scale": 0.0,
@@ -178,7 +181,6 @@ class _OnnxRuntime:
                 }
             )
         _require_arrays(self.inputs, path)
-        self._outputs = [entry.name for entry in self._session.get_outputs()]
         self._feeds: dict[str, Any] = {}
 
     def feed(self, arrays: list[Any]) -> None:

@@ -307,7 +307,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"`path`.*notes\.txt"):
         load_model(tmp_path / "notes.txt")
-    with pytest.raises(FileNotFoundError, match=r"does not exist|is a folder"):
+    with pytest.raises(ValueError, match=r"`path` must be a \.keras file.*the folder"):
         load_model(tmp_path)
 
 
