@@ -41,7 +41,8 @@ def export(
     `deploy/exporters/agreement.py` for the limits.
 
     Args:
-        model: A built Functional or Sequential model of Keras' own layers, such as `fold` returns.
+        model: A built Functional or Sequential model without low-rank layers, such as `fold`
+            returns. Layers of your own are traced as they are called.
         path: The file to write; `.tflite` for LiteRT, `.onnx` for ONNX Runtime.
         quantization: `None` keeps float32, `"float16"` stores weights in half precision, `"int8"`
             computes in 8 bits with ranges from `calibration_data`; `.tflite` has `"dynamic"` too:
@@ -66,8 +67,8 @@ def export(
 
     Raises:
         ParityError: If the outputs differ by more than allowed; nothing is left at `path`.
-        ValueError: If the suffix is unknown, an argument does not fit, the model holds layers from
-            outside Keras, or it needs operators that the runtime does not have.
+        ValueError: If the suffix is unknown, an argument does not fit, the model holds
+            low-rank layers, or it needs operators that the runtime does not have.
         OSError: If `path` can't be written.
 
     Example:

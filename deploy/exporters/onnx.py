@@ -60,7 +60,7 @@ def export_onnx(
     processors without VNNI may saturate in such sums; the comparison would show it.
 
     Args:
-        model: A built Functional or Sequential model of Keras' own layers.
+        model: A built Functional or Sequential model without low-rank layers.
         path: The file to write; ends in `.onnx`.
         verification_data: Inputs to compare on: an array `(samples, ...)`, or a list or dict of
             them for several inputs. Defaults to `calibration_data`, else to seeded random inputs;
@@ -85,7 +85,7 @@ def export_onnx(
 
     Raises:
         ParityError: If the outputs differ by more than allowed; nothing is left at `path`.
-        ValueError: If an argument does not fit, the model holds layers from outside Keras, or it
+        ValueError: If an argument does not fit, the model holds low-rank layers, or it
             needs operators that ONNX does not have.
         ImportError: If onnx, onnxruntime or tf2onnx is missing.
         OSError: If `path` can't be written.
@@ -134,7 +134,7 @@ def convert_onnx(
     ships.
 
     Args:
-        model: A built Functional or Sequential model of Keras' own layers.
+        model: A built Functional or Sequential model without low-rank layers.
         quantization: `None`, `"float16"` or `"int8"`, as in `export_onnx`. Defaults to `None`.
         calibration_data: Inputs for `"int8"`; random ones do for timing.
         opset: Version of the ONNX operator set, 13 to 18. Defaults to 17.

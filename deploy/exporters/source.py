@@ -49,14 +49,14 @@ class Source:
         """Check `model` and describe it for an exporter.
 
         Args:
-            model: A built Functional or Sequential model with Keras' own layers only.
+            model: A built Functional or Sequential model without low-rank layers.
 
         Returns:
             The description that exporters and the parity check share.
 
         Raises:
             ValueError: If the backend is not TensorFlow, the model is not built, is
-                subclassed with its own `call`, holds layers from outside Keras, quantized ones or
+                subclassed with its own `call`, holds low-rank layers, quantized ones or
                 ones with a state, takes texts, or does not give one output per sample.
 
         Example:
@@ -239,6 +239,7 @@ def _require_plain(model: Any) -> None:
     import keras
 
     from dprp_tf.keras_internals.graphs import layers_inside
+    from dprp_tf.layers import FactorizedLayer
 
     if not isinstance(model, keras.Model):
         raise ValueError(
@@ -249,13 +250,17 @@ def _require_plain(model: Any) -> None:
             "`model` must be a built Functional or Sequential model. Received: "
             f"model={model.name!r} without known inputs. Give it a keras.Input first."
         )
-    foreign = []
+    if not type(model).call.__module__.startswith("keras."):
+        raise ValueError(
+            "`model` must compute what its graph says. Received: "
+            f"{model.name!r} of the class {type(model).__name__}, whose own call() may do more. "
+            "Export keras.Model(model.inputs, model.outputs), or make what call() adds a "
+            "layer."
+        )
+    low_rank = []
     for layer in layers_inside(model):
-        is_model = isinstance(layer, keras.Model)
-        # A model's own train step does not matter here; its own `call` would.
-        home = type(layer).call.__module__ if is_model else type(layer).__module__
-        if home.split(".")[0] != "keras":
-            foreign.append(f"{layer.name} ({type(layer).__name__})")
+        if isinstance(layer, FactorizedLayer):
+            low_rank.append(f"{layer.name} ({type(layer).__name__})")
         elif "quantized" in type(layer.dtype_policy).__name__.lower():
             raise ValueError(
                 "`model` must not be quantized by Keras before export. Received: layer "
@@ -268,12 +273,12 @@ def _require_plain(model: Any) -> None:
                 f"no file does. Received: layer {layer.name!r} with stateful=True. Rebuild it "
                 "with stateful=False, its state as inputs and outputs of the model if need be."
             )
-    if foreign:
-        shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if foreign[5:] else "")
+    if low_rank:
+        shown = ", ".join(low_rank[:5])
+        shown += f" and {len(low_rank) - 5} more" if low_rank[5:] else ""
         raise ValueError(
-            "`model` must hold Keras' own layers only. Received: layers that are not built into "
-            f"Keras: {shown}. Low-rank layers: call dprp_tf.fold(model) first; others: replace "
-            "them by Keras layers."
+            "`model` must not hold low-rank layers, whose kernels would be rebuilt in every "
+            f"inference. Received: {shown}. Call dprp_tf.fold(model) first."
         )
 
 

@@ -55,7 +55,7 @@ def export_tflite(
     its outputs agree.
 
     Args:
-        model: A built Functional or Sequential model of Keras' own layers.
+        model: A built Functional or Sequential model without low-rank layers.
         path: The file to write; ends in `.tflite`.
         quantization: `None` keeps float32; `"float16"` stores weights in half precision (half
             the size); `"dynamic"` stores larger weights in int8 and computes with activations
@@ -81,7 +81,7 @@ def export_tflite(
 
     Raises:
         ParityError: If the outputs differ by more than allowed; nothing is left at `path`.
-        ValueError: If an argument does not fit, the model holds layers from outside Keras, needs
+        ValueError: If an argument does not fit, the model holds low-rank layers, needs
             operators that LiteRT does not have, or has convolutions without an int8 kernel.
         ImportError: If ai-edge-litert is missing.
         OSError: If `path` can't be written.
@@ -132,7 +132,7 @@ def convert_tflite(
     named `Identity`, `Identity_1`, ... in the model's order. What ships, `export_tflite` writes.
 
     Args:
-        model: A built Functional or Sequential model of Keras' own layers.
+        model: A built Functional or Sequential model without low-rank layers.
         quantization: `None`, `"float16"`, `"dynamic"` or `"int8"`, as in `export_tflite`.
             Defaults to `None`.
         calibration_data: Inputs for `"int8"`, in the forms of `export_tflite`; random ones do for

@@ -536,7 +536,9 @@ def _unknown(model: Any) -> Iterator[str]:
         if not isinstance(operation, keras.layers.Layer):
             if kind not in _OPERATIONS:
                 yield f"{operation.name} (keras.ops, {kind})"
-        elif kind != "InputLayer" and kind not in _SAME and kind not in _SPECIAL:
+        elif not type(operation).__module__.startswith("keras.") or (
+            kind != "InputLayer" and kind not in _SAME and kind not in _SPECIAL
+        ):
             yield f"{operation.name} ({kind})"
         elif "activation" in operation.get_config():
             name = _activation_name(operation.activation)

@@ -123,7 +123,7 @@ class Doubled(layers.Layer):
 
 @EVERY
 @pytest.mark.parametrize("nested", [False, True])
-def test_layers_from_outside_keras_are_refused(
+def test_layers_of_ones_own_are_exported(
     suffix: str, export: Export, nested: bool, tmp_path: Path
 ) -> None:
     image = keras.Input((4, 4, 2))
@@ -131,8 +131,24 @@ def test_layers_from_outside_keras_are_refused(
     part: Any = Doubled(name="twice")
     if nested:
         part = keras.Sequential([keras.Input((2, 2, 2)), part])
-    with pytest.raises(ValueError, match=r"twice \(Doubled\).*dprp_tf\.fold\(model\) first"):
-        export(keras.Model(image, part(x)), tmp_path / f"a{suffix}")
+    model, path = keras.Model(image, part(x)), tmp_path / f"a{suffix}"
+    data = np.random.default_rng(0).random((8, 4, 4, 2), dtype=np.float32)
+    assert export(model, path, verification_data=data).passed
+    single = keras.Model(image, x).predict(data, verbose=0)
+    np.testing.assert_allclose(run_file(path, data), 2 * single, atol=1e-5)
+
+
+@EVERY
+def test_a_class_whose_call_is_its_own_is_refused(
+    suffix: str, export: Export, tmp_path: Path
+) -> None:
+    class Changed(keras.Model):
+        def call(self, x: Any, training: Any = None) -> Any:
+            return super().call(x / 255)
+
+    image = keras.Input((4, 4, 2))
+    with pytest.raises(ValueError, match=r"class Changed, whose own call\(\).*Export keras\.Model"):
+        export(Changed(image, layers.Conv2D(2, 3)(image)), tmp_path / f"a{suffix}")
     assert _left(tmp_path) == []
 
 

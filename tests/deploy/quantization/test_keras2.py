@@ -211,3 +211,14 @@ def test_keras_stays_keras_3() -> None:
     assert "TF_USE_LEGACY_KERAS" not in os.environ
     assert tf.keras.__version__.startswith("3")
     assert keras.Model is not load_keras2().Model
+
+
+def test_a_layer_of_ones_own_is_not_taken_for_keras_by_its_name() -> None:
+    class Dense(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return 2 * x
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Dense(name="mine")(inputs))
+    with pytest.raises(ValueError, match=r"mine \(Dense\)"):
+        to_keras2(model)
