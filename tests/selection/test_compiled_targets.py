@@ -87,7 +87,9 @@ def test_tuning_learns_what_the_model_was_compiled_for(kind: str) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("method", ["energy", "activation", "mbs"])
+@pytest.mark.parametrize(
+    "method", ["energy", *(pytest.param(m, marks=pytest.mark.slow) for m in ("activation", "mbs"))]
+)
 def test_a_plan_tells_a_score_that_means_something(kind: str, method: str) -> None:
     model, y, loss = _trained(kind, epochs=10)
     x = _images()

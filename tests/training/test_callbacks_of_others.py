@@ -13,8 +13,6 @@ from keras import layers
 
 import dprp_tf as dprp
 
-pytestmark = pytest.mark.backend
-
 EPOCHS = 6
 
 
@@ -42,6 +40,8 @@ def _compile(model: Any, steps_per_execution: int = 1, **options: Any) -> None:
     )
 
 
+@pytest.mark.backend
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3])
 def test_loggers_schedules_checkpoints_and_pruning_in_one_training(
     steps: int, tmp_path: Path
@@ -89,6 +89,8 @@ def test_tensorboard_beside_pruning(tmp_path: Path) -> None:
     assert list((tmp_path / "board").rglob("events.out.*"))
 
 
+@pytest.mark.backend
+@pytest.mark.slow
 def test_averaged_weights_go_with_a_structure_that_does_not_turn() -> None:
     model = _low_rank("smoothed")
     _compile(model, use_ema=True, ema_momentum=0.8)
@@ -101,6 +103,7 @@ def test_averaged_weights_go_with_a_structure_that_does_not_turn() -> None:
     assert np.isfinite(model.predict(x, verbose=0)).all()
 
 
+@pytest.mark.backend
 def test_averaged_weights_are_refused_where_factors_turn() -> None:
     with pytest.raises(ValueError, match="use_ema"):
         _compile(_low_rank(), use_ema=True)
