@@ -125,7 +125,7 @@ def test_bench_and_report(
     assert (found["samples"], found["data"]["name"]) == (60, "digits")
     for file, path in zip(found["files"], files, strict=True):
         dataset = data.load("digits", image_size=8)
-        expected = evaluate_file(path, dataset.x_test[:60], dataset.y_test[:60])
+        expected = evaluate_file(path, *dataset.sample("test", 60))
         assert file["accuracy"] == pytest.approx(expected)
     for name in ("bench.png", "bench_dark.png"):
         assert (run / "plots" / name).stat().st_size > 10_000
