@@ -15,7 +15,7 @@ from dprp_tf import deploy
 from dprp_tf.training.fine_tuning import FineTuning
 
 # Trained in every run of the tests; the rest takes the same way in `make test-all`.
-QUICK = ("retinanet", "time_series")
+QUICK = ("time_series",)
 EVERY = pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CLIENTS]
 )

@@ -321,6 +321,7 @@ def test_a_trainer_without_a_callback_of_ours_is_told(structure: str) -> None:
     assert _warnings(lambda: (fresh.evaluate(x, y, verbose=0), fresh.predict(x, verbose=0))) == []
 
 
+@pytest.mark.slow
 def test_no_one_is_told_who_trains_rightly() -> None:
     own, frozen, held = _low(), _low(), _low()
     own.compile(_momentum(), loss="mse")
