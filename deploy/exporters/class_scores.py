@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -129,12 +129,7 @@ def _activation(tensor: Any) -> str | None:
 
 
 def _compiled_for_classes(model: keras.Model, names: Sequence[str]) -> set[str]:
-    from dprp_tf.costs.compiled_loss import compiled_loss, is_categorical
+    from dprp_tf.costs.compiled_loss import compiled_loss, is_categorical, losses_by_output
 
-    loss = compiled_loss(model)
-    if isinstance(loss, Mapping):
-        return {name for name in names if is_categorical(loss.get(name))}
-    if isinstance(loss, (list, tuple)):
-        flat = list(loss)
-        return {n for n, each in zip(names, flat, strict=False) if is_categorical(each)}
-    return set(names) if is_categorical(loss) else set()
+    losses = losses_by_output(compiled_loss(model), names)
+    return {name for name, loss in losses.items() if is_categorical(loss)}

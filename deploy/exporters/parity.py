@@ -12,7 +12,11 @@ import numpy as np
 from dprp_tf.deploy.exporters.agreement import OutputKind, OutputParity, compare_output
 from dprp_tf.deploy.exporters.class_scores import class_score_outputs, full_range, output_names
 from dprp_tf.deploy.exporters.export_report import ExportReport, ParityError, compressed_size
-from dprp_tf.deploy.exporters.sample_checks import check_calibration, check_verification
+from dprp_tf.deploy.exporters.sample_checks import (
+    check_calibration,
+    check_verification,
+    require_variety,
+)
 from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.running.runtime import load_file
 from dprp_tf.files.arguments import check_number
@@ -102,22 +106,26 @@ class ParityCheck:
             check_number("minimum_agreement", minimum_agreement, 0, 1)
         names = dict(zip(output_names(model), source.outputs, strict=True))
         scores = class_score_outputs(model, class_scores)
-        calibration = None
+        calibration = reference = calibrated = None
         notes = source.notes
         if quantization == "int8" and calibration_data is not None:
             calibration = source.check_data(calibration_data, "calibration_data")
-            notes += check_calibration(source, calibration)
+            doubts, calibrated = check_calibration(source, calibration)
+            notes += doubts
         if verification_data is not None:
             origin = "verification_data"
             inputs = source.check_data(verification_data, origin)
+        elif calibration is not None:
+            origin, inputs, reference = "calibration_data", calibration, calibrated
         elif calibration_data is not None:
             origin = "calibration_data"
-            inputs = calibration or source.check_data(calibration_data, origin)
+            inputs = source.check_data(calibration_data, origin)
         else:
             origin, inputs = "random", source.random_data()
-        reference = source.predict(inputs)
-        if origin != "random":
-            _require_variety(reference, origin)
+        if reference is None:
+            reference = source.predict(inputs)
+            if origin != "random":
+                require_variety(reference, origin)
         return cls(
             source=source,
             precision=quantization or "float32",
@@ -203,16 +211,6 @@ class ParityCheck:
             return "whole numbers"
         several = values.ndim > 1 and values.shape[-1] > 1
         return "class scores" if name in self.scores and several else "values"
-
-
-def _require_variety(reference: Mapping[str, np.ndarray], argument: str) -> None:
-    """Refuse data of the user's on which the model gives one answer: no check would fail."""
-    samples = len(next(iter(reference.values())))
-    if samples > 1 and all((values == values[:1]).all() for values in reference.values()):
-        raise ValueError(
-            f"`{argument}` must make the model's outputs vary. Received: {samples} samples with "
-            "the same outputs. Give samples of every kind, scaled as in training."
-        )
 
 
 def _wide(output: OutputParity) -> str:

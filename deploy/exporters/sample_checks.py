@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from dprp_tf.deploy.exporters.source import Source
 
-__all__ = ["check_calibration", "check_verification"]
+__all__ = ["check_calibration", "check_verification", "require_variety"]
 
 # Below that many samples ranges are too narrow as a rule.
 _FEW = 32
@@ -21,7 +21,9 @@ _OUTSIDE = 0.5
 _WIDER = 4.0
 
 
-def check_calibration(source: Source, calibration: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+def check_calibration(
+    source: Source, calibration: Mapping[str, np.ndarray]
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Refuse samples that give no ranges, and say what is doubtful about others.
 
     Args:
@@ -29,7 +31,7 @@ def check_calibration(source: Source, calibration: Mapping[str, np.ndarray]) -> 
         calibration: Input name to array, as `Source.check_data` returns it.
 
     Returns:
-        Notes for the report.
+        Notes for the report, and the model's outputs by name.
 
     Raises:
         ValueError: If every input is constant, or every output is, over two samples or more.
@@ -39,7 +41,7 @@ def check_calibration(source: Source, calibration: Mapping[str, np.ndarray]) -> 
     >>> import keras
     >>> from dprp_tf.deploy.exporters.source import Source
     >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2)])
-    >>> check_calibration(Source.of(model), {"x": np.eye(4, dtype="float32")})
+    >>> check_calibration(Source.of(model), {"x": np.eye(4, dtype="float32")})[0]
     ('calibrated on 4 samples: 100 or more give ranges that last',)
     """
     samples = len(next(iter(calibration.values())))
@@ -51,19 +53,37 @@ def check_calibration(source: Source, calibration: Mapping[str, np.ndarray]) -> 
             f"{samples} samples that hold nothing but {value}, which gives no ranges."
         )
     notes = [f"input {name} is constant in the calibration data" for name in constant]
+    outputs = source.predict(calibration)
+    require_variety(outputs, "calibration_data")
     if samples > 1:
-        outputs = source.predict(calibration)
-        same = [name for name, values in outputs.items() if (values == values[:1]).all()]
-        if len(same) == len(outputs):
-            raise ValueError(
-                "`calibration_data` must make the model's outputs vary. Received: "
-                f"{samples} samples with the same outputs. Are they scaled as in training?"
-            )
+        same = [name for name, values in outputs.items() if _is_constant(values)]
         notes += [f"output {name} is constant on the calibration data" for name in same]
     if samples < _FEW:
         plural = "s" if samples > 1 else ""
         notes.append(f"calibrated on {samples} sample{plural}: 100 or more give ranges that last")
-    return tuple(notes)
+    return tuple(notes), outputs
+
+
+def require_variety(outputs: Mapping[str, np.ndarray], argument: str) -> None:
+    """Refuse samples on which the model gives one answer: no check would fail.
+
+    Args:
+        outputs: Output name to what the model gives for the samples.
+        argument: Name of the argument the samples came through, for the error message.
+
+    Raises:
+        ValueError: If every output is the same for two samples or more.
+
+    Example:
+
+    >>> require_variety({"y": np.eye(2)}, "verification_data")
+    """
+    samples = len(next(iter(outputs.values())))
+    if samples > 1 and all(map(_is_constant, outputs.values())):
+        raise ValueError(
+            f"`{argument}` must make the model's outputs vary. Received: {samples} samples with "
+            "the same outputs. Give samples of every kind, scaled as in training."
+        )
 
 
 def check_verification(
@@ -109,6 +129,10 @@ def check_verification(
                 f"{least:.4g} to {most:.4g}: are both scaled as in training?"
             )
     return tuple(notes)
+
+
+def _is_constant(values: np.ndarray) -> bool:
+    return bool((values == values[:1]).all())
 
 
 def _samples(data: Mapping[str, np.ndarray]) -> Iterator[bytes]:

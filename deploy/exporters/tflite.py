@@ -94,6 +94,8 @@ def export_tflite(
     >>> report.passed, report.operators
     (True, {'CONV_2D': 1})
     """
+    from dprp_tf.keras_internals.unrolling import has_loops
+
     path = Path(path)
     _check_arguments(path, quantization, calibration_data, integer_io)
     with atomic_path(path) as temporary:
@@ -112,7 +114,7 @@ def export_tflite(
         content = _convert(source, quantization, check.calibration, integer_io)
         operators = read_operators(content)
         notes = _check_operators(operators, quantization)
-        if quantization == "int8" and _without_loops(source) is not source:
+        if quantization == "int8" and has_loops(source.model):
             notes += ("recurrent layers are unrolled, step after step, as int8 needs them",)
         temporary.write_bytes(content)
         return check.compare(temporary, path, operators.counts, notes)
@@ -250,12 +252,7 @@ def _without_loops(source: Source) -> Source:
     """The model as the int8 calibrator can run it: on a loop it ends the whole process."""
     from dprp_tf.keras_internals.unrolling import has_loops, unrolled
 
-    if not has_loops(source.model):
-        return source
-    open_steps = [name for name, (shape, _) in source.inputs.items() if None in shape[1:]]
-    if open_steps:
-        return source  # refused with its own words
-    return replace(source, model=unrolled(source.model))
+    return replace(source, model=unrolled(source.model)) if has_loops(source.model) else source
 
 
 def _refuse_loops(function: Any) -> None:

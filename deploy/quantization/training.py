@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dprp_tf.costs.compiled_loss import are_classes, compiled_loss, is_binary, is_categorical
+from dprp_tf.costs.compiled_loss import (
+    are_classes,
+    compiled_loss,
+    is_binary,
+    is_categorical,
+    losses_by_output,
+)
 from dprp_tf.deploy.exporters.class_scores import class_score_outputs, output_names
 from dprp_tf.deploy.exporters.export_report import ExportReport
 from dprp_tf.deploy.exporters.parity import ParityCheck
@@ -569,10 +575,10 @@ def _fit(
 def _resolved_loss(loss: Any, bridge: Keras2Model, y: Any) -> Any:
     """The loss that is given, else that of `compile`, else cross-entropy for labels of classes."""
     loss = compiled_loss(bridge.original) if loss is None else loss
-    if isinstance(loss, Mapping):
-        return [_for_keras2(loss.get(name)) for name in output_names(bridge.original)]
+    if isinstance(loss, (Mapping, list, tuple)):
+        return [*map(_for_keras2, losses_by_output(loss, output_names(bridge.original)).values())]
     if loss is not None:
-        return [*map(_for_keras2, loss)] if isinstance(loss, (list, tuple)) else _for_keras2(loss)
+        return _for_keras2(loss)
     outputs = bridge.model.outputs
     if len(outputs) != 1 or not are_classes(y, outputs[0].shape[-1]):
         raise ValueError(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-__all__ = ["Loss", "are_classes", "compiled_loss", "described", "is_binary", "is_categorical"]
+__all__ = [
+    "Loss",
+    "are_classes",
+    "compiled_loss",
+    "described",
+    "is_binary",
+    "is_categorical",
+    "losses_by_output",
+]
 
 Loss = Any
 """What `compile` takes as `loss`: an object, a function, a name, or a list or dict of them."""
@@ -74,6 +83,28 @@ def is_binary(loss: Loss) -> bool:
     True
     """
     return _is_named(loss, _BINARY)
+
+
+def losses_by_output(loss: Loss, names: Sequence[str]) -> dict[str, Any]:
+    """Return the loss of each output.
+
+    Args:
+        loss: What `compile` takes as `loss`.
+        names: The outputs' names, in the model's order.
+
+    Returns:
+        Output name to its loss, None for an output without; a single loss is that of all.
+
+    Example:
+
+    >>> losses_by_output({"box": "mse"}, ["box", "kind"])
+    {'box': 'mse', 'kind': None}
+    """
+    if isinstance(loss, Mapping):
+        return {name: loss.get(name) for name in names}
+    if isinstance(loss, (list, tuple)):
+        return dict(zip(names, loss, strict=False))
+    return dict.fromkeys(names, loss)
 
 
 def are_classes(y: Any, channels: int | None) -> bool:

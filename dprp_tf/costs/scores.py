@@ -15,6 +15,7 @@ from dprp_tf.costs.compiled_loss import (
     described,
     is_binary,
     is_categorical,
+    losses_by_output,
 )
 from dprp_tf.keras_internals.graphs import graph_of, output_structure
 
@@ -255,10 +256,8 @@ def _of_losses(loss: Any, model: Any) -> ScoreFunction:
 
     def score(y: Any, predictions: Any) -> float:
         given, found = _by_output(y, names), _by_output(predictions, names)
-        losses = _by_output(loss, names) if isinstance(loss, (dict, list, tuple)) else loss
         total = 0.0
-        for name in names:
-            each = losses.get(name) if isinstance(losses, dict) else losses
+        for name, each in losses_by_output(loss, names).items():
             if each is None:
                 continue
             function = each if isinstance(each, keras.losses.Loss) else keras.losses.get(each)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
 __all__ = ["gather", "is_stream"]
@@ -71,17 +71,23 @@ def gather(
     taken = 0
     for element in _elements(data):
         x, y = _split(element, lists=_is_loader(data))
-        x, y = (_mapped(_as_array, part) for part in (x, y))
+        x, y = (keras.tree.map_structure(_as_array, part) for part in (x, y))
         if ranks is not None and _is_single(x, ranks):
-            x, y = (_mapped(lambda array: array[None], part) for part in (x, y))
+            x, y = (keras.tree.map_structure(_as_batch, part) for part in (x, y))
         parts.append((x, y))
-        taken += len(_leaves(x)[0])
+        taken += len(keras.tree.flatten(x)[0])
         if limit is not None and taken >= limit:
             break
     if not taken:
         raise ValueError(f"`{argument}` must hold one sample or more. Received: an empty stream.")
     try:
-        x, y = (_joined([part[place] for part in parts], limit) for place in (0, 1))
+        x, y = (
+            keras.tree.map_structure(
+                lambda *arrays: None if arrays[0] is None else np.concatenate(arrays)[:limit],
+                *(part[place] for part in parts),
+            )
+            for place in (0, 1)
+        )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f"`{argument}` must give elements of one structure and shape. Received: elements that "
@@ -102,8 +108,7 @@ def _elements(data: Any) -> Iterator[Any]:
 def _is_indexed(data: Any) -> bool:
     """Whether it is Keras' PyDataset, or one like it: batches by number, perhaps no iterator."""
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    # By name: Keras need not be imported to look at an array.
-    own = any(kind.__name__ in ("PyDataset", "Sequence") for kind in type(data).__mro__)
+    own = isinstance(data, keras.utils.PyDataset)
     return indexed and (own or not hasattr(data, "__iter__"))
 
 
@@ -118,44 +123,20 @@ def _split(element: Any, lists: bool) -> tuple[Any, Any]:
     return element, None
 
 
-def _as_array(value: Any) -> np.ndarray:
+def _as_array(value: Any) -> np.ndarray | None:
+    if value is None:
+        return None
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
 
 
 def _is_single(x: Any, ranks: Mapping[str, int]) -> bool:
-    name, array = next(iter(x.items())) if isinstance(x, Mapping) else ("", _leaves(x)[0])
+    first = keras.tree.flatten(x)[0]
+    name, array = next(iter(x.items())) if isinstance(x, Mapping) else ("", first)
     wanted = ranks.get(name) or next(iter(ranks.values()))
     return bool(array.ndim == wanted - 1)
 
 
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        return list(itertools.chain.from_iterable(map(_leaves, value.values())))
-    if isinstance(value, (list, tuple)):
-        return list(itertools.chain.from_iterable(map(_leaves, value)))
-    return [value]
-
-
-def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(value, Mapping):
-        return {key: _mapped(function, entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(function, entry) for entry in value)
-    return function(value)
-
-
-def _joined(parts: list[Any], limit: int | None) -> Any:
-    first = parts[0]
-    if first is None:
-        return None
-    if isinstance(first, Mapping):
-        return {key: _joined([part[key] for part in parts], limit) for key in first}
-    if isinstance(first, (list, tuple)):
-        return type(first)(
-            _joined([part[place] for part in parts], limit) for place in range(len(first))
-        )
-    return np.concatenate(parts)[:limit]
+def _as_batch(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else array[None]
