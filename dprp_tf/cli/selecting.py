@@ -50,15 +50,16 @@ def select(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Choose the ranks of a trained model against a budget, cut it, and fine-tune it if asked.
+    """Choose a trained model's ranks against a budget, cut it, tune it if asked, time its files.
 
-    Example: dprp select dense.keras --data cifar10 --folder runs/ranks --parameters 0.5
+    Example: dprp select mine.keras --data photos/ --folder runs/mine --time 0.5 --epochs 8
     """
     budget, method = Budget(**bounds), settings["method"]
     searches = _searches(method, search)
     load_keras()
     from dprp_tf.costs.latency_table import LatencyTable
     from dprp_tf.costs.rank_plan import RankPlan
+    from dprp_tf.report import results_table
     from dprp_tf.runs.excluded_layers import all_but
     from dprp_tf.runs.progress import Display
     from dprp_tf.runs.selecting import select_in_folder
@@ -93,9 +94,29 @@ def select(
         print_json(results)
         return
     print_table(RankPlan.load(folder / "rank_plan.json"))
+    print_table(results_table(results))
     told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
     typer.echo(f"Accuracy on the {results['data']['test']} test images: {told}")
+    typer.echo(_speed(results))
     typer.echo(f"{folder}: every candidate, the plan, a plot, and the models")
+
+
+def _speed(results: dict[str, Any]) -> str:
+    """How fast the last model's file is beside the dense one's; that nothing is known, if so."""
+    settings = results["settings"]
+    if "files" not in results:
+        return "Nothing was timed: the smaller model may be slower; give --precision int8."
+    *_, row = results["files"]
+    low, high = row["latency_ratio_interval"]
+    place = f"{settings['precision']} on {settings['target']}, {settings['runtime']}"
+    if low >= 1:
+        word = "SLOWER than the dense file"
+    else:
+        word = "faster than the dense file" if high < 1 else "as fast as the dense file"
+    return (
+        f"{row['file']} is {word}: {row['latency_ratio']:.2f} x its time "
+        f"({low:.2f} to {high:.2f}; {place})"
+    )
 
 
 def _searches(method: str, search: list[str] | None) -> tuple[tuple[int, int], ...]:

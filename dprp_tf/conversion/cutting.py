@@ -9,6 +9,7 @@ import keras
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.conversion.folding import fold
 from dprp_tf.conversion.model_class import plain_class
+from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 from dprp_tf.training.model import DPRPModel
@@ -17,7 +18,12 @@ __all__ = ["cut"]
 
 
 def cut(
-    model: keras.Model, plan: RankPlan, *, calibration_data: Any = None, model_class: Any = None
+    model: keras.Model,
+    plan: RankPlan,
+    *,
+    calibration_data: Any = None,
+    latency: LatencyTable | None = None,
+    model_class: Any = None,
 ) -> keras.Model:
     """Return a model of plain layers with a dense model's kernels cut to the ranks of a plan.
 
@@ -26,10 +32,13 @@ def cut(
         plan: Ranks for its layers.
         calibration_data: Inputs on which the outputs are kept instead of the kernels. Default:
             the kernels are kept.
+        latency: The table whose times the plan was chosen by: each layer gets the form that was
+            the quickest there. Default: the form of fewest weights.
         model_class: As `fold` takes it; the model's own class is kept where it can be.
 
     Returns:
-        `fold(factorize(model, ranks=plan))`; a copy of the model if the plan cuts nothing.
+        `fold(factorize(model, ranks=plan))` in those forms; a copy of the model if the plan cuts
+        nothing.
 
     Raises:
         ValueError: As `factorize`; if the model's class has methods of its own, can't be kept, and
@@ -50,4 +59,5 @@ def cut(
     if not plan.ranks:
         return rewrite(model, lambda layer: None, result_class)
     lowrank = factorize(model, ranks=plan, calibration_data=calibration_data, model_class=DPRPModel)
-    return fold(lowrank, model_class=result_class)
+    forms = None if latency is None else latency.forms(plan.ranks)
+    return fold(lowrank, forms=forms, model_class=result_class)

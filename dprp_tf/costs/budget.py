@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dprp_tf.files.setting_fields import check_settings, setting
+
+if TYPE_CHECKING:
+    from dprp_tf.costs.latency_table import LatencyTable
 
 __all__ = ["METRICS", "Budget", "BudgetError"]
 
@@ -70,6 +73,7 @@ class Budget:
         activations: Entries of the feature maps it computes, likewise. A layer of two stages
             computes one map more than a dense one, so the share may exceed 1.
         milliseconds: Its time, in the unit of the latency table that goes with it.
+        time: Its time, as a share of the dense model's in that table.
         accuracy_drop: Accuracy it may lose on the data, as a share: 0.015 is 1.5 points.
         tolerance: How far below the nearest bound the result may stay, relative to the bound.
             Default 0.01.
@@ -97,6 +101,9 @@ class Budget:
     milliseconds: float | None = setting(
         None, "Longest time, in the unit of the latency table.", above=0
     )
+    time: float | None = setting(
+        None, "Largest share of the dense model's time on the target.", above=0
+    )
     accuracy_drop: float | None = setting(
         None, "Accuracy that may be lost; 0.015 is 1.5 points.", minimum=0
     )
@@ -105,14 +112,16 @@ class Budget:
     )
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in (*METRICS, "accuracy_drop")}
+        names = (*METRICS, "time", "accuracy_drop")
+        given = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
         if not given:
             raise ValueError(
-                f"A budget must have a bound on one of {(*METRICS, 'accuracy_drop')}. Received none"
+                f"A budget must have a bound on one of {names}. Received none; time=0.5 is half "
+                "of the dense model's time."
             )
         check_settings(self)
-        for name in ("parameters", "macs"):
+        for name in ("parameters", "macs", "time"):
             if given.get(name, 0.0) > 1.0:
                 raise ValueError(
                     f"`{name}` must be a share of the dense model's, above 0 and at most 1. "
@@ -155,8 +164,44 @@ class Budget:
         )
 
     @property
+    def of_time(self) -> bool:
+        """Whether it bounds the time, which takes a latency table to tell."""
+        return self.milliseconds is not None or self.time is not None
+
+    def on(self, latency: LatencyTable | None) -> Budget:
+        """Return the same budget with a share of the time as the time that it is on a target.
+
+        Args:
+            latency: The latency table of the model; None if there is none.
+
+        Returns:
+            A budget without `time`.
+
+        Raises:
+            ValueError: If a share of the time is asked for without a table.
+
+        Example:
+
+        >>> from dprp_tf.costs.latency_table import LatencyTable
+        >>> table = LatencyTable((), 5.0, "local", "litert", "int8", 1, "ms", "some", "2.3")
+        >>> Budget(time=0.5).on(table).bounds
+        {'milliseconds': 2.5}
+        """
+        if self.time is None:
+            return self
+        if latency is None:
+            raise ValueError(
+                "`time` must come with a latency table, which says what the dense model takes. "
+                f"Received: time={self.time} alone; give latency=deploy.measure_latency(...)."
+            )
+        allowed = self.time * latency.dense
+        if self.milliseconds is not None:
+            allowed = min(allowed, self.milliseconds)
+        return replace(self, milliseconds=allowed, time=None)
+
+    @property
     def bounds(self) -> dict[str, float]:
-        """The bounds on costs, by metric."""
+        """The bounds on costs, by metric; of the time only that in the table's unit."""
         return {name: getattr(self, name) for name in METRICS if getattr(self, name) is not None}
 
     def excess(self, shares: Mapping[str, float]) -> float:

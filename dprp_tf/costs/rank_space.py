@@ -198,7 +198,7 @@ class RankSpace:
 
     Args:
         model: A built dense Functional or Sequential model.
-        decomposition: `"spatial"`, `"channel"`, `"separable"` or `"tucker"`. Default `"spatial"`.
+        decomposition: `"separable"`, `"channel"`, `"spatial"` or `"tucker"`.
         layers: Names or paths of the layers that may be cut, or a function that says so for a
             layer. Default: every one that can be.
         truncate: Makes the truncation of a layer from its key, kernel and the decomposition.
@@ -225,7 +225,7 @@ class RankSpace:
     def __init__(
         self,
         model: keras.Model,
-        decomposition: str = "spatial",
+        decomposition: str,
         layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
         *,
         truncate: Callable[[str, Any, str], Truncation] | None = None,
@@ -262,6 +262,11 @@ class RankSpace:
                 _require_fitting(latency.layer(own.name), own)
         self._fixed = self._outside(model, calls)
         self._dense = self._values(self.dense())
+
+    @property
+    def metric(self) -> str:
+        """The cost that counts where no bound says which: the time if it is known, else weights."""
+        return "parameters" if self._latency is None else "milliseconds"
 
     def dense(self) -> dict[str, Ranks]:
         """Return the ranks of the dense model: None for every layer."""

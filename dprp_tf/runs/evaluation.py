@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +19,11 @@ from dprp_tf.costs.fold_plan import FoldPlan
 from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset, StreamedImages, evaluation_batches, reading_errors
 from dprp_tf.layers import factorized_layers
+from dprp_tf.runs.files import FORMATS, timed_files
 
-__all__ = [
-    "FORMATS",
-    "Format",
-    "accuracy",
-    "compare_models",
-    "layer_rows",
-    "model_row",
-    "plain_model",
-]
+__all__ = ["accuracy", "compare_models", "layer_rows", "model_row", "plain_model"]
 
-# Of each split, of every class alike, to calibrate a file on and to verify it with.
-_IMAGES = 256
-
-
-@dataclass(frozen=True)
-class Format:
-    """A kind of file that both models are exported to.
-
-    Attributes:
-        suffix: End of the file's name.
-        quantization: As the exporters take it.
-        runtime: `"litert"` or `"onnxruntime"`.
-        precision: What the forms are planned for; half-precision weights compute in float32.
-    """
-
-    suffix: str
-    quantization: Any
-    runtime: str
-    precision: str
-
-
-FORMATS: Mapping[str, Format] = {
-    "TFLite float32": Format("float32.tflite", None, "litert", "float32"),
-    "TFLite float16": Format("float16.tflite", "float16", "litert", "float32"),
-    "TFLite int8": Format("int8.tflite", "int8", "litert", "int8"),
-    "ONNX float32": Format("float32.onnx", None, "onnxruntime", "float32"),
-}
+_SHOWN = ("TFLite float32", "TFLite float16", "TFLite int8", "ONNX float32")
 
 
 def accuracy(model: keras.Model, dataset: Dataset, batch_size: int = 500) -> float:
@@ -138,8 +105,8 @@ def compare_models(
 
     Example:
 
-    >>> "TFLite int8" in FORMATS
-    True
+    >>> compare_models.__name__
+    'compare_models'
     """
     folder = Path(folder)
     plans = _plans(folder, lowrank, threads, progress)
@@ -148,9 +115,12 @@ def compare_models(
     plans[first].save(folder / "plan.json")
     scores = {"dense": accuracy(dense, dataset), "dprp": accuracy(folds[first], dataset)}
     files: list[dict[str, Any]] = []
-    for label, entry in FORMATS.items():
+    for label in _SHOWN:
+        entry = FORMATS[label]
         models = {"dense": dense, "dprp": folds[(entry.runtime, entry.precision)]}
-        files += _timed_files(folder, label, models, dataset, threads, repeats, progress)
+        files += timed_files(
+            folder, label, models, dataset, threads=threads, repeats=repeats, progress=progress
+        )
     trained = model_cost(lowrank).parameters
     return {
         "title": title,
@@ -219,7 +189,7 @@ def _plans(
     folder: Path, lowrank: keras.Model, threads: int, progress: Callable[[str], None]
 ) -> dict[tuple[str, str], FoldPlan]:
     plans: dict[tuple[str, str], FoldPlan] = {}
-    for entry in FORMATS.values():
+    for entry in (FORMATS[label] for label in _SHOWN):
         key = (entry.runtime, entry.precision)
         if key not in plans:
             progress(f"planning the fold for {entry.runtime} {entry.precision}")
@@ -228,65 +198,6 @@ def _plans(
             )
             plans[key].save(folder / "plans" / f"{'_'.join(key)}.json")
     return plans
-
-
-def _timed_files(
-    folder: Path,
-    label: str,
-    models: Mapping[str, keras.Model],
-    dataset: Dataset,
-    threads: int,
-    repeats: int,
-    progress: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Write both models in one format, verify the files, and time them in turns."""
-    entry, rows = FORMATS[label], []
-    images, _ = dataset.sample("test", _IMAGES)
-    calibration = dataset.sample("train", _IMAGES)[0] if entry.quantization == "int8" else None
-    for name, model in models.items():
-        progress(f"{label}: {name}")
-        path = folder / f"{name}_{entry.suffix}"
-        report = deploy.export(
-            model,
-            path,
-            quantization=entry.quantization,
-            calibration_data=calibration,
-            verification_data=images,
-            class_scores=True,
-        )
-        rows.append(
-            {
-                "model": name,
-                "format": label,
-                "file": path.name,
-                "size_bytes": report.size_bytes,
-                "accuracy": _file_accuracy(path, dataset),
-                "max_error": report.max_error,
-                "top1_agreement": report.top1_agreement,
-                "verified": report.passed,
-            }
-        )
-    progress(f"{label}: timing")
-    paths = [folder / row["file"] for row in rows]
-    timed = deploy.compare(paths, threads=threads, repeats=repeats, inputs=images[:1])
-    for row, result, ratio in zip(rows, timed.results, timed.ratios, strict=True):
-        middle = {"median": result.median_ms, "p10": result.p10_ms, "p90": result.p90_ms}
-        row |= {"latency_ms": middle, "peak_memory_bytes": result.peak_memory_bytes}
-        if row["model"] == "dprp":
-            row["latency_ratio"] = ratio.ratio
-            row["latency_ratio_interval"] = [ratio.low, ratio.high]
-    return rows
-
-
-def _file_accuracy(path: Path, dataset: Dataset, images: int = 500) -> float:
-    """Top-1 accuracy of a file; images that stay on disk come a part at a time."""
-    if not isinstance(dataset.x_test, StreamedImages):
-        return deploy.evaluate_file(path, dataset.x_test, dataset.y_test)
-    correct = 0.0
-    for first in range(0, len(dataset.x_test), images):
-        x, y = (split[first : first + images] for split in (dataset.x_test, dataset.y_test))
-        correct += deploy.evaluate_file(path, x.astype("float32"), y) * len(y)
-    return correct / len(dataset.x_test)
 
 
 def _verdict(

@@ -12,7 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from dprp_tf import deploy
 from dprp_tf.conversion.cutting import cut
+from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.files.atomic import read_json, remove_leftovers, write_json
@@ -21,6 +23,7 @@ from dprp_tf.files.settings import require_same_settings
 from dprp_tf.report import save_rank_plan_plot
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.excluded_layers import all_but
+from dprp_tf.runs.files import format_for, timed_files
 from dprp_tf.runs.progress import Display
 from dprp_tf.runs.reporting import where_drawn
 from dprp_tf.runs.settings import SelectionSettings
@@ -30,11 +33,13 @@ from dprp_tf.selection.methods.similarity import FeatureSimilarity
 from dprp_tf.selection.selecting import select_ranks
 from dprp_tf.selection.selector import Selector
 from dprp_tf.training.fine_tuning import FineTuning
+from dprp_tf.training.model import DPRPModel
 from dprp_tf.training.saving import load_model, save_model
 
 __all__ = ["select_in_folder", "selector_of"]
 
 _RESULTS = "selection.json"
+_LATENCY = "latency.json"
 _CONFIG = "config.json"
 
 
@@ -56,12 +61,17 @@ def select_in_folder(
     `model.keras` (where the search itself fine-tunes, the model that met the accuracy), and
     `selection.json` with the accuracies on the test split, which is used for nothing else.
 
+    Unless `settings.precision` is None, all of them become files for the target, verified and timed
+    in turns with the dense model's file. Where the budget is one of time, or of accuracy alone,
+    the ranks are chosen by what each layer takes there: `latency.json`, measured if it isn't given.
+
     Args:
         folder: The folder; the same call goes on in it after an interruption.
         model: The dense, trained model.
         dataset: Its data.
         settings: What to do.
-        latency: A latency table, for a budget in milliseconds.
+        latency: A latency table, which then says target, runtime, precision and threads. Default:
+            measured where one is needed.
         layers: Says which layers may be cut. Default: all that can be but `settings.exclude`.
         display: Where progress is shown.
         fresh: Whether to discard what the folder holds.
@@ -72,8 +82,12 @@ def select_in_folder(
     Raises:
         BudgetError: If no ranks meet the budget.
         ValueError: If the folder is of another selection, or a setting is unusable.
+        TargetError: If files can't be timed on the target.
     """
     place = Path(folder)
+    if latency is not None:
+        measured_for = ("target", "runtime", "precision", "threads")
+        settings = replace(settings, **{name: getattr(latency, name) for name in measured_for})
     place.mkdir(parents=True, exist_ok=True)
     with run_lock(place):
         remove_leftovers(place)
@@ -88,6 +102,7 @@ def select_in_folder(
             empty = not log.exists() or len(log.read_bytes().splitlines()) == 1
             if empty and not (place / "rank_plan.json").exists():
                 log.unlink(missing_ok=True)
+                (place / _LATENCY).unlink(missing_ok=True)
                 (place / _CONFIG).unlink(missing_ok=True)
             raise
 
@@ -102,9 +117,14 @@ def _run(
     display: Display,
 ) -> dict[str, Any]:
     held_out, rest = _held_out(dataset, settings.samples, settings.seed)
+    layers = layers or all_but(model, settings.exclude)
+    if latency is None and settings.for_time:
+        latency = _measured(place / _LATENCY, model, settings, layers, display)
+    elif latency is not None:
+        latency.save(place / _LATENCY)
     options: dict[str, Any] = {
         "decomposition": settings.decomposition,
-        "layers": layers or all_but(model, settings.exclude),
+        "layers": layers,
         "truncation": settings.truncation,
         "latency": latency,
         "progress": display.search("choosing ranks"),
@@ -146,15 +166,17 @@ def _run(
             # The search trained what it chose; where it chose the model itself, nothing is to do.
             assert selector.tuned_path is not None
             tuned = load_model(selector.tuned_path) if selector.tuned_path.exists() else model
-    small = cut(model, plan, calibration_data=held_out[0] if plan.truncation == "output" else None)
+    calibration = held_out[0] if plan.truncation == "output" else None
+    small = cut(model, plan, calibration_data=calibration, latency=latency)
     save_model(small, place / "cut.keras")
     display.step("evaluating")
-    results = {
+    results: dict[str, Any] = {
         "settings": settings.as_dict(),
         "data": dataset.description,
         "shares": plan.shares,
         "accuracy": {"dense": accuracy(model, dataset), "cut": accuracy(small, dataset)},
     }
+    models = {"dense": model, "cut": small}
     if tuned is None and tuning is not None:
         tuned = small
         tuning.for_model(model, rest.y_train).fit(
@@ -165,12 +187,50 @@ def _run(
         )
     if tuned is not None:
         save_model(tuned, place / "model.keras")
+        models["tuned"] = tuned
         results["accuracy"]["tuned"] = accuracy(tuned, dataset)
     write_json(place / _RESULTS, results)
+    if settings.precision is not None:
+        results["files"] = timed_files(
+            place,
+            format_for(settings.runtime, settings.precision),
+            models,
+            dataset,
+            target=settings.target,
+            threads=settings.threads,
+            progress=display.step,
+        )
+        write_json(place / _RESULTS, results)
     with where_drawn(place):
         save_rank_plan_plot(plan, place / "rank_plan.png")
     display.finish()
     return results
+
+
+def _measured(
+    path: Path,
+    model: keras.Model,
+    settings: SelectionSettings,
+    layers: Callable[[keras.layers.Layer], bool] | None,
+    display: Display,
+) -> LatencyTable:
+    """What each layer takes on the target at each rank; measured once for a folder."""
+    if path.exists():
+        return LatencyTable.load(path)
+    assert settings.precision is not None
+    lowrank = factorize(
+        model, decomposition=settings.decomposition, layers=layers, model_class=DPRPModel
+    )
+    table = deploy.measure_latency(
+        lowrank,
+        target=settings.target,
+        runtime=settings.runtime,
+        precision=settings.precision,
+        threads=settings.threads,
+        progress=display.step,
+    )
+    table.save(path)
+    return table
 
 
 def selector_of(settings: SelectionSettings) -> Selector | str:
@@ -235,6 +295,7 @@ def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> Non
             "rank_plan.png",
             "cut.keras",
             "model.keras",
+            _LATENCY,
             _RESULTS,
         ):
             (place / name).unlink(missing_ok=True)

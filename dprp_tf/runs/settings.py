@@ -140,6 +140,11 @@ class SelectionSettings:
         method: A name of `selection.SELECTORS`, or `"bsr"`. Default `"activation"`.
         searches: Pairs (step, beams) of `"mbs"`; empty for its own.
         decomposition: The decomposition.
+        target: Where the files are to run, such as `"local"`.
+        runtime: `"litert"` or `"onnxruntime"`.
+        precision: What the files compute in, `"float32"`, `"float16"` (LiteRT) or `"int8"`; None
+            for no files, and no time that is known. Default `"int8"`.
+        threads: Threads of the runtime.
         truncation: `"kernel"`, `"output"`, or None for the method's own.
         samples: Labelled samples held out of the training split for the selection. Default 256.
         exclude: Names of layers that stay dense.
@@ -161,8 +166,18 @@ class SelectionSettings:
     )
     searches: tuple[tuple[int, int], ...] = ()
     decomposition: str = setting(
-        "spatial", "spatial, channel, separable or tucker.", choices=DECOMPOSITIONS
+        "separable", "separable, channel, spatial or tucker.", choices=DECOMPOSITIONS
     )
+    target: str = setting("local", "local, qemu:cortex-a72, ssh://user@host or adb://serial.")
+    runtime: str = setting(
+        "litert", "What runs the files: litert or onnxruntime.", choices=("litert", "onnxruntime")
+    )
+    precision: str | None = setting(
+        "int8",
+        "What the files compute in: float32, float16 (litert), int8, or none for no files.",
+        choices=("float32", "float16", "int8"),
+    )
+    threads: int = setting(1, "Threads of the runtime.", minimum=1)
     truncation: str | None = setting(
         None, "kernel or output.", choices=("kernel", "output"), none_means="the method's"
     )
@@ -175,6 +190,17 @@ class SelectionSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.runtime == "onnxruntime" and self.precision == "float16":
+            raise ValueError(
+                "`precision` must be 'float32' or 'int8' for runtime='onnxruntime'. Received: "
+                "precision='float16'"
+            )
+
+    @property
+    def for_time(self) -> bool:
+        """Whether ranks are chosen by time, as far as a table of times can be measured for them."""
+        by_time = self.budget.of_time or not self.budget.bounds
+        return by_time and self.precision is not None and self.decomposition != "tucker"
 
     def as_dict(self) -> dict[str, Any]:
         """Return them as JSON-ready values."""

@@ -132,7 +132,12 @@ def bsr(
     else:  # nothing to cut, nothing to press
         prepared = first.fit(dense, training_data, callbacks=callbacks, folder=kept)
     x = samples_of(data, model)[0]
-    small = cut(dense, plan, calibration_data=x if plan.truncation == "output" else None)
+    small = cut(
+        dense,
+        plan,
+        calibration_data=x if plan.truncation == "output" else None,
+        latency=options.get("latency"),
+    )
     kept = None if place is None else place / "tuned"
     tuned = last.fit(small, training_data, callbacks=callbacks, folder=kept)
     return Compressed(small, plan, prepared, tuned)

@@ -60,7 +60,7 @@ def select_ranks(
     method: str | Selector = "activation",
     budget: Budget | float | Mapping[str, float] | None = None,
     data: Any = None,
-    decomposition: str = "spatial",
+    decomposition: str = "separable",
     layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
     truncation: str | None = None,
     training_data: Labelled | None = None,
@@ -95,15 +95,16 @@ def select_ranks(
             of arrays in the model's order, or a dict by output name. Or x alone, where method and
             budget need no labels; the plan then states no accuracy. A few hundred samples do;
             none of the test split.
-        decomposition: `"spatial"`, `"channel"`, `"separable"` or `"tucker"` (for convolutions of
-            more than one position; the rest is `"channel"`). Default `"spatial"`.
+        decomposition: `"separable"`, `"channel"`, `"spatial"` or `"tucker"` (for convolutions of
+            more than one position; the rest is `"channel"`). Default `"separable"`, whose two
+            stages are plain convolutions: fast in every runtime and precision.
         layers: Names or paths of the layers that may be cut, or a function that says so for a
             layer. Default: every one that can be.
         truncation: `"kernel"`: cuts are nearest to the kernel. `"output"`: nearest to the layer's
             output on `data`; `factorize` then needs the same data. Default: what the method asks
             for, `"kernel"` but for `"activation"`.
         training_data: What methods that fine-tune train on: `(x, y)` or a `Dataset`.
-        latency: A latency table of the model, for budgets in milliseconds.
+        latency: A latency table of the model, for budgets of time.
         score: What is called accuracy: a function (y, predictions) -> float, larger is better; a
             name, such as `"mean_iou"`, `"mean_squared_error"` (counted negatively) or `"psnr"`; a
             Keras metric or its name. Default: what the model was compiled for, top-1 accuracy for
@@ -131,7 +132,7 @@ def select_ranks(
     True
     """
     selector = _selector(method)
-    bounds = None if budget is None else Budget.of(budget)
+    bounds = None if budget is None else Budget.of(budget).on(latency)
     if truncation is None:
         truncation = "output" if isinstance(selector, ActivationAware) else "kernel"
     check_choice("truncation", truncation, _TRUNCATIONS)

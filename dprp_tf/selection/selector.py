@@ -52,8 +52,9 @@ class Problem:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The costs that the budget bounds; the parameters where it bounds none."""
-        return tuple(self.budget.bounds) if self.budget and self.budget.bounds else ("parameters",)
+        """The costs that the budget bounds; where it bounds none, the space's own."""
+        bounded = tuple(self.budget.bounds) if self.budget else ()
+        return bounded or (self.space.metric,)
 
     @cached_property
     def evaluator(self) -> CandidateEvaluator:
@@ -123,7 +124,7 @@ class Selector(ABC):
     Attributes:
         name: How `select_ranks` calls it.
         heeds_accuracy: Whether it keeps `Budget.accuracy_drop` by itself. Where not,
-            `select_ranks` looks for the smallest share of the parameters that does.
+            `select_ranks` looks for the smallest share of the cost that does.
         draws: Whether logged results depend on the seed and on the training data.
     """
 

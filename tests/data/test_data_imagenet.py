@@ -416,7 +416,7 @@ def test_a_data_set_that_has_no_such_setting_says_so(root: Path, tmp_path: Path)
 def test_files_are_compared_on_images_that_stay_on_disk(root: Path, tmp_path: Path) -> None:
     """The accuracy of an exported file, part by part, is that of the model."""
     from dprp_tf import deploy
-    from dprp_tf.runs.evaluation import _file_accuracy
+    from dprp_tf.runs.files import _file_accuracy
 
     if keras.backend.backend() != "tensorflow":
         pytest.skip("export needs Keras' TensorFlow backend")

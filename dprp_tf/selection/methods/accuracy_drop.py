@@ -15,7 +15,9 @@ _BISECTIONS = 10
 
 
 def smallest_within_drop(problem: Problem, selector: Selector) -> Selection:
-    """Find by bisection the smallest share of the parameters that keeps the accuracy.
+    """Find by bisection the smallest share of the cost that keeps the accuracy.
+
+    The cost is the time where a latency table tells it, else the parameters.
 
     The accuracy is that of the cut model on the problem's data, not fine-tuned. It is taken to
     fall with the share, as it does but for noise.
@@ -37,17 +39,21 @@ def smallest_within_drop(problem: Problem, selector: Selector) -> Selection:
     problem.require_data(selector.name)
     evaluator = problem.evaluator
     dense = next(iter(evaluator.evaluate([space.dense()]))).score
-    low = least_cost(space, "parameters") / space.cost({}).dense["parameters"]
-    high = budget.parameters or 1.0
+    whole, metric = space.cost({}).dense[space.metric], space.metric
+    # Time is bounded as it is, weights as a share of the dense model's.
+    unit = whole if metric == "milliseconds" else 1.0
+    low = least_cost(space, metric) / whole
+    high = (getattr(budget, metric) or unit) / unit
     best = None if budget.bounds else Selection(space.dense())
     least_drop = 1.0
     history: list[dict[str, Any]] = []
     for step in range(_BISECTIONS):
         # The largest share first: if that is not enough, none is.
         share = high if step == 0 and budget.bounds else (low + high) / 2
-        problem.progress(step / _BISECTIONS, f"{share:.1%} of the parameters")
+        of = "time" if metric == "milliseconds" else metric
+        problem.progress(step / _BISECTIONS, f"{share:.1%} of the {of}")
         # Any cost below the share will do: where ranks are coarse, none may lie close to it.
-        bounds = replace(budget, parameters=share, accuracy_drop=None, tolerance=1.0)
+        bounds = replace(budget, **{metric: share * unit}, accuracy_drop=None, tolerance=1.0)
         try:
             found = selector.select(replace(problem, budget=bounds))
         except BudgetError:
@@ -62,7 +68,7 @@ def smallest_within_drop(problem: Problem, selector: Selector) -> Selection:
         drop = dense - known["accuracy"]
         least_drop = min(least_drop, drop)
         kept = drop <= budget.accuracy_drop + 1e-9
-        history.append({"parameters": share, "accuracy": known["accuracy"], "kept": kept})
+        history.append({of: share, "accuracy": known["accuracy"], "kept": kept})
         if kept:
             best, high = found, share
         elif step == 0 and budget.bounds:

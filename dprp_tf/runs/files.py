@@ -1,0 +1,160 @@
+"""Models as files: each exported, verified, and timed in turns with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from dprp_tf import deploy
+from dprp_tf.data import Dataset, StreamedImages
+
+__all__ = ["FORMATS", "Format", "format_for", "timed_files"]
+
+# Of each split, of every class alike, to calibrate a file on and to verify it with.
+_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that both models are exported to.
+
+    Attributes:
+        suffix: End of the file's name.
+        quantization: As the exporters take it.
+        runtime: `"litert"` or `"onnxruntime"`.
+        precision: What the forms are planned for; half-precision weights compute in float32.
+    """
+
+    suffix: str
+    quantization: Any
+    runtime: str
+    precision: str
+
+
+FORMATS: Mapping[str, Format] = {
+    "TFLite float32": Format("float32.tflite", None, "litert", "float32"),
+    "TFLite float16": Format("float16.tflite", "float16", "litert", "float32"),
+    "TFLite int8": Format("int8.tflite", "int8", "litert", "int8"),
+    "ONNX float32": Format("float32.onnx", None, "onnxruntime", "float32"),
+    "ONNX int8": Format("int8.onnx", "int8", "onnxruntime", "int8"),
+}
+
+
+def format_for(runtime: str, precision: str) -> str:
+    """Return the format of the files that run in a runtime with a precision.
+
+    Args:
+        runtime: `"litert"` or `"onnxruntime"`.
+        precision: `"float32"`, `"float16"` (LiteRT) or `"int8"`.
+
+    Returns:
+        One of `FORMATS`.
+
+    Raises:
+        ValueError: If the runtime has no such precision.
+
+    Example:
+
+    >>> format_for("litert", "int8")
+    'TFLite int8'
+    """
+    for label, entry in FORMATS.items():
+        if entry.runtime == runtime and (entry.quantization or "float32") == precision:
+            return label
+    known = [(entry.runtime, entry.quantization or "float32") for entry in FORMATS.values()]
+    raise ValueError(
+        f"`runtime` and `precision` must be one of {known}. Received: runtime={runtime!r}, "
+        f"precision={precision!r}"
+    )
+
+
+def timed_files(
+    folder: Path,
+    label: str,
+    models: Mapping[str, keras.Model],
+    dataset: Dataset,
+    *,
+    target: str = "local",
+    threads: int = 1,
+    repeats: int = 60,
+    progress: Callable[[str], None] = lambda step: None,
+) -> list[dict[str, Any]]:
+    """Write models as files of one format, verify each, and time them in turns.
+
+    Args:
+        folder: Where the files go, each called by its model's name and the format.
+        label: One of `FORMATS`.
+        models: Plain models by name; the first is what the others are compared with.
+        dataset: Their data: to calibrate on (training split), to verify with and to find the
+            files' accuracy on (test split).
+        target: Where to time them. Default: this machine.
+        threads: Threads of the runtime. Default 1.
+        repeats: Timed rounds. Default 60.
+        progress: Called with the name of each step.
+
+    Returns:
+        A row per file, as `results.json` has them under `files`.
+
+    Raises:
+        ParityError: If a file computes something else than its model.
+        TargetError: If the target can't be reached or lacks the runtime.
+
+    Example:
+
+    >>> timed_files.__name__
+    'timed_files'
+    """
+    entry, rows = FORMATS[label], []
+    images, _ = dataset.sample("test", _IMAGES)
+    calibration = dataset.sample("train", _IMAGES)[0] if entry.quantization == "int8" else None
+    for name, model in models.items():
+        progress(f"{label}: {name}")
+        path = folder / f"{name}_{entry.suffix}"
+        report = deploy.export(
+            model,
+            path,
+            quantization=entry.quantization,
+            calibration_data=calibration,
+            verification_data=images,
+            class_scores=True,
+        )
+        rows.append(
+            {
+                "model": name,
+                "format": label,
+                "file": path.name,
+                "size_bytes": report.size_bytes,
+                "accuracy": _file_accuracy(path, dataset),
+                "max_error": report.max_error,
+                "top1_agreement": report.top1_agreement,
+                "verified": report.passed,
+            }
+        )
+    progress(f"{label}: timing")
+    paths = [folder / row["file"] for row in rows]
+    timed = deploy.compare(
+        paths, threads=threads, repeats=repeats, target=target, inputs=images[:1]
+    )
+    first = next(iter(models))
+    for row, result, ratio in zip(rows, timed.results, timed.ratios, strict=True):
+        middle = {"median": result.median_ms, "p10": result.p10_ms, "p90": result.p90_ms}
+        row |= {"latency_ms": middle, "peak_memory_bytes": result.peak_memory_bytes}
+        if row["model"] != first:
+            row["latency_ratio"] = ratio.ratio
+            row["latency_ratio_interval"] = [ratio.low, ratio.high]
+    return rows
+
+
+def _file_accuracy(path: Path, dataset: Dataset, images: int = 500) -> float:
+    """Top-1 accuracy of a file; images that stay on disk come a part at a time."""
+    if not isinstance(dataset.x_test, StreamedImages):
+        return deploy.evaluate_file(path, dataset.x_test, dataset.y_test)
+    correct = 0.0
+    for first in range(0, len(dataset.x_test), images):
+        x, y = (split[first : first + images] for split in (dataset.x_test, dataset.y_test))
+        correct += deploy.evaluate_file(path, x.astype("float32"), y) * len(y)
+    return correct / len(dataset.x_test)
