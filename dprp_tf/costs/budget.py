@@ -61,6 +61,25 @@ class BudgetError(ValueError):
             )
         self.budget = budget
         self.least = least
+        self._metric, self._nearest = metric, nearest
+
+    def asked_as(self, budget: Budget, latency: LatencyTable | None) -> BudgetError:
+        """Return the error in the words of the budget that was asked for.
+
+        Args:
+            budget: The budget before `Budget.on` made a time of a share.
+            latency: The table it was made with.
+
+        Returns:
+            An error of `time` if it is one of a time that was asked for as a share; else itself.
+        """
+        if budget.time is None or latency is None or self._metric != "milliseconds":
+            return self
+        whole, sides = latency.dense, None
+        if self._nearest is not None:
+            below, above = (None if cost is None else cost / whole for cost in self._nearest)
+            sides = below, above
+        return BudgetError(self.budget / whole, self.least / whole, metric="time", nearest=sides)
 
 
 @dataclass(frozen=True)

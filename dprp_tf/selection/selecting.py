@@ -14,7 +14,7 @@ from keras import ops
 
 from dprp_tf.conversion.calibration import input_moments
 from dprp_tf.costs.accuracy import top_1_accuracy
-from dprp_tf.costs.budget import Budget
+from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.costs.rank_space import Ranks, RankSpace
@@ -132,7 +132,8 @@ def select_ranks(
     True
     """
     selector = _selector(method)
-    bounds = None if budget is None else Budget.of(budget).on(latency)
+    asked = None if budget is None else Budget.of(budget)
+    bounds = None if asked is None else asked.on(latency)
     if truncation is None:
         truncation = "output" if isinstance(selector, ActivationAware) else "kernel"
     check_choice("truncation", truncation, _TRUNCATIONS)
@@ -167,10 +168,16 @@ def select_ranks(
         score=None if judge is top_1_accuracy else judge,
         seed=seed,
     )
-    if bounds is not None and bounds.accuracy_drop is not None and not selector.heeds_accuracy:
-        found = smallest_within_drop(problem, selector)
-    else:
-        found = selector.select(problem)
+    by_drop = bounds is not None and bounds.accuracy_drop is not None
+    try:
+        if by_drop and not selector.heeds_accuracy:
+            found = smallest_within_drop(problem, selector)
+        else:
+            found = selector.select(problem)
+    except BudgetError as error:
+        if asked is None:
+            raise
+        raise error.asked_as(asked, latency) from None
     ranks = space.settled(found.ranks, problem.metrics)
     accuracy = {}
     if samples is not None and samples[1] is not None:

@@ -14,11 +14,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import dprp_tf as dprp
+from dprp_tf import deploy
 from dprp_tf.cli.main import app
+from dprp_tf.cli.selecting import _speed
+from dprp_tf.costs.latency_table import LatencyTable, LayerLatency
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.data import load as load_data
 from dprp_tf.data.augmentation import ResizedCrop
+from dprp_tf.layers import low_rank_layers
 from dprp_tf.runs.selecting import _held_out, select_in_folder, selector_of
 from dprp_tf.runs.settings import SelectionSettings
 from dprp_tf.selection.methods.beam import BeamSearch
@@ -64,7 +68,7 @@ def test_the_command_selects_cuts_and_tunes(
         *["select", tmp_path / "dense.keras", "--data", "digits", "--image-size", 8],
         *["--folder", folder, "--parameters", 0.5, "--decomposition", "channel", "--samples", 64],
     ]
-    command += ["--method", "mbs"]
+    command += ["--method", "mbs", "--precision", "none"]
     result = _invoke(*command, "--search", "5,2", "--epochs", 2, "--tolerance", 0.03, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout[result.stdout.index("{") :])
@@ -89,7 +93,7 @@ def test_the_command_selects_cuts_and_tunes(
 def test_unusable_options_end_with_one_line(dense: keras.Model, tmp_path: Path) -> None:
     dense.save(tmp_path / "dense.keras")
     start = ["select", tmp_path / "dense.keras", "--data", "digits", "--image-size", 8]
-    start += ["--folder", tmp_path / "ranks"]
+    start += ["--folder", tmp_path / "ranks", "--precision", "none"]
     for arguments, message in (
         ([], "must have a bound"),
         (["--parameters", 0.5, "--method", "guess"], "`--method` must be one of"),
@@ -97,6 +101,7 @@ def test_unusable_options_end_with_one_line(dense: keras.Model, tmp_path: Path) 
         (["--parameters", 0.5, "--method", "mbs", "--search", "3"], "step,beams"),
         (["--parameters", 0.001, "--method", "energy"], "`--parameters` must be at least"),
         (["--milliseconds", 3, "--method", "energy"], "latency table"),
+        (["--time", 0.5, "--method", "energy"], "latency table"),
         (["--parameters", 0.5, "--exclude", "nothing"], "`--exclude`"),
         (
             ["--parameters", 0.001, "--method", "bsr", "--learning-rate", 0.2],
@@ -111,6 +116,112 @@ def test_unusable_options_end_with_one_line(dense: keras.Model, tmp_path: Path) 
     assert _invoke(*start, "--parameters", 0.001, "--method", "energy").exit_code == 2
     met = _invoke(*start, "--parameters", 0.5, "--method", "energy", "--tolerance", 0.1)
     assert met.exit_code == 0, met.output
+
+
+@pytest.fixture
+def known_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
+    """Times that are told instead of measured: rank 1 takes a tenth, half of the ranks all of it.
+
+    Returns:
+        What `measure_latency` was asked for, call by call.
+    """
+    asked: list[dict[str, Any]] = []
+
+    def measure(model: Any, **options: Any) -> LatencyTable:
+        asked.append({name: value for name, value in options.items() if name != "progress"})
+        rows = tuple(
+            LayerLatency(
+                layer.name,
+                layer.decomposition,
+                layer.full_ranks[0],
+                1.0,
+                (1, max(2, layer.full_ranks[0] // 2)),
+                (0.1, 1.0),
+                (layer.matricization,) * 2,
+            )
+            for layer in low_rank_layers(model)
+        )
+        setting = {name: options[name] for name in ("target", "runtime", "precision", "threads")}
+        return LatencyTable(
+            rows, dense=1.5 + len(rows), **setting, unit="ms", processor="some", runtime_version="1"
+        )
+
+    monkeypatch.setattr(deploy, "measure_latency", measure)
+    return asked
+
+
+def test_a_share_of_the_time_is_measured_for_kept_and_shown(
+    dense: keras.Model,
+    digits: Dataset,
+    tmp_path: Path,
+    known_costs: list[dict[str, Any]],
+) -> None:
+    settings = SelectionSettings(
+        budget=dprp.Budget(time=0.6, tolerance=0.2), runtime="onnxruntime", samples=128
+    )
+    found = select_in_folder(tmp_path, dense, digits, settings)
+    place = {"target": "local", "runtime": "onnxruntime", "precision": "int8", "threads": 1}
+    assert known_costs == [place]
+    plan, table = (
+        RankPlan.load(tmp_path / "rank_plan.json"),
+        LatencyTable.load(tmp_path / "latency.json"),
+    )
+    assert plan.decomposition == "separable"
+    assert 0.48 <= plan.shares["milliseconds"] <= 0.6
+    assert table.model_cost(plan.ranks) == pytest.approx(plan.cost["milliseconds"])
+    assert [row["file"] for row in found["files"]] == ["dense_int8.onnx", "cut_int8.onnx"]
+    first, last = found["files"]
+    assert "latency_ratio" not in first
+    assert last["latency_ratio_interval"][0] <= last["latency_ratio"]
+    for row in found["files"]:
+        path = tmp_path / row["file"]
+        assert row["size_bytes"] == path.stat().st_size
+        assert row["accuracy"] == deploy.evaluate_file(path, digits.x_test, digits.y_test)
+    assert json.loads((tmp_path / "selection.json").read_text())["files"] == found["files"]
+    # A folder goes on with what was measured for it.
+    select_in_folder(tmp_path, dense, digits, settings)
+    assert len(known_costs) == 1
+
+
+def test_a_table_says_what_the_files_are_for(
+    dense: keras.Model,
+    digits: Dataset,
+    tmp_path: Path,
+    known_costs: list[dict[str, Any]],
+) -> None:
+    lowrank = dprp.factorize(dense, decomposition="channel")
+    place = {"target": "local", "runtime": "litert", "precision": "float32", "threads": 1}
+    table = deploy.measure_latency(lowrank, **place)
+    settings = SelectionSettings(
+        budget=dprp.Budget(time=0.7, tolerance=0.2),
+        decomposition="channel",
+        method="energy_product",
+        samples=64,
+    )
+    found = select_in_folder(tmp_path, dense, digits, settings, latency=table)
+    assert len(known_costs) == 1
+    assert [row["file"] for row in found["files"]] == [
+        "dense_float32.tflite",
+        "cut_float32.tflite",
+    ]
+    assert found["settings"]["precision"] == "float32"
+
+
+def test_the_command_says_how_fast_the_file_is_or_that_nothing_is_known() -> None:
+    settings = {"precision": "int8", "target": "local", "runtime": "litert"}
+
+    def files(ratio: float, low: float, high: float) -> list[dict[str, Any]]:
+        interval = [low, high]
+        row = {"file": "a.tflite", "latency_ratio": ratio, "latency_ratio_interval": interval}
+        return [{"file": "dense.tflite"}, row]
+
+    for ratio, low, high, told in (
+        (0.5, 0.4, 0.6, "a.tflite is faster than the dense file: 0.50 x its time"),
+        (1.6, 1.5, 1.7, "a.tflite is SLOWER than the dense file: 1.60 x its time"),
+        (1.0, 0.9, 1.1, "a.tflite is as fast as the dense file: 1.00 x its time"),
+    ):
+        assert told in _speed({"settings": settings, "files": files(ratio, low, high)})
+    assert "Nothing was timed" in _speed({"settings": settings})
 
 
 def test_bsr_trains_at_the_rate_given_without_being_asked_to_tune(
@@ -276,6 +387,7 @@ def test_settings_mean_what_they_say(dense: keras.Model, digits: Dataset, tmp_pa
         method="energy",
         budget=dprp.Budget(parameters=0.8, tolerance=0.2),
         exclude=("second",),
+        precision=None,
     )
     select_in_folder(tmp_path, dense, digits, settings)
     plan = RankPlan.load(tmp_path / "rank_plan.json")
@@ -299,6 +411,7 @@ def test_what_a_search_fine_tuned_is_not_fine_tuned_again(
         budget=dprp.Budget(accuracy_drop=0.6),
         decomposition="channel",
         tuning=dprp.FineTuning(epochs=1, learning_rate=0.05, batch_size=64),
+        precision=None,
     )
     found = select_in_folder(tmp_path, dense, digits, settings)
     assert not (tmp_path / "tuned").exists()
@@ -355,6 +468,7 @@ def test_outputs_may_be_kept_in_place_of_kernels(
         budget=dprp.Budget(parameters=0.4, tolerance=0.05),
         decomposition="channel",
         samples=128,
+        precision=None,
     )
     found = select_in_folder(tmp_path, dense, digits, settings)
     plan = RankPlan.load(tmp_path / "rank_plan.json")

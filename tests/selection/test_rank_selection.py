@@ -219,13 +219,47 @@ def test_bounds_on_activations_and_time(network: keras.Model) -> None:
     assert timed.cost["milliseconds"] == pytest.approx(table.model_cost(ranks))
     with pytest.raises(ValueError, match=r"milliseconds.*latency table"):
         select_ranks(network, method="energy", budget={"milliseconds": 4.0})
-    with pytest.raises(ValueError, match=r"`latency` must be.*'spatial' form.*'channel' form"):
+    with pytest.raises(ValueError, match=r"`latency` must be.*'separable' form.*'channel' form"):
         select_ranks(network, method="energy", budget={"milliseconds": 4.0}, latency=table)
+    share = Budget(time=4.0 / 6.0)
+    options = {"method": "energy_product", "decomposition": "channel"}
+    assert select_ranks(network, budget=share, latency=table, **options).ranks == timed.ranks
+    with pytest.raises(ValueError, match=r"`time` must come with a latency table"):
+        select_ranks(network, budget=share, **options)
+    # Asked for as a share, it is refused as one.
+    with pytest.raises(BudgetError, match=r"`time` must be at least 0\.25.*time=0\.2"):
+        select_ranks(network, budget={"time": 0.2}, latency=table, **options)
+    with pytest.raises(BudgetError, match=r"`milliseconds` must be at least 1\.5"):
+        select_ranks(network, budget={"milliseconds": 1.2}, latency=table, **options)
+    with pytest.raises(ValueError, match=r"`time` must be a share.*time=60"):
+        Budget(time=60)
+
+
+def test_an_accuracy_drop_is_kept_in_the_least_time_where_times_are_known(
+    network: keras.Model,
+) -> None:
+    x, y = np.random.default_rng(3).normal(size=(64, 16, 16, 8)), np.arange(64) % 10
+    names = {"wide": 24, "strided": 24, "point": 24, "deep": 32, "classes": 10}
+    # Weights are nearly all in `deep`, time nearly all in `wide`.
+    rows = tuple(
+        LayerLatency(
+            name, "channel", full, dense, (1, full), (0.1 * dense, dense), ("channel",) * 2
+        )
+        for (name, full), dense in zip(names.items(), (5.0, 0.1, 0.1, 0.1, 0.1), strict=True)
+    )
+    table = LatencyTable(rows, 6.0, "local", "litert", "int8", 1, "ms", "some", "1")
+    options = {"budget": {"accuracy_drop": 0.3}, "data": (x, y), "decomposition": "channel"}
+    found = select_ranks(network, method="energy_product", latency=table, **options)
+    plain = select_ranks(network, method="energy_product", **options)
+    assert found.accuracy["planned"] >= found.accuracy["dense"] - 0.3
+    ranks = {name: rank for name, rank in plain.ranks.items() if isinstance(rank, int)}
+    assert found.cost["milliseconds"] < table.model_cost(ranks)
+    assert "time" in found.history[0]
 
 
 def test_what_can_not_be_met_is_named(network: keras.Model) -> None:
     with pytest.raises(BudgetError, match=r"`parameters` must be at least 0\.1508.*=0\.001"):
-        select_ranks(network, method="energy", budget=0.001)
+        select_ranks(network, method="energy", budget=0.001, decomposition="spatial")
     # Each bound can be met by itself: what is told keeps the other.
     for method in ("energy", "energy_product", "uniform"):
         with pytest.raises(
