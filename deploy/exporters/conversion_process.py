@@ -39,6 +39,11 @@ class ConverterDiedError(Exception):
     Args:
         code: Its exit code; the negative number of the signal that ended it, if one did.
         said: The end of what it wrote to stderr.
+
+    Example:
+
+    >>> ConverterDiedError(134, "Check failed")
+    ConverterDiedError('exit code 134: Check failed')
     """
 
     def __init__(self, code: int, said: str = "") -> None:
@@ -52,7 +57,7 @@ class ConverterDiedError(Exception):
 
     @property
     def from_outside(self) -> bool:
-        """Whether no fault of the converter's own can be the cause."""
+        """Whether something else ended it: no fault of its own ends a process in this way."""
         return self.code == -getattr(signal, "SIGKILL", 0)
 
 
@@ -65,6 +70,12 @@ class ConversionProcess:
 
     Args:
         command: What to start; it must talk as `conversion_worker.py` does.
+
+    Example:
+
+    >>> process = ConversionProcess([sys.executable, "-P", str(_WORKER), "600"])
+    >>> process.start()
+    >>> process.stop()
     """
 
     def __init__(self, command: Sequence[str]) -> None:

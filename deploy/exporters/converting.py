@@ -40,6 +40,13 @@ class Conversion:
         integer_io: Inputs and outputs are int8 too.
         named: Whether the file keeps the names of inputs and outputs, which takes twice the time;
             else outputs are `Identity`, `Identity_1`, ... in the model's order.
+
+    Example:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> Conversion("float16", integer_io=False).convert(Source.of(model), None)[4:8]
+    b'TFL3'
     """
 
     quantization: str | None

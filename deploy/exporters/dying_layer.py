@@ -22,6 +22,11 @@ class DyingLayer:
     Args:
         name: Its name; its path, such as "backbone/gru", within a nested model.
         kind: Its class.
+
+    Example:
+
+    >>> DyingLayer("backbone/gru", "GRU").kind
+    'GRU'
     """
 
     name: str
@@ -89,9 +94,13 @@ def _calls(model: Any) -> list[_Call]:
             _Call(node.operation, list(node.input_tensors), list(node.outputs))
             for node in nodes(graph_of(model))
         ]
-    else:  # trained with quantizers, in Keras 2
+    else:  # trained in Keras 2, its layers wrapped in quantizers
         calls = [
-            _Call(layer, keras.tree.flatten(layer.input), keras.tree.flatten(layer.output))
+            _Call(
+                getattr(layer, "layer", layer),
+                keras.tree.flatten(layer.input),
+                keras.tree.flatten(layer.output),
+            )
             for layer in model.layers
         ]
     return [call for call in calls if call.inputs and type(call.layer).__name__ != "InputLayer"]

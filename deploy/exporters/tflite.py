@@ -78,7 +78,8 @@ def export_tflite(
     Raises:
         ParityError: If the outputs differ by more than allowed; nothing is left at `path`.
         ValueError: If an argument does not fit, the model holds low-rank layers, needs
-            operators that LiteRT does not have, or has convolutions without an int8 kernel.
+            operators that LiteRT does not have, has convolutions without an int8 kernel, or a
+            layer on which the converter crashes: it runs in a process of its own.
         ImportError: If ai-edge-litert is missing.
         OSError: If `path` can't be written.
 
@@ -210,8 +211,8 @@ def convert_trained(
         The file's content, its operators, and notes on what stays in float32.
 
     Raises:
-        ValueError: If an input has no fixed shape, the converter refuses the model, or a
-            convolution would not be computed in int8.
+        ValueError: If an input has no fixed shape, the converter refuses the model or crashes on
+            a layer, or a convolution would not be computed in int8.
     """
     _require_fixed_shapes(source)
     content = Conversion("int8", integer_io).convert(source, None)

@@ -321,14 +321,16 @@ def test_without_a_process_conversions_run_here(
 ) -> None:
     process = ConversionProcess(command)
     monkeypatch.setattr(converting, "CONVERTER", process)
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    for _ in range(2):
-        assert Conversion(None, False).convert(Source.of(model), None)[4:8] == b"TFL3"
-        assert process._process is None
-    shift = keras.ops.bitwise_left_shift
+    source = Source.of(keras.Sequential([keras.Input((4,)), layers.Dense(2)]))
+    conversion = Conversion(None, integer_io=False, named=False)
+    found = conversion.convert(source, None)
+    assert process._process is None
+    assert found == conversion.convert(source, None)
+    assert found == _converted_here(source, None, None, integer_io=False, named=False)
     x = keras.Input((4,), dtype="int32")
+    shifted = keras.Model(x, keras.ops.bitwise_left_shift(x, 1))
     with pytest.raises(ValueError, match=r"built-in operators alone.*LeftShift"):
-        Conversion(None, False).convert(Source.of(keras.Model(x, shift(x, 1))), None)
+        conversion.convert(Source.of(shifted), None)
 
 
 def test_after_a_crash_nothing_is_converted_here(double: Path) -> None:
