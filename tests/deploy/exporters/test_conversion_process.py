@@ -88,7 +88,7 @@ lite = SimpleNamespace(
 """
 
 SCRIPT = """
-import os, sys, tempfile, time
+import os, signal, sys, tempfile, time
 from pathlib import Path
 from dprp_tf.deploy.exporters.conversion_process import CONVERTER
 
@@ -99,6 +99,9 @@ def convert(mode):
                        "integer_io": False, "samples": None, "batch": 1})
     return (folder / "model.tflite").read_text()
 
+# Whatever fails, it does not stay; and who starts the tests may ignore Ctrl-C.
+signal.alarm(120)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 assert convert("first") == "first"
 worker = CONVERTER._process.pid
 """
