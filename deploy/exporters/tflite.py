@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
+from dprp_tf.deploy.exporters.conversion_process import CONVERTER
+from dprp_tf.deploy.exporters.converting import Conversion
 from dprp_tf.deploy.exporters.export_report import ExportReport
-from dprp_tf.deploy.exporters.flatbuffer import Operators, in_order, read_operators
+from dprp_tf.deploy.exporters.flatbuffer import Operators, read_operators
 from dprp_tf.deploy.exporters.parity import ParityCheck
 from dprp_tf.deploy.exporters.source import Source
-from dprp_tf.deploy.running.batches import split_batches
-from dprp_tf.deploy.running.quiet import quiet
 from dprp_tf.files.arguments import check_choice
 from dprp_tf.files.atomic import atomic_path
 from dprp_tf.files.extras import require
@@ -82,7 +78,8 @@ def export_tflite(
     Raises:
         ParityError: If the outputs differ by more than allowed; nothing is left at `path`.
         ValueError: If an argument does not fit, the model holds low-rank layers, needs
-            operators that LiteRT does not have, or has convolutions without an int8 kernel.
+            operators that LiteRT does not have, has convolutions without an int8 kernel, or a
+            layer on which the converter crashes: it runs in a process of its own.
         ImportError: If ai-edge-litert is missing.
         OSError: If `path` can't be written.
 
@@ -98,6 +95,7 @@ def export_tflite(
 
     path = Path(path)
     _check_arguments(path, quantization, calibration_data, integer_io)
+    CONVERTER.start()  # it takes seconds, in which the model is checked and traced
     with atomic_path(path) as temporary:
         source = Source.of(model)
         _require_fixed_shapes(source)
@@ -111,7 +109,7 @@ def export_tflite(
             tolerance=tolerance,
             minimum_agreement=minimum_agreement,
         )
-        content = _convert(source, quantization, check.calibration, integer_io)
+        content = Conversion(quantization, integer_io).convert(source, check.calibration)
         operators = read_operators(content)
         notes = _check_operators(operators, quantization)
         if quantization == "int8" and has_loops(source.model):
@@ -155,12 +153,13 @@ def convert_tflite(
     b'TFL3'
     """
     _check_quantization(quantization, calibration_data, integer_io)
+    CONVERTER.start()
     source = Source.of(model)
     _require_fixed_shapes(source)
     calibration = None
     if quantization == "int8":
         calibration = source.check_data(calibration_data, "calibration_data")
-    content = _convert_frozen(source, quantization, calibration, integer_io)
+    content = Conversion(quantization, integer_io, named=False).convert(source, calibration)
     _check_operators(read_operators(content), quantization)
     return content
 
@@ -199,150 +198,6 @@ def _require_fixed_shapes(source: Source) -> None:
             )
 
 
-def _convert(
-    source: Source,
-    quantization: str | None,
-    calibration: dict[str, np.ndarray] | None,
-    integer_io: bool,
-) -> bytes:
-    import tensorflow as tf
-
-    with quiet():
-        if calibration is not None:
-            source = _without_loops(source)
-        function = _concrete(source, source.serve)
-        if calibration is not None:
-            _refuse_loops(function)
-        # The converter writes a SavedModel in between, which holds what it can reach from here.
-        holder = tf.Module()
-        holder.variables_of_model = list(function.graph.variables)
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
-        samples = None if calibration is None else _by_name(calibration, source.batch)
-        content = _run(converter, quantization, samples, integer_io)
-        return in_order(content, list(source.inputs), source.outputs)
-
-
-def _convert_frozen(
-    source: Source,
-    quantization: str | None,
-    calibration: dict[str, np.ndarray] | None,
-    integer_io: bool,
-) -> bytes:
-    import tensorflow as tf
-    from tensorflow.python.framework import convert_to_constants
-
-    if calibration is not None:
-        source = _without_loops(source)
-
-    def serve(*tensors: Any) -> list[Any]:
-        # A list keeps the outputs' order; a dict's would be sorted by name.
-        return list(source.serve(*tensors).values())
-
-    with quiet():
-        function = _concrete(source, serve)
-        if calibration is not None:
-            _refuse_loops(function)
-        frozen = convert_to_constants.convert_variables_to_constants_v2(function)
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen], None)
-        samples = None if calibration is None else _by_position(calibration, source.batch)
-        return _run(converter, quantization, samples, integer_io)
-
-
-def _without_loops(source: Source) -> Source:
-    """The model as the int8 calibrator can run it: on a loop it ends the whole process."""
-    from dprp_tf.keras_internals.unrolling import has_loops, unrolled
-
-    return replace(source, model=unrolled(source.model)) if has_loops(source.model) else source
-
-
-def _refuse_loops(function: Any) -> None:
-    loops = [
-        operation.name
-        for operation in function.graph.get_operations()
-        if operation.type in ("While", "StatelessWhile")
-    ]
-    if loops:
-        raise ValueError(
-            "`model` must hold no loop for quantization='int8': LiteRT's calibrator can't run one. "
-            f"Received: a loop in {', '.join(loops)}. Give the layer unroll=True where it has "
-            "that, or use quantization='dynamic' or 'float16'."
-        )
-
-
-def _concrete(source: Source, serve: Callable[..., Any]) -> Any:
-    import tensorflow as tf
-
-    # batch axis: None -> 1, which lets the converter fold shapes and the runtime plan memory
-    signature = [
-        tf.TensorSpec((shape[0] or 1, *shape[1:]), dtype, name=name)
-        for name, (shape, dtype) in source.inputs.items()
-    ]
-    return tf.function(serve, input_signature=signature, autograph=False).get_concrete_function()
-
-
-def _run(
-    converter: Any,
-    quantization: str | None,
-    samples: Callable[[], Iterator[Any]] | None,
-    integer_io: bool,
-) -> bytes:
-    import tensorflow as tf
-
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    converter.allow_custom_ops = False
-    if quantization is not None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quantization == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    # Without samples the model was trained with quantizers and carries its own ranges.
-    if samples is not None:
-        converter.representative_dataset = samples
-        int8 = tf.lite.OpsSet.TFLITE_BUILTINS_INT8
-        # Integer-only targets can't run what stays in float; others get it with a note.
-        converter.target_spec.supported_ops = (
-            [int8] if integer_io else [int8, tf.lite.OpsSet.TFLITE_BUILTINS]
-        )
-    if integer_io:
-        converter.inference_input_type = tf.int8
-        converter.inference_output_type = tf.int8
-    try:
-        return bytes(converter.convert())
-    except Exception as error:  # the converter's exceptions share no public base class
-        raise ValueError(_conversion_message(error)) from error
-
-
-def _by_name(
-    calibration: dict[str, np.ndarray], batch: int | None
-) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    return lambda: split_batches(calibration, batch, chunk=1)
-
-
-def _by_position(
-    calibration: dict[str, np.ndarray], batch: int | None
-) -> Callable[[], Iterator[list[np.ndarray]]]:
-    def samples() -> Iterator[list[np.ndarray]]:
-        for sample in split_batches(calibration, batch, chunk=1):
-            yield list(sample.values())
-
-    return samples
-
-
-def _conversion_message(error: Exception) -> str:
-    text = str(error)
-    missing = re.findall(r"(?:TF Select|Custom) ops: ([^\n]+)", text)
-    if missing:
-        return (
-            "`model` must need LiteRT's built-in operators alone. Received: operators that need "
-            f"Flex (SELECT_TF_OPS) or a custom kernel: {', '.join(missing)}. Replace the layers "
-            "that use them."
-        )
-    lines = [line for line in text.splitlines() if line.strip()]
-    return (
-        "`model` must be convertible to .tflite. Received: the converter's error: "
-        f"{(lines or [type(error).__name__])[0][:300]}"
-    )
-
-
 def convert_trained(
     source: Source, integer_io: bool = False
 ) -> tuple[bytes, Operators, tuple[str, ...]]:
@@ -356,11 +211,11 @@ def convert_trained(
         The file's content, its operators, and notes on what stays in float32.
 
     Raises:
-        ValueError: If an input has no fixed shape, the converter refuses the model, or a
-            convolution would not be computed in int8.
+        ValueError: If an input has no fixed shape, the converter refuses the model or crashes on
+            a layer, or a convolution would not be computed in int8.
     """
     _require_fixed_shapes(source)
-    content = _convert(source, "int8", None, integer_io)
+    content = Conversion("int8", integer_io).convert(source, None)
     operators = read_operators(content)
     return content, operators, _check_operators(operators, "int8")
 

@@ -15,9 +15,14 @@ from keras import layers
 from dprp_tf.deploy import ExportReport, ParityError, run_file
 from dprp_tf.deploy.exporters import onnx as onnx_exporter
 from dprp_tf.deploy.exporters import tflite as tflite_exporter
+from dprp_tf.deploy.exporters.converting import Conversion
 from dprp_tf.deploy.exporters.source import Source
 
 EXPORTERS = {".tflite": tflite_exporter, ".onnx": onnx_exporter}
+CONVERSIONS: dict[str, tuple[Any, str]] = {
+    ".tflite": (Conversion, "convert"),
+    ".onnx": (onnx_exporter, "_convert"),
+}
 EVERY = pytest.mark.parametrize("suffix", EXPORTERS)
 PRECISIONS = pytest.mark.parametrize("quantization", [None, "int8"])
 
@@ -75,9 +80,13 @@ def _convert_instead(
     monkeypatch: pytest.MonkeyPatch, suffix: str, broken: Callable[[Source], Source]
 ) -> None:
     """Let the converter see another model than the one that the file is held against."""
-    module = EXPORTERS[suffix]
-    convert = module._convert
-    monkeypatch.setattr(module, "_convert", lambda source, *rest: convert(broken(source), *rest))
+    home, name = CONVERSIONS[suffix]
+    convert = getattr(home, name)
+
+    def converted(*given: Any) -> bytes:
+        return convert(*(broken(x) if isinstance(x, Source) else x for x in given))
+
+    monkeypatch.setattr(home, name, converted)
 
 
 def _twin(source: Source, change: Callable[[keras.Model], None]) -> Source:
@@ -204,12 +213,12 @@ def test_one_wrong_scale_in_an_int8_tflite_file_is_refused(
         # costs a bit, a quarter of it saturates. A weight's is wrong either way.
         wrong = good.replace(scale, struct.pack("<f", 0.25 * struct.unpack("<f", scale)[0]))
         assert wrong != good, name
-        monkeypatch.setattr(tflite_exporter, "_convert", lambda *_, content=wrong: content)
+        monkeypatch.setattr(Conversion, "convert", lambda *_, content=wrong: content)
         path.unlink(missing_ok=True)
         with pytest.raises(ParityError):
             _export(model, path, "int8", x, y)
         assert not path.exists()
-    monkeypatch.setattr(tflite_exporter, "_convert", lambda *_: good)
+    monkeypatch.setattr(Conversion, "convert", lambda *_: good)
     assert _export(model, path, "int8", x, y).passed
 
 

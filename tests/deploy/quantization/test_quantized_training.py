@@ -16,8 +16,10 @@ from keras import layers
 import dprp_tf as dprp
 from dprp_tf import zoo
 from dprp_tf.deploy import evaluate_file, export, run_file
+from dprp_tf.deploy.exporters.dying_layer import DyingLayer, first_dying_layer
 from dprp_tf.deploy.exporters.flatbuffer import read_operators
 from dprp_tf.deploy.exporters.parity import compressed_size
+from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.exporters.tflite import export_tflite
 from dprp_tf.deploy.quantization.keras2 import to_keras2
 from dprp_tf.deploy.quantization.training import (
@@ -123,6 +125,25 @@ def test_quantization_aware_training(folded: keras.Model, digits: Data, tmp_path
     # What it was trained from would not pass as the same model.
     plain = folded.predict(test_x[:50], verbose=0)
     assert float(np.abs(plain - written).max()) > 0.2 * float(np.abs(outputs).max())
+
+
+def test_a_layer_that_the_converter_crashes_on_is_found_among_quantizers(digits: Data) -> None:
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(4, 3, padding="same", name="first")(inputs)
+    x = layers.Add(name="joined")([x, layers.Conv2D(4, 3, padding="same", name="culprit")(x)])
+    model = keras.Model(inputs, layers.Dense(10, name="last")(layers.Flatten()(x)))
+    trained = train_quantized(model, digits[0][:64], digits[1][:64])
+    tried: list[list[str]] = []
+
+    def dies(part: Source, calibration: object) -> bool:
+        assert all(
+            np.isfinite(values).all() for values in part.predict(part.random_data()).values()
+        )
+        tried.append([layer.name for layer in part.model.layers])
+        return "quant_culprit" in tried[-1]
+
+    assert first_dying_layer(trained._source, None, dies) == DyingLayer("culprit", "Conv2D")
+    assert any("quant_culprit" not in names for names in tried)
 
 
 @pytest.mark.slow
