@@ -157,39 +157,26 @@ class ConversionProcess:
 
     def _ask(self, request: Mapping[str, Any]) -> Any:
         """Return the process's answer; None if there is no process to be had."""
-        if not self._ready and self._process is not None:
+        process = self._process
+        if process is not None and not self._ready:
             # Whatever was started, it may never answer.
-            alarm = threading.Timer(_START, self._process.kill)
+            alarm = threading.Timer(_START, process.kill)
             alarm.daemon = True
             alarm.start()
-            self._ready = self._answer() == "ready"
+            self._ready = _answer(process) == "ready"
             alarm.cancel()
             if not self._ready:
                 self._give_up()
-        if self._process is None:
+        if process is None or not self._ready:
             return None
-        assert self._process.stdin is not None
+        assert process.stdin is not None
         with contextlib.suppress(OSError):  # it died meanwhile: then there is no answer
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        answer = self._answer()
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+        answer = _answer(process)
         if answer is None:
             self._crashed = True
-            raise ConverterDiedError(self._process.wait(), self._said())
+            raise ConverterDiedError(process.wait(), self._said())
         return answer
-
-    def _answer(self) -> Any:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = b""
-        while not line.endswith(b"\n"):
-            part = self._process.stdout.read(65536)
-            if not part:
-                return None
-            line += part
-        try:
-            return json.loads(line)
-        except ValueError:
-            return None
 
     def _give_up(self) -> None:
         said = self._said()
@@ -223,12 +210,27 @@ class ConversionProcess:
             complaints.close()
 
 
+def _answer(process: subprocess.Popen[bytes]) -> Any:
+    """Read a line of JSON; None if the process ended, or says something else."""
+    assert process.stdout is not None
+    line = b""
+    while not line.endswith(b"\n"):
+        part = process.stdout.read(65536)
+        if not part:
+            return None
+        line += part
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
 def _environment() -> dict[str, str]:
     """The variables with which another Python finds what this one does, and leaves GPUs alone."""
     return {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "-1",
-        "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder),
+        "PYTHONPATH": os.pathsep.join(str(folder) for folder in sys.path if folder),
     }
 
 

@@ -116,7 +116,7 @@ class Conversion:
 
     def _attempt(self, source: Source, calibration: Calibration | None) -> bytes:
         CONVERTER.start()
-        with tempfile.TemporaryDirectory() as temporary:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             folder = Path(temporary).resolve()
             with quiet():
                 frozen = self._write(source, folder, calibrated=calibration is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -336,6 +337,36 @@ def test_without_a_process_conversions_run_here(
         conversion.convert(Source.of(shifted), None)
 
 
+@pytest.fixture
+def converted_here(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The requests that are carried out in this process, which are written down instead."""
+    requests: list[Any] = []
+    monkeypatch.setattr(conversion_process, "convert_saved", requests.append)
+    return requests
+
+
+def test_without_a_python_to_start_none_is_started(
+    converted_here: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "")
+    monkeypatch.setattr(subprocess, "Popen", None)
+    ConversionProcess(["python"]).convert({"folder": "a"})
+    assert converted_here == [{"folder": "a"}]
+
+
+def test_a_process_that_never_answers_is_not_waited_for(
+    converted_here: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion_process, "_START", 0.2)
+    process = ConversionProcess([sys.executable, "-c", "import time; time.sleep(600)"])
+    process.start()
+    assert process._process is not None
+    started = process._process.pid
+    process.convert({"folder": "a"})
+    assert _gone(started)
+    assert converted_here == [{"folder": "a"}]
+
+
 def test_after_a_crash_nothing_is_converted_here(double: Path) -> None:
     (double / "mode").write_text("samples")
     source = Source.of(_nested())
@@ -461,5 +492,5 @@ except KeyboardInterrupt:
 
 def test_the_session_of_another_python_finds_what_this_one_does() -> None:
     environment = conversion_process._environment()
-    assert set(filter(None, sys.path)) <= set(environment["PYTHONPATH"].split(":"))
+    assert list(filter(None, sys.path)) == environment["PYTHONPATH"].split(os.pathsep)
     assert environment["CUDA_VISIBLE_DEVICES"] == "-1"
