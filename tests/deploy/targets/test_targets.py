@@ -610,7 +610,7 @@ median=14410 p95=18535
 
 INFO: Running benchmark for at least 5 iterations and at least 0 seconds but terminate if \
 exceeding 150 seconds.
-INFO: count=5 first={first} curr=14570 min=14400 max=14800 avg={average} std=150 p5=14400 \
+INFO: count={runs} first={first} curr=14570 min=14400 max=14800 avg={average} std=150 p5=14400 \
 median=14570 p95=14800
 
 INFO: Inference timings in us: Init: 5685, First inference: 18535, Warmup (avg): 14462.3, \
@@ -639,7 +639,7 @@ Running benchmark for at least 4 iterations and at least 0.5 seconds
 count=7 first=127425 curr=66709 min=66709 max=127425 avg=76605.9 std=20944
 
 Running benchmark for at least 10 iterations and at least 1 seconds
-count=15 first=66753 curr=66800 min=66699 max=66838 avg={average} std=39
+count={runs} first=66753 curr=66800 min=66699 max=66838 avg={average} std=39
 
 Average inference timings in us: Warmup: 76605.9, Init: 9933, no stats: {average}
 """,
@@ -714,7 +714,9 @@ if turn + 1 == int(os.environ.get("GONE_AT", "-1")):
 average = (10000 if len(content) % 2 == 0 else 20000) + 10 * turn
 with open(os.path.join(root, "recorded")) as stream:
     text = stream.read()
-print(text.replace("{{average}}", str(average)).replace("{{first}}", "14500"), end="")
+for word, value in (("average", average), ("first", 14500), ("runs", flags["--num_runs"])):
+    text = text.replace("{{" + word + "}}", str(value))
+print(text, end="")
 """
 
 
