@@ -19,6 +19,7 @@ from dprp_tf.deploy.measurement.benchmark import measure_files
 from dprp_tf.deploy.measurement.intervals import ratio_interval
 from dprp_tf.deploy.planning.probes import Geometry, Site, probe
 from dprp_tf.deploy.targets import Target, TargetError
+from dprp_tf.deploy.targets.answers import check_description
 from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.files.cache import cache_folder
@@ -110,7 +111,7 @@ class Setting:
         Raises:
             TargetError: If it can't be reached or lacks the runtime.
         """
-        described = self.target.describe()
+        described = check_description(self.target.spec, self.target.describe())
         name = RUNTIMES[self.runtime][1]
         version = described["runtimes"].get(name)
         if version is None:

@@ -98,13 +98,17 @@ class Child:
             # A group of its own, to be ended as a whole.
             start_new_session=True,
         )
-        self._pumps = []
-        for name in ("stdout", "stderr"):
-            pump = threading.Thread(
-                target=self._pump, args=(name, getattr(self._process, name)), daemon=True
-            )
-            pump.start()
-            self._pumps.append(pump)
+        self._pumps: list[threading.Thread] = []
+        try:
+            for name in self._said:
+                stream = getattr(self._process, name)
+                pump = threading.Thread(target=self._pump, args=(name, stream), daemon=True)
+                pump.start()
+                self._pumps.append(pump)
+        except BaseException:
+            # Nobody has its context yet to leave.
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -121,7 +125,7 @@ class Child:
             with contextlib.suppress(queue.Empty):
                 self._blocks.get(timeout=0.01)
         # Who left the group may hold a pipe open: then its reader goes with this process.
-        for pump, name in zip(self._pumps, self._said, strict=True):
+        for pump, name in zip(self._pumps, self._said, strict=False):
             if not pump.is_alive():
                 getattr(self._process, name).close()
 

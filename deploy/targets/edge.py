@@ -26,6 +26,7 @@ RUNNER = Path(__file__).with_name("edge_runner.py")
 _PREFIX = "edge_runner: error: "
 _LACKING = ("no LiteRT here", "no ONNX Runtime here", "no numpy here")
 _NO_MODULE = "No module named "
+_NO_CLOCK = "the clock of this machine"
 # A complaint may hold the whole path of a file.
 _MOST_LETTERS = 500
 
@@ -194,6 +195,8 @@ class EdgeRunnerTarget(Target):
             told = line.removeprefix(_PREFIX)
             if told.startswith(_LACKING) or _NO_MODULE in line:
                 return TargetError(f"{self.spec} lacks what {names} needs: {told}{self.remedy}")
+            if told.startswith(_NO_CLOCK):
+                return TargetError(f"{self.spec}: {told}")
         for line in lines:
             if line.startswith(_PREFIX):
                 return ValueError(

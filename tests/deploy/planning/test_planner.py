@@ -21,7 +21,7 @@ from dprp_tf.deploy.measurement.intervals import ratio_interval
 from dprp_tf.deploy.planning.form_costs import FormCost, FormCosts, Setting
 from dprp_tf.deploy.planning.planner import _choose
 from dprp_tf.deploy.planning.probes import Geometry, layer_sites, probe
-from dprp_tf.deploy.targets import Target, resolve_target
+from dprp_tf.deploy.targets import Target, TargetError, resolve_target
 
 
 def _block(x: Any, filters: int, name: str, **options: Any) -> Any:
@@ -192,6 +192,26 @@ def test_what_is_known_is_not_measured_again(lowrank: keras.Model, tmp_path: Pat
     fourth = _Counting()
     assert deploy.plan_fold(lowrank, target=fourth, cache=tmp_path, refresh=True) == before
     assert fourth.calls == first.calls
+
+
+class _HalfLying(_Counting):
+    """Everything is sound but one figure of the last file."""
+
+    def measure(self, paths: Sequence[Path], **options: Any) -> dict[str, Any]:
+        answer = super().measure(paths, **options)
+        answer["models"][-1]["instructions"] = -1.0
+        return answer
+
+
+def test_an_answer_of_which_half_can_be_is_not_remembered(
+    lowrank: keras.Model, tmp_path: Path
+) -> None:
+    with pytest.raises(TargetError, match=r"counting gave .*`instructions` must be .*-1\.0"):
+        deploy.plan_fold(lowrank, target=_HalfLying(), cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TargetError, match="`instructions` must be"):
+        deploy.measure_latency(lowrank, target=_HalfLying(), cache=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_target_where_depthwise_is_dear_keeps_dense(tmp_path: Path) -> None:

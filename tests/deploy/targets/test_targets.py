@@ -547,7 +547,7 @@ class _Emulated(Target):
         models = [
             {
                 "path": str(path),
-                "runtime": "LiteRT",
+                "runtime": {".tflite": "LiteRT", ".onnx": "ONNX Runtime"}[path.suffix],
                 "runtime_version": "1",
                 "threads": 1,
                 "warmup": 3,
