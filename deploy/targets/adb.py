@@ -375,9 +375,9 @@ class ADBTarget(Target):
         for command in _DIGESTS if self._digest_command is None else [self._digest_command]:
             returncode, text = self._shell([*command, remote])
             found = text.split(maxsplit=1)[:1]
-            if returncode == 0 and found and _DIGEST.fullmatch(found[0]):
+            if returncode == 0 and found and _DIGEST.fullmatch(found[0].lower()):
                 self._digest_command = command
-                return found[0]
+                return found[0].lower()
         return ""
 
     def _shell_checked(self, words: Sequence[str]) -> None:

@@ -17,6 +17,8 @@ from dprp_tf.files.arguments import check_integer, check_number
 __all__ = ["AnswerCheck", "check_description", "check_measurement", "plain_text"]
 
 _DAY_MS = 86_400_000.0
+# A nanosecond: no clock of these machines tells less.
+_LEAST_MS = 1e-6
 _MOST_BYTES = 2**50
 _MOST_COUNT = 2**53
 _MOST_LETTERS = 200
@@ -264,7 +266,7 @@ def _model(
             # Clocks of two machines differ a little, and a device may be asleep in between.
             longest = min(longest, (2000 * elapsed_s + 1000) / invocations)
         samples = [
-            check.number("samples_ms", sample, above=0, maximum=longest)
+            check.number("samples_ms", sample, minimum=_LEAST_MS, maximum=longest)
             for sample in check.list("samples_ms", entry.get("samples_ms"), count)
         ]
         found |= {**summarize(samples), "samples_ms": samples}

@@ -458,6 +458,36 @@ def test_ssh_heeds_no_noise_of_the_login_shell(server: Server, files: dict[str, 
     assert len(answer["models"][0]["samples_ms"]) == 3
 
 
+def _wrapper(server: Server, name: str, program: str) -> str:
+    """A Python of the device that does something else in the runner's place."""
+    path = server.folder / name
+    path.write_text(
+        f"#!{sys.executable}\nimport os, sys, time\nif sys.argv[1] == '-c':\n"
+        f"    sys.argv[1:2] = []\n    exec(sys.argv[1])\n{program}\n"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_ssh_device_that_chatters_is_ended_there(server: Server, files: dict[str, Path]) -> None:
+    endless = _wrapper(server, "endless", "while True: print('a' * 10**6)")
+    with pytest.raises(TargetError, match=r"on the device: edge_runner\.py said more than"):
+        server.target(python=endless).measure([files["small.onnx"]], repeats=3)
+    assert not _outlive(server.sessions(), 20), "the device goes on"
+
+
+def test_ssh_device_that_hangs_is_given_up_and_ended_there(
+    server: Server, files: dict[str, Path]
+) -> None:
+    mark = server.folder / "hanging"
+    hanging = _wrapper(server, "hangs", f"open({str(mark)!r}, 'w').close()\ntime.sleep(600)")
+    target = server.target(python=hanging, timeout_s=5)
+    with pytest.raises(TargetError, match=r"came to no end in 5 s.*\?timeout=SECONDS"):
+        target.measure([files["small.onnx"]], repeats=3)
+    assert mark.exists()
+    assert not _outlive(server.sessions(), 20), "the device goes on with what nobody waits for"
+
+
 def test_ssh_by_its_spec(server: Server, files: dict[str, Path]) -> None:
     spec = f"ssh://{getpass.getuser()}@127.0.0.1:{server.port}"
     spec += f"?config={server.config}&python={sys.executable}"
