@@ -14,6 +14,7 @@ from dprp_tf.deploy.measurement.conditions import condition_warnings
 from dprp_tf.deploy.measurement.intervals import CONFIDENCE, ratio_interval
 from dprp_tf.deploy.running.runtime import require_model_file
 from dprp_tf.deploy.targets import Target, resolve_target
+from dprp_tf.deploy.targets.answers import check_measurement
 from dprp_tf.deploy.targets.edge import write_arrays
 from dprp_tf.files.arguments import check_integer
 from dprp_tf.files.tables import Tabular
@@ -206,7 +207,8 @@ def benchmark(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is of another format, truncated or does not take `inputs`, or
             another argument is out of range.
-        TargetError: If the target can't be reached, lacks a runtime, or its process dies.
+        TargetError: If the target can't be reached, lacks a runtime, its process dies or takes too
+            long, or its figures can't be.
 
     Example:
 
@@ -258,7 +260,8 @@ def compare(
         FileNotFoundError: If there is no such file.
         ValueError: If there are fewer than two paths, a file is of another format or truncated,
             or another argument is out of range.
-        TargetError: If the target can't be reached, lacks a runtime, or its process dies.
+        TargetError: If the target can't be reached, lacks a runtime, its process dies or takes too
+            long, or its figures can't be.
 
     Example:
 
@@ -316,7 +319,8 @@ def measure_files(
         FileNotFoundError: If there is no such file.
         ValueError: If a file is of another format or truncated, or another argument is out of
             range.
-        TargetError: If the target can't be reached, lacks a runtime, or its process dies.
+        TargetError: If the target can't be reached, lacks a runtime, its process dies or takes too
+            long, or its figures can't be.
 
     Example:
 
@@ -341,6 +345,8 @@ def measure_files(
         answer = place.measure(
             checked, threads=threads, warmup=warmup, repeats=repeats, inputs=given, memory=memory
         )
+    # Anybody may have written the target.
+    answer = check_measurement(place.spec, answer, checked, unit=place.unit, threads=threads)
     warnings = condition_warnings(answer)
     return [
         _result(path, place.spec, answer["machine"], entry, doubts)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["condition_warnings"]
+__all__ = ["busy_kinds", "condition_warnings"]
 
 # Work of others that a run on otherwise idle CPUs doesn't feel, in CPUs.
 _QUIET = 0.1
@@ -18,6 +18,8 @@ _SLOW_CLOCK = 0.9
 _HOT_CELSIUS = 80.0
 _DRIFT = 0.05
 _SPREAD = 0.10
+# What another hour would not have: a governor or too few CPUs stay, and ratios suffer less of heat.
+_BUSY_KINDS = ("Busy machine", "Shared host")
 # Thirds of fewer samples than this say more about chance than about heat.
 _LEAST_SAMPLES = 9
 
@@ -74,6 +76,24 @@ runs there and measure again; ratios suffer less than times.'
         )
         found.append(tuple(warning for warning in said if warning))
     return tuple(found)
+
+
+def busy_kinds(warnings: Iterable[str]) -> tuple[str, ...]:
+    """Pick the kinds of warnings that speak of a busy moment, after which it is worth trying again.
+
+    Args:
+        warnings: What `condition_warnings` said.
+
+    Returns:
+        What stands before the colons, without repetition.
+
+    Example:
+
+    >>> busy_kinds(["Busy machine: other work.", "Frequency scaling: powersave."])
+    ('Busy machine',)
+    """
+    kinds = dict.fromkeys(warning.partition(":")[0] for warning in warnings)
+    return tuple(kind for kind in kinds if kind in _BUSY_KINDS)
 
 
 def _counted_waiting(model: Mapping[str, Any], threads: float) -> str:

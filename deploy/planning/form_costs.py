@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from dprp_tf.costs.form import Form
 from dprp_tf.deploy.exporters.source import Source
 from dprp_tf.deploy.measurement.benchmark import measure_files
+from dprp_tf.deploy.measurement.conditions import busy_kinds
 from dprp_tf.deploy.measurement.intervals import ratio_interval
 from dprp_tf.deploy.planning.probes import Geometry, Site, probe
 from dprp_tf.deploy.targets import Target, TargetError
+from dprp_tf.deploy.targets.answers import check_description
 from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.files.cache import cache_folder
@@ -46,6 +48,9 @@ _MAKERS = ("dprp-tf", "tensorflow", "tf2onnx", "onnxruntime")
 _CHUNK = 48
 # An interval wider than this share of its ratio says that the machine was busy.
 _WIDE = 0.3
+_WIDE_INTERVAL = "Wide interval"
+# Where every hour is busy, measuring again comes to an end.
+_MOST_TRIES = 3
 _DENSE = Form("dense")
 _LEAST_COST = 1e-9
 
@@ -110,7 +115,7 @@ class Setting:
         Raises:
             TargetError: If it can't be reached or lacks the runtime.
         """
-        described = self.target.describe()
+        described = check_description(self.target.spec, self.target.describe())
         name = RUNTIMES[self.runtime][1]
         version = described["runtimes"].get(name)
         if version is None:
@@ -166,6 +171,9 @@ class Setting:
 
 class FormCosts:
     """Measures forms at places on one target, each once, and remembers them.
+
+    What was measured in a busy moment is remembered as such: the next two plans that need it
+    measure it again, and what is doubtful still is named in `warnings`.
 
     Args:
         setting: Where and how.
@@ -255,15 +263,16 @@ class FormCosts:
             known = None if self.refresh else self._read(geometry)
             if known is not None:
                 entries[geometry] = known
-            held = {} if known is None else known.costs
+            held = {} if known is None or known.worth_another_try else known.costs
             needed = [form for form in _exact(forms) if form != _DENSE and form not in held]
-            if needed or known is None:
+            if needed or not held:
                 missing[geometry] = [_DENSE, *needed]
         chunks = _chunks(missing)
         for number, chunk in enumerate(chunks, start=1):
             for geometry, entry in self._measure_chunk(chunk, f"{number} of {len(chunks)}").items():
                 entries[geometry] = _merged(entries.get(geometry), entry)
                 self._write(geometry, entries[geometry])
+        self._warn_of_doubts(entries.values())
         if self._yardstick is None:
             self._measure_chunk({}, "the yardstick")
         assert self._yardstick is not None
@@ -277,6 +286,16 @@ class FormCosts:
                 for cost in (entry.costs[_without_error(form)],)
             }
         return found
+
+    def _warn_of_doubts(self, entries: Iterable[_Entry]) -> None:
+        doubtful = [entry.doubts for entry in entries if entry.doubts]
+        if doubtful:
+            kinds = dict.fromkeys(kind for doubts in doubtful for kind in doubts)
+            said = f"{len(doubtful)} place{'s' * (len(doubtful) > 1)} of layers"
+            self.warnings.append(
+                f"Measured in a busy moment: {said} ({', '.join(kinds).lower()}). Plan again at a "
+                "quiet time, with refresh=True or --refresh, before you believe what is close."
+            )
 
     def _measure_chunk(
         self, chunk: Mapping[Geometry, Sequence[Form]], label: str
@@ -337,6 +356,7 @@ class FormCosts:
             self.warnings += [warning for warning in said if warning not in self.warnings]
         overhead, yardstick = results[0].cost, results[1].cost
         self._yardstick = yardstick
+        busy = busy_kinds(warning for result in results[:1] for warning in result.warnings)
         entries = {}
         position = len(common)
         for geometry, files in paths.items():
@@ -348,7 +368,9 @@ class FormCosts:
                 samples = [max(sample - overhead, _LEAST_COST) for sample in row.samples]
                 cost = max(row.cost - overhead, _LEAST_COST) / self._copies()
                 costs[form] = FormCost(cost, *ratio_interval(samples, dense))
-            entries[geometry] = _Entry(costs, yardstick, rounds)
+            wide = any(_wide(cost) for cost in costs.values())
+            doubts = () if self.setting.exact else (*busy, *[_WIDE_INTERVAL] * wide)
+            entries[geometry] = _Entry(costs, yardstick, rounds, doubts)
         return entries
 
     def _copies(self) -> int:
@@ -375,8 +397,10 @@ class FormCosts:
                 },
                 float(values["yardstick"]),
                 int(values["rounds"]),
+                tuple(map(str, values.get("doubts", ()))),
+                int(values.get("tries", 1)),
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None
         figures = [entry.yardstick, *(f for cost in entry.costs.values() for f in astuple(cost))]
         sound = _DENSE in entry.costs and all(0 < figure < math.inf for figure in figures)
@@ -392,6 +416,8 @@ class FormCosts:
                 "unit": self.setting.target.unit,
                 "yardstick": entry.yardstick,
                 "rounds": entry.rounds,
+                "doubts": list(entry.doubts),
+                "tries": entry.tries,
                 "forms": [
                     {"form": form.as_dict(), **asdict(cost)} for form, cost in entry.costs.items()
                 ],
@@ -401,20 +427,45 @@ class FormCosts:
 
 @dataclass(frozen=True)
 class _Entry:
-    """The forms of one geometry on the scale of one run."""
+    """The forms of one geometry on the scale of one run, and what casts doubt on that."""
 
     costs: dict[Form, FormCost]
     yardstick: float
     rounds: int
+    doubts: tuple[str, ...] = ()
+    tries: int = 1
+
+    @property
+    def worth_another_try(self) -> bool:
+        return bool(self.doubts) and self.tries < _MOST_TRIES
+
+    @property
+    def width(self) -> float:
+        """Of the widest interval, as a share of its ratio."""
+        return max((cost.high - cost.low) / cost.ratio for cost in self.costs.values())
 
 
 def _merged(known: _Entry | None, measured: _Entry) -> _Entry:
-    """Both, on the scale of the run that is older: its dense cost stands."""
+    """Both, on the scale of the run that is older: its dense cost stands.
+
+    What was worth another try is forgotten, unless this one is doubtful too and was no better.
+    """
     if known is None:
         return measured
+    if known.worth_another_try:
+        tries = known.tries + 1
+        worse = bool(measured.doubts) and measured.width > known.width
+        whole = measured.costs.keys() <= known.costs.keys()
+        return replace(known if worse and whole else measured, tries=tries)
     scale = known.costs[_DENSE].cost / measured.costs[_DENSE].cost
     fresh = {form: replace(cost, cost=scale * cost.cost) for form, cost in measured.costs.items()}
-    return _Entry({**fresh, **known.costs}, known.yardstick, min(known.rounds, measured.rounds))
+    return _Entry(
+        {**fresh, **known.costs},
+        known.yardstick,
+        min(known.rounds, measured.rounds),
+        tuple(dict.fromkeys((*known.doubts, *measured.doubts))),
+        known.tries,
+    )
 
 
 def _installed(name: str) -> str | None:
@@ -427,7 +478,11 @@ def _installed(name: str) -> str | None:
 def _unsure(cost: FormCost) -> bool:
     """Whether a form and the dense one can't be told apart, or the machine was very noisy."""
     close = 0.85 < cost.ratio < 1.15 and cost.low < 1 < cost.high
-    return close or cost.high - cost.low > _WIDE * cost.ratio
+    return close or _wide(cost)
+
+
+def _wide(cost: FormCost) -> bool:
+    return cost.high - cost.low > _WIDE * cost.ratio
 
 
 def _exact(forms: Iterable[Form]) -> list[Form]:

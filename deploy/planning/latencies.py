@@ -95,6 +95,8 @@ def measure_latency(
     forms = {site.name: _forms(site, ranks) for site in sites}
     costs = FormCosts(setting, rounds=rounds, cache=cache, refresh=refresh, progress=progress)
     measured = costs.measure_sites(sites, forms)
+    for warning in costs.warnings:
+        progress(f"warning: {warning}")
 
     def total(site: Site, form: Form) -> float:
         return sum(measured[geometry][form].cost for geometry in site.geometries)

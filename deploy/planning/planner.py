@@ -142,8 +142,7 @@ def _choose(
     else:
         form, reason = _DENSE, "no form has fewer MACs"
         if candidates[1:]:
-            best = min(candidates[1:], key=lambda c: c.ratio)
-            reason = f"{best.form} takes {best.ratio:.2f} x"
+            reason = _no_gain(min(candidates[1:], key=lambda c: c.ratio), noise)
     return PlannedLayer(
         name=site.name,
         kernel_shape=tuple(site.layer.kernel_shape),
@@ -152,6 +151,19 @@ def _choose(
         form=form,
         reason=reason,
         candidates=tuple(candidates),
+    )
+
+
+def _no_gain(best: Candidate, noise: float) -> str:
+    """Say why the best of the other forms was not chosen."""
+    told = f"{best.form} takes {best.ratio:.2f} x"
+    if best.ratio >= 1:
+        return told
+    if noise:
+        return f"{best.form} takes {best.ratio:.3f} x, and counts repeat within {noise:.0%} only"
+    return (
+        f"{told}, which is not certain: the interval {best.low:.2f}..{best.high:.2f} reaches 1; "
+        "more rounds would tell"
     )
 
 
@@ -197,8 +209,6 @@ def _prove(
     ]
     if cautious != list(layers) and any(layer.form != _DENSE for layer in cautious):
         plans.append((f"the plan of gains below {_CLEAR_GAIN} x alone", cautious))
-    why = "the model gained nothing"
-    dense_layers = [_kept_dense(layer, why) for layer in layers]
     notes: list[str] = []
     folder = dense_path.parent
     paths, models = [dense_path], []
@@ -238,9 +248,19 @@ def _prove(
     if measured:
         ratio, low, high, choice, cost, macs = min(measured, key=lambda entry: entry[0])
     else:
+        why = "the model gained nothing"
+        # Of noise alone: the median is a gain, and the interval reaches above 1.
+        unsure = [interval for interval in ratios if interval[0] < 1 and not setting.exact]
+        if unsure:
+            ratio, low, high = min(unsure)
+            why = (
+                f"the whole model takes {ratio:.2f} x ({low:.2f}..{high:.2f}), which is not "
+                "certainly less; more rounds would tell"
+            )
         ratio = low = high = 1.0
-        choice, cost, macs = dense_layers, dense.cost, dense_macs
-        notes.append("the dense layers are kept: no other form made the model faster")
+        choice, cost, macs = [_kept_dense(layer, why) for layer in layers], dense.cost, dense_macs
+        certain = " for certain" * bool(unsure)
+        notes.append(f"the dense layers are kept: no other form made the model faster{certain}")
     if not setting.exact:
         said = [warning for result in results for warning in result.warnings]
         # One of each kind: a kind is what stands before the colon.

@@ -38,8 +38,8 @@ def resolve_target(spec: str | Target) -> Target:
 
     Args:
         spec: `"local"`, this machine; `"qemu:cortex-a72"` (or a53, a76), an emulated arm64 core;
-            `"ssh://user@host[:port][?python=PATH&config=FILE&identity=FILE]"`;
-            `"adb://serial[?binary=PATH]"`; or a target, which is given back.
+            `"ssh://user@host[:port][?python=PATH&config=FILE&identity=FILE&timeout=SECONDS]"`;
+            `"adb://serial[?binary=PATH&timeout=SECONDS]"`; or a target, which is given back.
 
     Returns:
         The target. Nothing is run or connected yet.

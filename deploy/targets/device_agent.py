@@ -1,11 +1,14 @@
 """The device's half of a conversation over ssh; its text is sent there, `python3 -c TEXT`.
 
-It speaks lines of JSON, its own marked so that a chatty login shell can't be mistaken for it:
+It speaks lines of JSON, its own marked as the request says, so that neither a chatty login shell
+nor an echo can be mistaken for it:
 
-1. It reads a request: the Python to use, modules needed, files by SHA-256 and suffix, arguments.
+1. It reads a request: the mark, the Python to use, modules needed, files by SHA-256 and suffix,
+   arguments, and how much may be said.
 2. It tells its Python, which modules are absent, and which files it has not got.
 3. It reads each missing file, its size on a line before, checks it and renames it into place.
-4. It runs `edge_runner.py` and tells how that ended. If the connection ends before, it ends that.
+4. It runs `edge_runner.py` and tells how that ended; the file of outputs, if there is one, follows
+   that line as it is. If the connection ends before, or too much is said, it ends that.
 
 Plain Python 3.7 in syntax, so that an old one can say that it is too old; no backslashes, which
 some login shells would take for their own.
@@ -13,7 +16,6 @@ some login shells would take for their own.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import importlib.util
 import json
@@ -28,8 +30,8 @@ from typing import Any
 
 __all__ = ["main"]
 
-_MARK = b"dprp_tf: "
 _KEPT_SECONDS = 30 * 24 * 3600
+_BLOCK = 1 << 20
 
 
 def main() -> int:
@@ -46,8 +48,9 @@ def main() -> int:
     answer["absent"] = [
         names for names in request["modules"] if not any(map(importlib.util.find_spec, names))
     ]
+    mark = request["mark"]
     if sys.version_info < (3, 9) or answer["absent"]:
-        _tell(answer)
+        _tell(mark, answer)
         return 0
     try:
         folder = _folder()
@@ -57,14 +60,14 @@ def main() -> int:
             for position, path in enumerate(paths)
             if _digest(path) != request["files"][position]["sha256"]
         ]
-        _tell(answer)
+        _tell(mark, answer)
         for position in answer["missing"]:
             if not _receive(paths[position], request["files"][position]["sha256"]):
                 return 1
         for path in paths:
             os.utime(path)
     except OSError as error:
-        _tell({"error": str(error)})
+        _tell(mark, {"error": str(error)})
         return 0
     return _run(request, paths)
 
@@ -90,21 +93,36 @@ def _run(request: Any, paths: Any) -> int:
             )
             while child.poll() is None:
                 # The other side sends no more: what can be read now is the end of the stream.
-                if select.select([0], [], [], 0.1)[0] and not os.read(0, 1):
+                left = select.select([0], [], [], 0.1)[0] and not os.read(0, 1)
+                if left or _too_much(request, out, complaints):
                     os.killpg(child.pid, signal.SIGKILL)
                     child.wait()
-                    return 1
+                    if left:
+                        return 1
+            if _too_much(request, out, complaints):
+                said = "edge_runner.py said more than {:,} bytes".format(request["most"])
+                _tell(request["mark"], {"error": said})
+                return 0
             answer = {
                 "returncode": child.returncode,
                 "stdout": _text(out),
                 "stderr": _text(complaints),
                 "paths": paths,
             }
-        if request["outputs"] and os.path.exists(written):
-            with open(written, "rb") as stream:
-                answer["outputs"] = base64.b64encode(stream.read()).decode("ascii")
-    _tell(answer)
+        if not request["outputs"] or not os.path.exists(written):
+            _tell(request["mark"], answer)
+            return 0
+        with open(written, "rb") as stream:
+            answer["outputs"] = os.fstat(stream.fileno()).st_size
+            _tell(request["mark"], answer)
+            for block in iter(lambda: stream.read(_BLOCK), b""):
+                sys.stdout.buffer.write(block)
+            sys.stdout.buffer.flush()
     return 0
+
+
+def _too_much(request: Any, *streams: Any) -> bool:
+    return any(os.fstat(stream.fileno()).st_size > request["most"] for stream in streams)
 
 
 def _text(stream: Any) -> str:
@@ -134,7 +152,7 @@ def _digest(path: str) -> str:
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
+            for block in iter(lambda: stream.read(_BLOCK), b""):
                 digest.update(block)
     except OSError:
         return ""
@@ -147,7 +165,7 @@ def _receive(path: str, expected: str) -> bool:
     try:
         with open(beside, "wb") as stream:
             while left > 0:
-                block = sys.stdin.buffer.read(min(left, 1 << 20))
+                block = sys.stdin.buffer.read(min(left, _BLOCK))
                 if not block:
                     return False
                 stream.write(block)
@@ -163,8 +181,9 @@ def _receive(path: str, expected: str) -> bool:
     return True
 
 
-def _tell(answer: Any) -> None:
-    sys.stdout.buffer.write(_MARK + json.dumps(answer).encode("ascii") + os.linesep.encode())
+def _tell(mark: str, answer: Any) -> None:
+    text = mark + json.dumps(answer) + os.linesep
+    sys.stdout.buffer.write(text.encode("ascii"))
     sys.stdout.buffer.flush()
 
 

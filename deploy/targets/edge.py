@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import abc
-import json
 import signal
 import tempfile
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dprp_tf.deploy.targets.answers import check_description, check_measurement, plain_text
+from dprp_tf.deploy.targets.child import Ended
+from dprp_tf.deploy.targets.limits import Limits, work_limits
+from dprp_tf.deploy.targets.returned_arrays import read_returned
 from dprp_tf.deploy.targets.target import Target, TargetError
+from dprp_tf.files.json_text import from_json
 
-__all__ = ["RUNNER", "EdgeRunnerTarget", "Finished", "write_arrays"]
+__all__ = ["RUNNER", "EdgeRunnerTarget", "write_arrays"]
 
 RUNNER = Path(__file__).with_name("edge_runner.py")
 _PREFIX = "edge_runner: error: "
 _LACKING = ("no LiteRT here", "no ONNX Runtime here", "no numpy here")
 _NO_MODULE = "No module named "
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How one run of `edge_runner.py` ended.
-
-    Args:
-        returncode: Exit code; the negative number of the signal that ended it, if one did.
-        stdout: What it printed.
-        stderr: What it complained of.
-    """
-
-    returncode: int
-    stdout: str
-    stderr: str
+_NO_CLOCK = "the clock of this machine"
+# A complaint may hold the whole path of a file.
+_MOST_LETTERS = 500
 
 
 class EdgeRunnerTarget(Target):
@@ -46,21 +38,31 @@ class EdgeRunnerTarget(Target):
 
     Attributes:
         remedy: What to do here where a runtime is lacking, as the end of a sentence.
+        more_time: How else to allow more time, as the end of a sentence.
+        slowness: How many times slower than a small board it computes, for the time limit.
+        timeout_s: Seconds after which a run is given up; `None` for a limit by the work.
     """
 
     remedy = ""
+    more_time = ""
+    slowness = 1.0
+    timeout_s: float | None = None
 
     @abc.abstractmethod
-    def _run(self, arguments: Sequence[str | Path], written: Path | None) -> Finished:
+    def _run(self, arguments: Sequence[str | Path], written: Path | None, limits: Limits) -> Ended:
         """Run `edge_runner.py` once.
 
         Args:
             arguments: Its arguments. A `Path` is a file of this machine, which must lie on the
                 target by then under whatever name.
             written: Where to put the file that `--outputs` writes there; `None` for none.
+            limits: What it may take.
 
         Returns:
             How it ended, with the names of files as this machine knows them.
+
+        Raises:
+            TargetError: If it can't be run, or goes beyond the limits; it is ended then.
         """
 
     def describe(self) -> dict[str, Any]:
@@ -72,7 +74,8 @@ class EdgeRunnerTarget(Target):
         Raises:
             TargetError: If the machine can't be reached.
         """
-        return self._ask(["--describe"], [])
+        answer = self._answer(self._ask(["--describe"], [], self._limits()))
+        return check_description(self.spec, answer)
 
     def measure(
         self,
@@ -100,7 +103,8 @@ class EdgeRunnerTarget(Target):
 
         Raises:
             ValueError: If a file or the inputs can't be used.
-            TargetError: If the machine can't be reached, lacks a runtime, or died.
+            TargetError: If the machine can't be reached, lacks a runtime, died, took too long, or
+                gave figures that can't be.
         """
         arguments: list[str | Path] = [*paths]
         arguments += ["--threads", str(threads), "--warmup", str(warmup)]
@@ -109,10 +113,18 @@ class EdgeRunnerTarget(Target):
             arguments += ["--input", inputs]
         if not memory:
             arguments.append("--no-memory")
-        answer = self._ask(arguments, paths)
-        for path, entry in zip(paths, answer["models"], strict=True):
-            entry["path"] = str(path)
-        return answer
+        limits = self._limits(paths, len(paths) * (warmup + repeats), len(paths) * repeats)
+        begun = time.monotonic()
+        answer = self._answer(self._ask(arguments, paths, limits))
+        return check_measurement(
+            self.spec,
+            answer,
+            paths,
+            unit=self.unit,
+            threads=threads,
+            repeats=repeats,
+            elapsed_s=time.monotonic() - begun,
+        )
 
     def outputs(
         self, path: Path, inputs: Mapping[str, np.ndarray] | np.ndarray
@@ -128,48 +140,72 @@ class EdgeRunnerTarget(Target):
 
         Raises:
             ValueError: If the file or the inputs can't be used.
-            TargetError: If the machine can't be reached, lacks a runtime, or died.
+            TargetError: If the machine can't be reached, lacks a runtime, died, took too long, or
+                gave no such arrays.
         """
+        arrays = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+        samples = min((len(np.atleast_1d(array)) for array in arrays), default=0)
         with tempfile.TemporaryDirectory() as folder:
             written = Path(folder) / "outputs.npz"
             given = write_arrays(inputs, Path(folder) / "inputs")
-            self._ask([path, "--input", given], [path], written)
-            with np.load(written, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
+            limits = self._limits([path, given], samples)
+            self._ask([path, "--input", given], [path], limits, written)
+            if not written.is_file():
+                raise TargetError(f"{self.spec}: edge_runner.py wrote no outputs of {path}.")
+            return read_returned(self.spec, written, samples, limits.output_bytes)
+
+    def _limits(self, files: Sequence[Path] = (), inferences: int = 0, samples: int = 0) -> Limits:
+        return work_limits(files, inferences, samples, self.timeout_s, self.slowness)
+
+    def _overrun(self, reason: object) -> TargetError:
+        return TargetError(
+            f"{self.spec}: what runs there {reason} and was ended. If it is only slow, make the "
+            f"target with a larger `timeout_s`{self.more_time}."
+        )
 
     def _ask(
-        self, arguments: Sequence[str | Path], paths: Sequence[Path], written: Path | None = None
-    ) -> dict[str, Any]:
-        finished = self._run(arguments, written)
+        self,
+        arguments: Sequence[str | Path],
+        paths: Sequence[Path],
+        limits: Limits,
+        written: Path | None = None,
+    ) -> str:
+        """Run it and return what it printed, or raise what its end means."""
+        finished = self._run(arguments, written, limits)
         if finished.returncode != 0:
             raise self._failure(finished, paths)
-        if written is not None:
-            if not written.is_file():
-                raise TargetError(f"{self.spec}: edge_runner.py wrote no outputs of {paths[0]}.")
-            return {}
-        lines = finished.stdout.splitlines()
-        try:
-            answer = json.loads(lines[-1])
-        except (IndexError, ValueError) as error:
-            raise TargetError(
-                f"{self.spec}: edge_runner.py gave no answer. Received: {finished.stdout[-200:]!r}."
-            ) from error
-        return dict(answer)
+        return finished.stdout
 
-    def _failure(self, finished: Finished, paths: Sequence[Path]) -> Exception:
+    def _answer(self, printed: str) -> Any:
+        lines = printed.splitlines()
+        try:
+            return from_json(lines[-1])
+        except (IndexError, ValueError) as error:
+            why = plain_text(str(error)) if lines else "it printed nothing"
+            raise TargetError(
+                f"{self.spec}: edge_runner.py must answer in JSON. Received: "
+                f"{plain_text(printed[-_MOST_LETTERS:])!r} ({why}). Look at what runs there."
+            ) from error
+
+    def _failure(self, finished: Ended, paths: Sequence[Path]) -> Exception:
         names = ", ".join(str(path) for path in paths)
         lines = [line for line in finished.stderr.splitlines() if line.strip()]
+        lines = [plain_text(line, _MOST_LETTERS) for line in lines]
         for line in lines:
             told = line.removeprefix(_PREFIX)
             if told.startswith(_LACKING) or _NO_MODULE in line:
                 return TargetError(f"{self.spec} lacks what {names} needs: {told}{self.remedy}")
+            if told.startswith(_NO_CLOCK):
+                return TargetError(f"{self.spec}: {told}")
         for line in lines:
             if line.startswith(_PREFIX):
                 return ValueError(
                     f"`path` must name a file that runs. Received: {line.removeprefix(_PREFIX)}"
                 )
         if finished.returncode < 0:
-            cause = signal.Signals(-finished.returncode).name
+            number = -finished.returncode
+            known = number in signal.valid_signals()
+            cause = signal.Signals(number).name if known else f"signal {number}"
             return TargetError(
                 f"{self.spec}: the runtime crashed ({cause}) on {names}. Is a file damaged?"
             )

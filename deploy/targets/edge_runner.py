@@ -35,8 +35,10 @@ __all__ = [
     "RunnerError",
     "count_instructions",
     "describe",
+    "drift",
     "main",
     "measure",
+    "summarize",
     "write_outputs",
 ]
 
@@ -267,7 +269,7 @@ def measure(
             "warmup": warmup,
             "repeats": repeats,
             "invocations_per_sample": invocations[position],
-            **_statistics(samples[position]),
+            **summarize(samples[position]),
             "samples_ms": samples[position],
         }
         entry.update(_memory(path, threads, input_path, seed) if memory else _no_memory())
@@ -277,7 +279,7 @@ def measure(
         "conditions": {
             "before": before,
             "after": after,
-            "drift": [_drift(timed) for timed in samples],
+            "drift": [drift(timed) for timed in samples],
         },
         "models": models,
     }
@@ -390,6 +392,46 @@ def write_outputs(
     }
 
 
+def summarize(samples: list[float]) -> dict[str, float]:
+    """Condense samples of one model.
+
+    Args:
+        samples: Times in milliseconds, each above 0, one or more.
+
+    Returns:
+        Median, 10th and 90th percentile, minimum and mean in milliseconds, and the interquartile
+        range as a share of the median.
+    """
+    import numpy as np
+
+    low, quarter, median, three_quarters, high = np.percentile(samples, [10, 25, 50, 75, 90])
+    return {
+        "median_ms": float(median),
+        "p10_ms": float(low),
+        "p90_ms": float(high),
+        "min_ms": float(min(samples)),
+        "mean_ms": float(np.mean(samples)),
+        "spread": float((three_quarters - quarter) / median),
+    }
+
+
+def drift(samples: list[float]) -> float | None:
+    """Compare the end of a series of samples with its beginning.
+
+    Args:
+        samples: Times, each above 0, in order.
+
+    Returns:
+        Median of the last third over that of the first, `None` for fewer than three.
+    """
+    import numpy as np
+
+    third = len(samples) // 3
+    if third == 0:
+        return None
+    return float(np.median(samples[-third:]) / np.median(samples[:third]))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -445,7 +487,7 @@ def main(arguments: list[str] | None = None) -> int:
                 memory=not options.no_memory,
                 **given,
             )
-        text = json.dumps(result)
+        text = json.dumps(result, allow_nan=False)
         if options.json is not None:
             beside = options.json.with_name(f".{options.json.name}.part")
             beside.write_text(text + "\n", encoding="utf-8")
@@ -538,15 +580,6 @@ def _machine_seconds() -> dict[str, float | None]:
     ticks = os.sysconf("SC_CLK_TCK")
     busy = sum(values[:3]) + sum(values[5:7])
     return {"machine_cpu_s": busy / ticks, "stolen_cpu_s": values[7] / ticks}
-
-
-def _drift(samples: list[float]) -> float | None:
-    import numpy as np
-
-    third = len(samples) // 3
-    if third == 0:
-        return None
-    return float(np.median(samples[-third:]) / np.median(samples[:third]))
 
 
 def _text(path: str | Path) -> str | None:
@@ -745,21 +778,13 @@ def _sample(runner: _LiteRT | _OnnxRuntime, invocations: int) -> float:
     start = time.perf_counter_ns()
     for _ in range(invocations):
         runner.invoke()
-    return (time.perf_counter_ns() - start) / invocations / 1e6
-
-
-def _statistics(samples: list[float]) -> dict[str, float]:
-    import numpy as np
-
-    low, quarter, median, three_quarters, high = np.percentile(samples, [10, 25, 50, 75, 90])
-    return {
-        "median_ms": float(median),
-        "p10_ms": float(low),
-        "p90_ms": float(high),
-        "min_ms": float(min(samples)),
-        "mean_ms": float(np.mean(samples)),
-        "spread": float((three_quarters - quarter) / median),
-    }
+    elapsed = time.perf_counter_ns() - start
+    if elapsed <= 0:
+        raise RunnerError(
+            f"the clock of this machine moved by {elapsed} ns during {invocations} inferences: "
+            "nothing can be timed with it"
+        )
+    return elapsed / invocations / 1e6
 
 
 def _no_memory() -> dict[str, Any]:

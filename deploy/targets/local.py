@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from dprp_tf.deploy.targets.edge import RUNNER, EdgeRunnerTarget, Finished
+from dprp_tf.deploy.targets.child import Ended, LimitError, run_limited
+from dprp_tf.deploy.targets.edge import RUNNER, EdgeRunnerTarget
+from dprp_tf.deploy.targets.limits import Limits, check_timeout
 
 __all__ = ["LocalTarget"]
 
 
 class LocalTarget(EdgeRunnerTarget):
     """This machine: files run in a process of their own, without TensorFlow.
+
+    Args:
+        timeout_s: Seconds after which a run is given up, above 0. Defaults to five minutes, one
+            for each file and 5 s for each inference.
+
+    Raises:
+        ValueError: If the timeout is not above 0.
 
     Example:
 
@@ -44,7 +52,10 @@ class LocalTarget(EdgeRunnerTarget):
             raise ValueError(f'`target` must be "local". Received: target={spec!r}.')
         return cls()
 
-    def _run(self, arguments: Sequence[str | Path], written: Path | None) -> Finished:
+    def __init__(self, timeout_s: float | None = None) -> None:
+        self.timeout_s = check_timeout(timeout_s)
+
+    def _run(self, arguments: Sequence[str | Path], written: Path | None, limits: Limits) -> Ended:
         command = [sys.executable, "-P", str(RUNNER)]
         # An absolute path can't be taken for an option.
         command += [
@@ -53,5 +64,7 @@ class LocalTarget(EdgeRunnerTarget):
         ]
         if written is not None:
             command += ["--outputs", str(written)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return Finished(done.returncode, done.stdout, done.stderr)
+        try:
+            return run_limited(command, seconds=limits.seconds, most_bytes=limits.answer_bytes)
+        except LimitError as error:
+            raise self._overrun(error) from error

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from dprp_tf.deploy.targets.answers import AnswerCheck, check_measurement
+from dprp_tf.deploy.targets.child import Ended, LimitError, run_limited
 from dprp_tf.deploy.targets.cores import CORES
-from dprp_tf.deploy.targets.edge import RUNNER, EdgeRunnerTarget, Finished
+from dprp_tf.deploy.targets.edge import RUNNER, EdgeRunnerTarget
+from dprp_tf.deploy.targets.limits import Limits, check_timeout
 from dprp_tf.deploy.targets.sandbox import Sandbox, build_sandbox
 from dprp_tf.deploy.targets.target import TargetError
-from dprp_tf.files.arguments import check_number
 from dprp_tf.files.cache import cache_folder
 
 __all__ = ["EmulatedTarget"]
 
 _SCHEME = "qemu:"
+_INFERENCES = 4
+_COUNT = re.compile(r"instructions ([0-9]{1,9}) ([0-9]{1,18})")
 
 
 class EmulatedTarget(EdgeRunnerTarget):
@@ -38,7 +41,8 @@ class EmulatedTarget(EdgeRunnerTarget):
         spec: `"qemu:cortex-a53"`, `"qemu:cortex-a72"` or `"qemu:cortex-a76"`: the cores of
             Raspberry Pi 3, 4 and 5. Defaults to `"qemu:cortex-a72"`.
         sandbox: A sandbox built before. Defaults to building or finding one in the cache folder.
-        timeout_s: Seconds after which a run is given up. Defaults to 1800.
+        timeout_s: Seconds after which a run is given up, above 0. Defaults to five minutes, 20
+            for each file, and 100 s for each inference.
 
     Raises:
         ValueError: If the core is another, or the timeout is not above 0.
@@ -51,6 +55,7 @@ class EmulatedTarget(EdgeRunnerTarget):
 
     example = "qemu:cortex-a72"
     unit = "instructions"
+    slowness = 20.0
 
     @classmethod
     def from_spec(cls, spec: str) -> Self:
@@ -71,7 +76,7 @@ class EmulatedTarget(EdgeRunnerTarget):
         self,
         spec: str = "qemu:cortex-a72",
         sandbox: Sandbox | None = None,
-        timeout_s: float = 1800.0,
+        timeout_s: float | None = None,
     ) -> None:
         core = spec.removeprefix(_SCHEME)
         if not spec.startswith(_SCHEME) or core not in CORES:
@@ -79,11 +84,10 @@ class EmulatedTarget(EdgeRunnerTarget):
                 f"`target` must be one of {[_SCHEME + name for name in CORES]} to emulate arm64. "
                 f"Received: target={spec!r}."
             )
-        check_number("timeout_s", timeout_s, above=0)
         self.spec = spec
         self._core = core
         self._sandbox = sandbox
-        self._timeout_s = timeout_s
+        self.timeout_s = check_timeout(timeout_s)
 
     def measure(
         self,
@@ -117,11 +121,22 @@ class EmulatedTarget(EdgeRunnerTarget):
         if inputs is not None:
             arguments += ["--input", inputs]
         answer, counted = self._count(arguments, paths)
-        for path, entry in zip(paths, answer["models"], strict=True):
-            first, last = entry.pop("markers")
-            entry["path"] = str(path)
-            entry["instructions"] = float(counted[last] - counted[first])
-        return answer
+        check = AnswerCheck(self.spec)
+        models = check.list("models", check.mapping("answer", answer).get("models"), len(paths))
+        entries = []
+        for position, entry in enumerate(models):
+            known = check.mapping("models", entry)
+            first, last = 2 * position + 1, 2 * position + 2
+            instructions = self._between(counted, first, last)
+            entries.append({**known, "instructions": float(instructions)})
+        return check_measurement(
+            self.spec,
+            {**answer, "models": entries},
+            paths,
+            unit=self.unit,
+            threads=threads,
+            repeats=1,
+        )
 
     def cold_start(self, path: Path, threads: int = 1) -> dict[str, int | None]:
         """Count what a fresh process does until its first inference is done, and its memory.
@@ -147,42 +162,54 @@ class EmulatedTarget(EdgeRunnerTarget):
         arguments: list[str | Path] = [path, "--memory-only", "--instructions"]
         arguments += ["--threads", str(threads)]
         answer, counted = self._count(arguments, [path])
-        load = counted[2] - counted[1] + counted[4] - counted[3]
-        first = counted[6] - counted[5]
+        load = self._between(counted, 1, 2) + self._between(counted, 3, 4)
+        first = self._between(counted, 5, 6)
+        check = AnswerCheck(self.spec)
+        memory = {
+            name: None if value is None else check.integer(name, value)
+            for name in ("resident_memory_bytes", "model_resident_memory_bytes")
+            for value in (check.mapping("answer", answer).get(name),)
+        }
         return {
             "python_instructions": counted[1],
             "load_instructions": load,
             "first_inference_instructions": first,
             "cold_start_instructions": load + first,
-            "resident_memory_bytes": answer["resident_memory_bytes"],
-            "model_memory_bytes": answer["model_resident_memory_bytes"],
+            "resident_memory_bytes": memory["resident_memory_bytes"],
+            "model_memory_bytes": memory["model_resident_memory_bytes"],
         }
+
+    def _between(self, counted: Mapping[int, int], first: int, last: int) -> int:
+        """Return the instructions between two markers, which are counted upwards."""
+        if not counted.get(first, 0) < counted.get(last, 0):
+            received = f"{counted.get(first)}, then {counted.get(last)}"
+            raise AnswerCheck(self.spec).error("`instructions` must go up", received)
+        return counted[last] - counted.get(first, 0)
 
     def _count(
         self, arguments: Sequence[str | Path], paths: Sequence[Path]
     ) -> tuple[dict[str, Any], dict[int, int]]:
+        limits = self._limits(paths, _INFERENCES * len(paths))
         with tempfile.TemporaryDirectory() as folder:
             counts = Path(folder) / "counts"
-            finished = self._emulate(arguments, counts)
+            finished = self._emulate(arguments, counts, limits)
             if finished.returncode != 0:
                 raise self._failure(finished, paths)
             lines = counts.read_text(encoding="utf-8").splitlines() if counts.is_file() else []
-        counted = {}
-        for line in lines:
-            word, _, numbers = line.partition(" ")
-            if word == "instructions":
-                tag, count = numbers.split()
-                counted[int(tag)] = int(count)
+        found = [_COUNT.fullmatch(line) for line in lines]
+        counted = {int(match[1]): int(match[2]) for match in found if match}
         if not counted:
             raise TargetError(f"{self.spec}: QEMU counted nothing. Delete {self._ready().folder}.")
-        return json.loads(finished.stdout.splitlines()[-1]), counted
+        return self._answer(finished.stdout), counted
 
-    def _run(self, arguments: Sequence[str | Path], written: Path | None) -> Finished:
+    def _run(self, arguments: Sequence[str | Path], written: Path | None, limits: Limits) -> Ended:
         if written is not None:
             arguments = [*arguments, "--outputs", written]
-        return self._emulate(arguments, None)
+        return self._emulate(arguments, None, limits)
 
-    def _emulate(self, arguments: Sequence[str | Path], counts: Path | None) -> Finished:
+    def _emulate(
+        self, arguments: Sequence[str | Path], counts: Path | None, limits: Limits
+    ) -> Ended:
         sandbox = self._ready()
         absolute = [
             argument.absolute() if isinstance(argument, Path) else argument
@@ -193,21 +220,15 @@ class EmulatedTarget(EdgeRunnerTarget):
             runner = Path(folder) / RUNNER.name
             shutil.copyfile(RUNNER, runner)
             try:
-                done = subprocess.run(
+                return run_limited(
                     sandbox.command(self._core, [runner, *absolute], counts),
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                    cwd=folder,
-                    env=sandbox.environment(),
-                    stdin=subprocess.DEVNULL,
-                    timeout=self._timeout_s,
+                    seconds=limits.seconds,
+                    most_bytes=limits.answer_bytes,
+                    environment=sandbox.environment(),
+                    folder=folder,
                 )
-            except subprocess.TimeoutExpired as error:
-                raise TargetError(
-                    f"{self.spec}: nothing came of it in {self._timeout_s:g} s. Raise `timeout_s`."
-                ) from error
-        return Finished(done.returncode, done.stdout, done.stderr)
+            except LimitError as error:
+                raise self._overrun(error) from error
 
     def _ready(self) -> Sandbox:
         if self._sandbox is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -18,12 +17,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dprp_tf.deploy.targets.answers import check_description, plain_text
+from dprp_tf.deploy.targets.child import LimitError, run_limited
 from dprp_tf.deploy.targets.cores import CORES, write_core_files
 from dprp_tf.deploy.targets.edge import RUNNER
 from dprp_tf.deploy.targets.edge_runner import MARKER_SYSCALL
 from dprp_tf.deploy.targets.target import TargetError
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.files.cache import cache_folder
+from dprp_tf.files.json_text import from_json
 from dprp_tf.files.lock import alone_in
 
 __all__ = ["Sandbox", "build_sandbox", "missing_tools"]
@@ -35,6 +37,7 @@ _TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "cc")
 _RUNTIMES = ("ai-edge-litert", "onnxruntime", "numpy")
 _WHEEL_PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 _TIMEOUT_S = 900
+_MOST_BYTES = 64 << 20
 _USELESS = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/perl5", "var")
 
 
@@ -192,8 +195,15 @@ def _name(versions: dict[str, str]) -> str:
 
 
 def _open(folder: Path) -> Sandbox:
-    told = read_json(folder / "sandbox.json")
-    return Sandbox(folder, told["python"], told["emulator"])
+    path = folder / "sandbox.json"
+    try:
+        told = read_json(path)
+        return Sandbox(folder, str(told["python"]), str(told["emulator"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise TargetError(
+            f"{path} must say what the arm64 sandbox holds. Received: {error}. Delete {folder}; "
+            "it is built anew."
+        ) from error
 
 
 def _fill(
@@ -351,7 +361,13 @@ def _prove(sandbox: Sandbox, tell: Callable[[str], None]) -> None:
         )
     finally:
         runner.unlink()
-    runtimes = json.loads(told.splitlines()[-1])["runtimes"]
+    try:
+        answer = from_json(told.splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        raise TargetError(
+            f"The arm64 sandbox was built, but answers nothing: {plain_text(told[-200:])!r}."
+        ) from error
+    runtimes = check_description("The arm64 sandbox", answer)["runtimes"]
     if None in runtimes.values():
         raise TargetError(f"The arm64 sandbox was built, but a runtime fails: {runtimes}.")
 
@@ -370,17 +386,11 @@ def _tool(command: Sequence[str], what: str, environment: dict[str, str] | None 
     if environment is None:
         environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     try:
-        done = subprocess.run(
-            list(command),
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            timeout=_TIMEOUT_S,
+        done = run_limited(
+            command, seconds=_TIMEOUT_S, most_bytes=_MOST_BYTES, environment=environment
         )
-    except subprocess.TimeoutExpired as error:
-        raise TargetError(f"{what} took more than {_TIMEOUT_S} s.") from error
+    except LimitError as error:
+        raise TargetError(f"{what} (needed for the arm64 sandbox) {error}.") from error
     if done.returncode != 0:
         complaints = [line for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in complaints if re.match(r"E:|ERROR|.*\berror\b", line)]

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import hashlib
-import json
 import re
+import secrets
 import shlex
-import subprocess
-import tempfile
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from dprp_tf.deploy.targets.edge import RUNNER, EdgeRunnerTarget, Finished
+from dprp_tf.deploy.targets.answers import AnswerCheck, plain_text
+from dprp_tf.deploy.targets.child import Child, Ended, LimitError
+from dprp_tf.deploy.targets.edge import RUNNER, EdgeRunnerTarget
+from dprp_tf.deploy.targets.limits import Limits, check_timeout
 from dprp_tf.deploy.targets.spec import split_spec
 from dprp_tf.deploy.targets.target import TargetError
 from dprp_tf.files.arguments import check_integer
+from dprp_tf.files.json_text import from_json, to_json
 
 __all__ = ["SSHTarget"]
 
 _AGENT = Path(__file__).with_name("device_agent.py")
-_MARK = b"dprp_tf: "
 _MINIMUM_PYTHON = (3, 9)
+_PYTHON_VERSION = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})")
 _ADDRESS = re.compile(r"(?P<user>[^@]*)@(?P<host>\[[^\]]*\]|[^:]*)(:(?P<port>[0-9]+))?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?")
@@ -34,7 +34,10 @@ _MODULES = {
 }
 _KEEP_ALIVE_SECONDS = 10
 _KEEP_ALIVE_COUNT = 3
-_END_SECONDS = 10
+_END_SECONDS = 10.0
+# Of the connection besides the answer: a greeting, and what JSON escapes.
+_TALK_BYTES = 4 << 20
+_ESCAPED = 6
 
 
 class SSHTarget(EdgeRunnerTarget):
@@ -59,6 +62,8 @@ class SSHTarget(EdgeRunnerTarget):
             to these.
         connect_timeout: Seconds to wait for a connection, 1 or more. Defaults to 10.
         identity_file: Private key to log in with. Defaults to your agent's and ssh's own.
+        timeout_s: Seconds after which a run is given up, above 0. Defaults to five minutes, one
+            for each file, 10 s for each megabyte of it, and 5 s for each inference.
 
     Raises:
         ValueError: If an argument is out of range or could be taken for an option of ssh.
@@ -71,6 +76,7 @@ class SSHTarget(EdgeRunnerTarget):
     """
 
     example = "ssh://user@host:22"
+    more_time = ", or with ?timeout=SECONDS"
 
     def __init__(
         self,
@@ -81,6 +87,7 @@ class SSHTarget(EdgeRunnerTarget):
         config_file: str | Path | None = None,
         connect_timeout: int = 10,
         identity_file: str | Path | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         if not _USER.fullmatch(user):
             raise ValueError(
@@ -101,6 +108,7 @@ class SSHTarget(EdgeRunnerTarget):
         self.connect_timeout = connect_timeout
         self.config_file = _existing(config_file, "config_file")
         self.identity_file = _existing(identity_file, "identity_file")
+        self.timeout_s = check_timeout(timeout_s)
         address = f"[{host}]" if ":" in host else host
         self.spec = f"ssh://{user}@{address}:{port}"
         if python != "python3":
@@ -126,7 +134,7 @@ class SSHTarget(EdgeRunnerTarget):
         >>> SSHTarget.from_spec("ssh://pi@[fe80::1]:2222").port
         2222
         """
-        address, options = split_spec(spec, "ssh", ("python", "config", "identity"))
+        address, options = split_spec(spec, "ssh", ("python", "config", "identity", "timeout"))
         found = _ADDRESS.fullmatch(address)
         if not found:
             raise ValueError(
@@ -139,9 +147,10 @@ class SSHTarget(EdgeRunnerTarget):
             python=options.get("python", "python3"),
             config_file=options.get("config"),
             identity_file=options.get("identity"),
+            timeout_s=check_timeout(options.get("timeout")),
         )
 
-    def _run(self, arguments: Sequence[str | Path], written: Path | None) -> Finished:
+    def _run(self, arguments: Sequence[str | Path], written: Path | None, limits: Limits) -> Ended:
         sources: dict[tuple[str, str], Path] = {}
         numbered: list[str | int] = []
         for argument in (RUNNER, *arguments):
@@ -153,83 +162,118 @@ class SSHTarget(EdgeRunnerTarget):
                 numbered.append(argument)
         suffixes = {suffix for _, suffix in sources} & set(_MODULES)
         modules = [_MODULES[suffix][0] for suffix in sorted(suffixes)]
+        # Nobody else says this: neither a greeting, nor what answered another time.
+        mark = f"dprp_tf {secrets.token_hex(8)}: "
         request = {
+            "mark": mark,
+            "most": limits.answer_bytes,
             "python": self.python,
             "files": [{"sha256": digest, "suffix": suffix} for digest, suffix in sources],
             "arguments": numbered,
             "modules": [["numpy"], *modules] if modules else [],
             "outputs": written is not None,
         }
-        with self._conversation() as (send, receive):
-            send(json.dumps(request).encode("ascii") + b"\n")
-            answer = receive()
-            self._check(answer)
-            contents = list(sources.values())
-            for position in answer["missing"]:
-                content = contents[position].read_bytes()
-                send(b"%d\n" % len(content))
-                send(content)
-            answer = receive()
-        if written is not None and "outputs" in answer:
-            written.write_bytes(base64.b64decode(answer["outputs"]))
-        complaint = answer["stderr"]
-        for remote, path in zip(answer["paths"], contents, strict=True):
-            complaint = complaint.replace(remote, str(path))
-        return Finished(int(answer["returncode"]), answer["stdout"], complaint)
-
-    @contextlib.contextmanager
-    def _conversation(self) -> Iterator[tuple[Any, Any]]:
-        with tempfile.TemporaryFile() as errors:
-            try:
-                process = subprocess.Popen(
-                    self._command(),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                )
-            except FileNotFoundError as error:
-                raise TargetError(
-                    f"{self.spec} needs OpenSSH's client, and there is no `ssh` on the PATH of "
-                    "this machine. Install it (Debian: apt install openssh-client)."
-                ) from error
-            assert process.stdin is not None
-            assert process.stdout is not None
-            to, back = process.stdin, process.stdout
-
-            def ended() -> TargetError:
-                _close(to)
-                returncode = process.wait()
-                errors.seek(0)
-                return self._connection_failure(
-                    returncode, errors.read().decode("utf-8", "replace")
-                )
-
-            def send(content: bytes) -> None:
+        most = _TALK_BYTES + _ESCAPED * limits.answer_bytes
+        most += limits.output_bytes if written is not None else 0
+        contents = list(sources.values())
+        try:
+            with Child(self._command(), seconds=limits.seconds, most_bytes=most, talks=True) as ssh:
                 try:
-                    to.write(content)
-                    to.flush()
+                    ssh.send(to_json(request).encode("ascii") + b"\n")
+                    first = self._receive(ssh, mark)
+                    missing = self._missing(first, request["modules"], len(contents))
+                    for position in missing:
+                        content = contents[position].read_bytes()
+                        ssh.send(b"%d\n" % len(content))
+                        ssh.send(content)
+                    answer = self._receive(ssh, mark)
+                    finished, size = self._finished(answer, sources, limits)
+                    if written is not None and size is not None and not ssh.copy(size, written):
+                        raise self._ended(ssh)
                 except BrokenPipeError as error:
-                    raise ended() from error
+                    raise self._ended(ssh) from error
+        except FileNotFoundError as error:
+            raise TargetError(
+                f"{self.spec} needs OpenSSH's client, and there is no `ssh` on the PATH of "
+                "this machine. Install it (Debian: apt install openssh-client)."
+            ) from error
+        except LimitError as error:
+            raise self._overrun(error) from error
+        return finished
 
-            def receive() -> dict[str, Any]:
-                for line in back:
-                    if line.startswith(_MARK):
-                        answer = dict(json.loads(line.removeprefix(_MARK)))
-                        if "error" in answer:
-                            raise TargetError(f"{self.spec}: on the device: {answer['error']}.")
-                        return answer
-                raise ended()
-
+    def _receive(self, ssh: Child, mark: str) -> Any:
+        """Read the device's next answer, past whatever else is printed."""
+        while (line := ssh.line()) is not None:
+            if not line.startswith(mark.encode("ascii")):
+                continue
+            text = line[len(mark) :]
+            check = AnswerCheck(self.spec)
             try:
-                yield send, receive
-            finally:
-                _close(to)
-                back.close()
-                try:
-                    process.wait(_END_SECONDS)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                answer = from_json(text.decode("utf-8"))
+            except ValueError as error:
+                told = f"its words must be JSON ({plain_text(str(error))})"
+                raise check.error(told, text[:200].decode("utf-8", "replace")) from error
+            if "error" in check.mapping("answer", answer):
+                said = check.text("error", answer["error"])
+                raise TargetError(f"{self.spec}: on the device: {said}.")
+            return answer
+        raise self._ended(ssh)
+
+    def _ended(self, ssh: Child) -> TargetError:
+        """Say why the connection ended before the answer."""
+        ended = ssh.finish(_END_SECONDS)
+        return self._connection_failure(ended.returncode, ended.stderr)
+
+    def _missing(self, answer: Any, modules: Sequence[Sequence[str]], files: int) -> list[int]:
+        """Take what the device says of itself, and the positions of the files it has not got."""
+        check = AnswerCheck(self.spec)
+        python = check.text("python", answer.get("python"))
+        version = _PYTHON_VERSION.fullmatch(python)
+        if version is None:
+            raise check.error("`python` must be a version", python)
+        if (int(version[1]), int(version[2])) < _MINIMUM_PYTHON:
+            raise TargetError(
+                f"{self.spec}: {self.python} there is Python {python}, and 3.9 or newer "
+                "is needed. Name another with ?python=PATH."
+            )
+        absent = check.list("absent", answer.get("absent"))
+        if not all(names in modules for names in absent):
+            raise check.error("`absent` must hold modules that were asked for", absent)
+        if absent:
+            packages = {"numpy": "numpy"}
+            packages |= {names[0]: package for names, package in _MODULES.values()}
+            lacking = [packages[names[0]] for names in absent]
+            raise TargetError(
+                f"{self.spec}: {self.python} there lacks {' and '.join(lacking)}. Install on the "
+                f"device: {self.python} -m pip install {' '.join(lacking)}; or name another "
+                "Python with ?python=PATH."
+            )
+        missing = check.list("missing", answer.get("missing"))
+        positions = [check.integer("missing", place, 0, files - 1) for place in missing]
+        if len(set(positions)) < len(positions):
+            raise check.error("`missing` must name each file once", missing)
+        return positions
+
+    def _finished(
+        self, answer: Any, sources: Mapping[tuple[str, str], Path], limits: Limits
+    ) -> tuple[Ended, int | None]:
+        """Take how the run ended, and the size of the outputs that follow."""
+        check = AnswerCheck(self.spec)
+        code = check.integer("returncode", answer.get("returncode"), -255, 255)
+        words = {name: answer.get(name) for name in ("stdout", "stderr")}
+        for name, value in words.items():
+            if not isinstance(value, str):
+                raise check.error(f"`{name}` must be text", value)
+        complaint = words["stderr"]
+        paths = check.list("paths", answer.get("paths"), len(sources))
+        for remote, ((digest, suffix), path) in zip(paths, sources.items(), strict=True):
+            if not isinstance(remote, str) or not remote.endswith(digest + suffix):
+                raise check.error("`paths` must be those of the files", remote)
+            complaint = complaint.replace(remote, str(path))
+        size = answer.get("outputs")
+        if size is not None:
+            check.integer("outputs", size, 0, limits.output_bytes)
+        return Ended(code, words["stdout"], complaint), size
 
     def _command(self) -> list[str]:
         options = {
@@ -260,25 +304,8 @@ class SSHTarget(EdgeRunnerTarget):
         command += ["-p", str(self.port), "-l", self.user, "--", self.host]
         return [*command, " ".join(shlex.quote(word) for word in remote)]
 
-    def _check(self, answer: dict[str, Any]) -> None:
-        version = tuple(int(part) for part in answer["python"].split("."))
-        if version < _MINIMUM_PYTHON:
-            raise TargetError(
-                f"{self.spec}: {self.python} there is Python {answer['python']}, and 3.9 or newer "
-                "is needed. Name another with ?python=PATH."
-            )
-        if answer["absent"]:
-            packages = {"numpy": "numpy"}
-            packages |= {names[0]: package for names, package in _MODULES.values()}
-            lacking = [packages[names[0]] for names in answer["absent"]]
-            raise TargetError(
-                f"{self.spec}: {self.python} there lacks {' and '.join(lacking)}. Install on the "
-                f"device: {self.python} -m pip install {' '.join(lacking)}; or name another "
-                "Python with ?python=PATH."
-            )
-
     def _connection_failure(self, returncode: int, complaint: str) -> TargetError:
-        lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+        lines = [plain_text(line.strip()) for line in complaint.splitlines() if line.strip()]
         last = lines[-1] if lines else f"exit code {returncode}"
         login = f"ssh -p {self.port} {self.user}@{self.host}"
         if "IDENTIFICATION HAS CHANGED" in complaint:
@@ -325,8 +352,3 @@ def _existing(path: str | Path | None, argument: str) -> Path | None:
 def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _close(stream: IO[bytes]) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        stream.close()

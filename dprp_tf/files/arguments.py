@@ -96,7 +96,10 @@ def check_number(
     ValueError: `share` must be a finite number above 0 and at most 1. Received: share=1.5
     """
     number = isinstance(value, Real) and not isinstance(value, bool)
-    found = float(value) if number else math.nan
+    try:
+        found = float(value) if number else math.nan
+    except OverflowError:
+        found = math.nan  # an integer beyond what a float holds
     if (
         math.isfinite(found)
         and (minimum is None or found >= minimum)

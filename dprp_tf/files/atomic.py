@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -11,6 +10,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from dprp_tf.files.json_text import from_json, to_json
 
 __all__ = ["atomic_path", "read_json", "remove_leftovers", "write_json", "write_text"]
 
@@ -135,7 +136,8 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
     Args:
         path: Destination file.
-        value: Anything `json` can write.
+        value: Anything `json` can write; NaN and infinities, figures that are missing, become
+            `null`.
 
     Raises:
         OSError: If the destination can't be written.
@@ -146,7 +148,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     >>> import tempfile
     >>> write_json(Path(tempfile.mkdtemp()) / "a.json", {"rank": 3})
     """
-    write_text(path, json.dumps(value, indent=2, allow_nan=True) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -160,7 +162,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         OSError: If the file can't be read.
-        ValueError: If it is no JSON; the message says why and leaves the file's name to the caller.
+        ValueError: If it is no JSON, which knows no NaN; the message says why and leaves the file's
+            name to the caller.
 
     Example:
 
@@ -170,7 +173,4 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     >>> read_json(path)
     {'rank': 3}
     """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    return from_json(Path(path).read_text(encoding="utf-8"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dprp_tf.files.atomic import read_json, write_json
+from dprp_tf.files.json_text import from_json, to_json
 
 __all__ = ["require_same_settings"]
 
@@ -21,7 +21,7 @@ def require_same_settings(path: Path, settings: Mapping[str, Any], what: str) ->
         what: What the folder holds, such as "a selection".
 
     Raises:
-        ValueError: If the file holds other settings; it names those that differ.
+        ValueError: If the file holds other settings; it names those that differ. If it is no JSON.
 
     Example:
 
@@ -32,8 +32,11 @@ def require_same_settings(path: Path, settings: Mapping[str, Any], what: str) ->
     {'seed': 0}
     """
     # As a file gives them back, tuples as lists.
-    wanted = json.loads(json.dumps(settings))
-    found = read_json(path) if path.exists() else wanted
+    wanted = from_json(to_json(settings))
+    try:
+        found = read_json(path) if path.exists() else wanted
+    except ValueError as error:
+        raise ValueError(f"{path} must hold settings in JSON. Received: {error}") from error
     differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
     if differing:
         raise ValueError(

@@ -164,7 +164,10 @@ _STATE: dict[str, Callable[[dict[str, Any]], bool]] = {
         state["plateau"] is None
         or (
             sorted(state["plateau"]) == sorted(Plateau.KEPT)
-            and all(isinstance(value, float) for value in state["plateau"].values())
+            and all(
+                isinstance(value, float) or (value is None and name == "best")
+                for name, value in state["plateau"].items()
+            )
         )
     ),
     "seeds": lambda state: (

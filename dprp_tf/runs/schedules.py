@@ -53,7 +53,8 @@ class Plateau(keras.callbacks.ReduceLROnPlateau):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         for name, value in (self._restored or {}).items():
-            setattr(self, name, value)
+            # No best yet is infinite, which no JSON holds.
+            setattr(self, name, math.inf if value is None else value)
 
     def state(self) -> dict[str, float]:
         """Return what a later run must be given to go on: JSON-ready values by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from dprp_tf.costs.rank_space import Ranks
 from dprp_tf.files.atomic import write_text
+from dprp_tf.files.json_text import from_json, to_json
 
 __all__ = ["CandidateLog"]
 
@@ -83,14 +85,14 @@ class CandidateLog:
         Args:
             ranks: Ranks by layer; a layer left out is dense.
             kind: What was done with it.
-            **values: What was found, JSON-ready.
+            **values: What was found, JSON-ready; NaN and infinities are read again as NaN.
         """
         key = self._key(ranks, kind)
         self._known[key] = dict(values)
         if self._path is not None:
             line = {"kind": kind, "ranks": self._vector(ranks), **values}
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(to_json(line) + "\n")
 
     def _vector(self, ranks: Mapping[str, Ranks]) -> list[list[int] | None]:
         found = (ranks.get(name) for name in self._layers)
@@ -103,7 +105,7 @@ class CandidateLog:
         assert self._path is not None
         lines = self._path.read_bytes().split(b"\n")
         try:
-            found = json.loads(lines[0])
+            found = from_json(lines[0].decode("utf-8"))
             same = isinstance(found, dict) and found == heading
         except ValueError:
             same = False
@@ -115,12 +117,14 @@ class CandidateLog:
         whole = len(lines[0]) + 1
         for line in lines[1:-1]:  # what follows the last newline is torn, or empty
             try:
-                values = json.loads(line)
+                values = from_json(line.decode("utf-8"))
                 kind, vector = str(values.pop("kind")), values.pop("ranks")
                 if len(vector) != len(self._layers):
                     raise ValueError("ranks of other layers")
             except (ValueError, KeyError, TypeError, AttributeError):
                 break
+            # A figure that no JSON holds was written as missing.
+            values = {name: math.nan if v is None else v for name, v in values.items()}
             self._known[f"{kind} {json.dumps(vector)}"] = values
             whole += len(line) + 1
         if whole < self._path.stat().st_size:

@@ -86,3 +86,8 @@ def test_what_passes_comes_back_as_pythons() -> None:
     assert is_integer(np.int8(0), 0)
     assert not is_integer(np.bool_(True), 0)
     check_choice("c", None, (None, "a"))
+
+
+def test_an_integer_beyond_what_a_float_holds_is_no_number() -> None:
+    with pytest.raises(ValueError, match="`seconds` must be a finite number above 0"):
+        check_number("seconds", 10**400, above=0)

@@ -179,6 +179,20 @@ def test_the_schedule_goes_on_where_it_was(
     assert rates == pytest.approx([0.05, 0.005, 0.0005])
 
 
+def test_a_schedule_without_a_best_goes_on_without_one(
+    broken_off: Path, settings: TrainSettings, digits: Dataset, tmp_path: Path
+) -> None:
+    folder = _copy(broken_off, tmp_path)
+    state = json.loads((folder / "state.json").read_text())
+    # Infinite until an epoch had a loss; JSON knows no infinity.
+    state["plateau"]["best"] = None
+    (folder / "state.json").write_text(json.dumps(state))
+    train(folder, settings, digits)
+    again = json.loads((folder / "state.json").read_text(), parse_constant=pytest.fail)
+    losses = [row["app_loss"] for row in again["history"][1:]]
+    assert again["plateau"]["best"] == pytest.approx(min(losses))
+
+
 def test_a_finished_run_is_returned_and_can_be_prolonged(
     whole: Path, settings: TrainSettings, digits: Dataset, tmp_path: Path
 ) -> None:

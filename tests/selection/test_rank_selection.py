@@ -453,6 +453,18 @@ def test_a_log_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     assert len(CandidateLog(path, ["a", "b"], "another model", fresh=True)) == 0
 
 
+def test_a_log_holds_json_where_a_score_is_no_number(tmp_path: Path) -> None:
+    path = tmp_path / "candidates.jsonl"
+    log = CandidateLog(path, ["a"], "model")
+    log.candidate({"a": (1,)}, accuracy=-math.inf, cross_entropy=math.nan)
+    log.candidate({"a": (2,)}, accuracy=0.5, cross_entropy=1.25)
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in path.open(encoding="utf-8")]
+    assert (rows[1]["accuracy"], rows[1]["cross_entropy"]) == (None, None)
+    again = CandidateLog(path, ["a"], "model")
+    assert all(map(math.isnan, (again.known({"a": (1,)}) or {}).values()))
+    assert again.known({"a": (2,)}) == {"accuracy": 0.5, "cross_entropy": 1.25}
+
+
 def test_layers_that_can_not_fold_stay_out() -> None:
     inputs = keras.Input((6, 6, 6, 4))
     x = keras.layers.Conv3D(8, 3, name="volume")(inputs)

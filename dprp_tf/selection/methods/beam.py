@@ -197,8 +197,10 @@ class _Scores:
             logged = self._problem.log.known(self._named(ranks))
             if logged is None:
                 return False
-            self._found[ranks] = float(logged["accuracy"])
-            self._losses[ranks] = float(logged.get("cross_entropy") or 0.0)
+            # What no number told stays the worst.
+            accuracy, loss = (float(logged.get(k) or 0.0) for k in ("accuracy", "cross_entropy"))
+            self._found[ranks] = -math.inf if math.isnan(accuracy) else accuracy
+            self._losses[ranks] = math.inf if math.isnan(loss) else loss
         return True
 
     def compute(self, children: list[_Vector], parent: _Vector) -> Iterator[None]:

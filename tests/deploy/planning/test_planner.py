@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dprp_tf.deploy.measurement.intervals import ratio_interval
 from dprp_tf.deploy.planning.form_costs import FormCost, FormCosts, Setting
 from dprp_tf.deploy.planning.planner import _choose
 from dprp_tf.deploy.planning.probes import Geometry, layer_sites, probe
-from dprp_tf.deploy.targets import Target, resolve_target
+from dprp_tf.deploy.targets import Target, TargetError, resolve_target
 
 
 def _block(x: Any, filters: int, name: str, **options: Any) -> Any:
@@ -192,6 +193,26 @@ def test_what_is_known_is_not_measured_again(lowrank: keras.Model, tmp_path: Pat
     fourth = _Counting()
     assert deploy.plan_fold(lowrank, target=fourth, cache=tmp_path, refresh=True) == before
     assert fourth.calls == first.calls
+
+
+class _HalfLying(_Counting):
+    """Everything is sound but one figure of the last file."""
+
+    def measure(self, paths: Sequence[Path], **options: Any) -> dict[str, Any]:
+        answer = super().measure(paths, **options)
+        answer["models"][-1]["instructions"] = -1.0
+        return answer
+
+
+def test_an_answer_of_which_half_can_be_is_not_remembered(
+    lowrank: keras.Model, tmp_path: Path
+) -> None:
+    with pytest.raises(TargetError, match=r"counting gave .*`instructions` must be .*-1\.0"):
+        deploy.plan_fold(lowrank, target=_HalfLying(), cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TargetError, match="`instructions` must be"):
+        deploy.measure_latency(lowrank, target=_HalfLying(), cache=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_target_where_depthwise_is_dear_keeps_dense(tmp_path: Path) -> None:
@@ -404,6 +425,145 @@ def test_a_memory_of_fewer_rounds_does_not_count(lowrank: keras.Model, tmp_path:
     more = FormCosts(setting, rounds=60, cache=tmp_path)
     assert first._read(place) is not None
     assert more._read(place) is None
+
+
+class _Hour(_Counting):
+    """A target that times, in an hour that may be busy: other work takes CPUs, rounds scatter."""
+
+    spec = "hour"
+    unit = "ms"
+
+    def __init__(self, others: float = 0.0, scatter: float = 0.0) -> None:
+        super().__init__()
+        self.others, self.scatter = others, scatter
+
+    def measure(self, paths: Sequence[Path], **options: Any) -> dict[str, Any]:
+        self.calls.append(len(paths))
+        repeats, draws = options["repeats"], np.random.default_rng(len(self.calls))
+        models = [
+            {
+                "runtime": "LiteRT",
+                "runtime_version": "1.0",
+                "threads": 1,
+                "warmup": 3,
+                "repeats": repeats,
+                "invocations_per_sample": 1,
+                "samples_ms": [
+                    1e-5 * (1000 + self._count(path)) * (1 + self.scatter * draw)
+                    for draw in draws.random(repeats)
+                ],
+            }
+            for path in paths
+        ]
+        before = {"clock_s": 0.0, "process_cpu_s": 0.0, "machine_cpu_s": 0.0}
+        after = {"clock_s": 5.0, "process_cpu_s": 5.0, "machine_cpu_s": 5.0 + 5.0 * self.others}
+        machine = {**self.describe()["machine"], "cpus": 2}
+        conditions = {"before": before, "after": after}
+        return {"machine": machine, "conditions": conditions, "models": models}
+
+
+def _costs_at(target: Target, place: Geometry, cache: Path) -> FormCosts:
+    costs = FormCosts(Setting(target, "litert", "float32"), cache=cache)
+    costs.measure({place: [Form("separable", (3,))]})
+    return costs
+
+
+@pytest.mark.parametrize("busy", [{"others": 0.9}, {"scatter": 9.0}], ids=["load", "spread"])
+def test_a_busy_hour_does_not_rule_the_plans_after_it(
+    busy: dict[str, float], lowrank: keras.Model, tmp_path: Path
+) -> None:
+    place = layer_sites(lowrank)[1].geometries[0]
+    first, quiet, later = _Hour(**busy), _Hour(), _Hour()
+    said = [w for w in _costs_at(first, place, tmp_path).warnings if "busy moment" in w]
+    assert len(said) == 1
+    assert "1 place of layers" in said[0]
+    assert "--refresh" in said[0]
+    assert not any("busy moment" in w for w in _costs_at(quiet, place, tmp_path).warnings)
+    assert quiet.calls[0] == 4, "an empty model, the yardstick and two forms: measured again"
+    assert not _costs_at(later, place, tmp_path).warnings
+    assert later.calls == [2], "the yardstick: what a quiet hour gave is known"
+
+
+def test_where_every_hour_is_busy_measuring_again_comes_to_an_end(
+    lowrank: keras.Model, tmp_path: Path
+) -> None:
+    place = layer_sites(lowrank)[1].geometries[0]
+    widths = []
+    for scatter in (9.0, 3.0, 30.0):
+        hour = _Hour(scatter=scatter)
+        costs = _costs_at(hour, place, tmp_path)
+        assert hour.calls[0] == 4
+        entry = costs._read(place)
+        assert entry is not None
+        widths.append(entry.width)
+    assert widths[1] < widths[0]
+    assert widths[2] == widths[1], "of two doubtful ones the narrower is kept"
+    last = _Hour(scatter=3.0)
+    assert any("busy moment" in w for w in _costs_at(last, place, tmp_path).warnings)
+    assert last.calls == [2]
+
+
+@pytest.mark.slow
+def test_a_busy_hour_is_told_with_the_plan_and_the_table(
+    lowrank: keras.Model, tmp_path: Path
+) -> None:
+    plan = deploy.plan_fold(lowrank, target=_Hour(others=0.9), rounds=3, cache=tmp_path / "plan")
+    assert sum("busy moment" in note for note in plan.notes) == 1
+    told: list[str] = []
+    deploy.measure_latency(
+        lowrank, target=_Hour(others=0.9), rounds=3, cache=tmp_path / "table", progress=told.append
+    )
+    assert sum("busy moment" in line for line in told) == 1
+
+
+@pytest.mark.parametrize(
+    ("cost", "noise", "reason"),
+    [
+        (
+            (0.42, 0.3, 1.2),
+            0.0,
+            r"takes 0\.42 x, .*0\.30\.\.1\.20 reaches 1; more rounds would tell",
+        ),
+        ((1.3, 0.9, 1.5), 0.0, r"takes 1\.30 x$"),
+        ((0.995, 0.995, 0.995), 0.01, r"takes 0\.995 x, and counts repeat within 1% only"),
+    ],
+    ids=str,
+)
+def test_a_layer_kept_dense_says_what_spoke_against_the_other_form(
+    cost: tuple[float, float, float], noise: float, reason: str
+) -> None:
+    site, forms, measured = _site_and_costs({"concatenated": cost})
+    layer = _choose(site, forms, measured, noise)
+    assert layer.form == Form("dense")
+    assert re.search(reason, layer.reason), layer.reason
+
+
+class _Wavering(_Hour):
+    """Single layers gain for certain; the whole model by the median alone."""
+
+    def measure(self, paths: Sequence[Path], **options: Any) -> dict[str, Any]:
+        answer = super().measure(paths, **options)
+        if paths[0].stem == "dense":
+            for entry, path in zip(answer["models"], paths, strict=True):
+                planned = path.stem.startswith("plan")
+                slow = 2.0 if planned else 1.0
+                count = len(entry["samples_ms"])
+                fast = 0.9 if planned else 1.0
+                entry["samples_ms"] = [slow if n % 20 < 9 else fast for n in range(count)]
+        return answer
+
+
+def test_a_model_whose_gain_is_not_certain_is_not_said_to_gain_nothing(
+    lowrank: keras.Model, tmp_path: Path
+) -> None:
+    plan = deploy.plan_fold(lowrank, target=_Wavering(), rounds=10, cache=tmp_path)
+    assert all(layer.form == Form("dense") for layer in plan.layers)
+    given_up = [layer for layer in plan.layers if "but" in layer.reason]
+    assert given_up
+    for layer in given_up:
+        assert re.search(r"takes 0\.\d\d x, but the whole model takes 0\.90 x", layer.reason)
+        assert "more rounds would tell" in layer.reason
+    assert any(note.endswith("made the model faster for certain") for note in plan.notes)
 
 
 def test_times_of_a_slower_hour_are_brought_to_now(lowrank: keras.Model, tmp_path: Path) -> None:

@@ -247,3 +247,23 @@ def test_a_file_of_open_sizes_takes_those_of_the_inputs(tmp_path: Path) -> None:
     done = _run("open.tflite", "--input", "x.npy", "--repeats", "2", cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("step", [0, -1000], ids=["stands", "runs back"])
+def test_a_clock_that_does_not_go_forward_times_nothing(
+    step: int, files: dict[str, Path], tmp_path: Path
+) -> None:
+    program = (
+        "import runpy, sys, time\n"
+        f"ticks = iter(range(10**12, -10**12, {step or 1}))\n"
+        f"time.perf_counter_ns = lambda: next(ticks) if {bool(step)} else 5\n"
+        f"sys.argv = ['edge_runner', {str(files['two.tflite'])!r}, '--no-memory']\n"
+        f"runpy.run_path({str(RUNNER)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "\nedge_runner: error: the clock of this machine moved by " in done.stderr
+    assert "Traceback" not in done.stderr

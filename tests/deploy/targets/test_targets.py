@@ -458,6 +458,36 @@ def test_ssh_heeds_no_noise_of_the_login_shell(server: Server, files: dict[str, 
     assert len(answer["models"][0]["samples_ms"]) == 3
 
 
+def _wrapper(server: Server, name: str, program: str) -> str:
+    """A Python of the device that does something else in the runner's place."""
+    path = server.folder / name
+    path.write_text(
+        f"#!{sys.executable}\nimport os, sys, time\nif sys.argv[1] == '-c':\n"
+        f"    sys.argv[1:2] = []\n    exec(sys.argv[1])\n{program}\n"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_ssh_device_that_chatters_is_ended_there(server: Server, files: dict[str, Path]) -> None:
+    endless = _wrapper(server, "endless", "while True: print('a' * 10**6)")
+    with pytest.raises(TargetError, match=r"on the device: edge_runner\.py said more than"):
+        server.target(python=endless).measure([files["small.onnx"]], repeats=3)
+    assert not _outlive(server.sessions(), 20), "the device goes on"
+
+
+def test_ssh_device_that_hangs_is_given_up_and_ended_there(
+    server: Server, files: dict[str, Path]
+) -> None:
+    mark = server.folder / "hanging"
+    hanging = _wrapper(server, "hangs", f"open({str(mark)!r}, 'w').close()\ntime.sleep(600)")
+    target = server.target(python=hanging, timeout_s=5)
+    with pytest.raises(TargetError, match=r"came to no end in 5 s.*\?timeout=SECONDS"):
+        target.measure([files["small.onnx"]], repeats=3)
+    assert mark.exists()
+    assert not _outlive(server.sessions(), 20), "the device goes on with what nobody waits for"
+
+
 def test_ssh_by_its_spec(server: Server, files: dict[str, Path]) -> None:
     spec = f"ssh://{getpass.getuser()}@127.0.0.1:{server.port}"
     spec += f"?config={server.config}&python={sys.executable}"
@@ -547,7 +577,7 @@ class _Emulated(Target):
         models = [
             {
                 "path": str(path),
-                "runtime": "LiteRT",
+                "runtime": {".tflite": "LiteRT", ".onnx": "ONNX Runtime"}[path.suffix],
                 "runtime_version": "1",
                 "threads": 1,
                 "warmup": 3,
@@ -610,7 +640,7 @@ median=14410 p95=18535
 
 INFO: Running benchmark for at least 5 iterations and at least 0 seconds but terminate if \
 exceeding 150 seconds.
-INFO: count=5 first={first} curr=14570 min=14400 max=14800 avg={average} std=150 p5=14400 \
+INFO: count={runs} first={first} curr=14570 min=14400 max=14800 avg={average} std=150 p5=14400 \
 median=14570 p95=14800
 
 INFO: Inference timings in us: Init: 5685, First inference: 18535, Warmup (avg): 14462.3, \
@@ -639,7 +669,7 @@ Running benchmark for at least 4 iterations and at least 0.5 seconds
 count=7 first=127425 curr=66709 min=66709 max=127425 avg=76605.9 std=20944
 
 Running benchmark for at least 10 iterations and at least 1 seconds
-count=15 first=66753 curr=66800 min=66699 max=66838 avg={average} std=39
+count={runs} first=66753 curr=66800 min=66699 max=66838 avg={average} std=39
 
 Average inference timings in us: Warmup: 76605.9, Init: 9933, no stats: {average}
 """,
@@ -714,7 +744,9 @@ if turn + 1 == int(os.environ.get("GONE_AT", "-1")):
 average = (10000 if len(content) % 2 == 0 else 20000) + 10 * turn
 with open(os.path.join(root, "recorded")) as stream:
     text = stream.read()
-print(text.replace("{{average}}", str(average)).replace("{{first}}", "14500"), end="")
+for word, value in (("average", average), ("first", 14500), ("runs", flags["--num_runs"])):
+    text = text.replace("{{" + word + "}}", str(value))
+print(text, end="")
 """
 
 

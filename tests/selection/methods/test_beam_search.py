@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,23 @@ def test_one_seed_one_result(model: keras.Model, data: tuple[np.ndarray, np.ndar
         BeamSearch(step=3, beams=2).select(_problem(model, data, budget, seed=4)) for _ in range(2)
     ]
     assert found[0] == found[1]
+
+
+def test_a_score_that_is_no_number_is_the_worst_read_again_too(
+    model: keras.Model, data: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    def score(y: Any, predictions: Any) -> float:
+        found = _closeness(y, predictions)
+        return math.nan if round(1e6 * found) % 3 == 0 else found
+
+    names = list(RankSpace(model, "channel").layers)
+    path = tmp_path / "candidates.jsonl"
+    found = []
+    for _ in range(2):
+        log = CandidateLog(path, names, "one")
+        found.append(BeamSearch(step=2).select(_problem(model, data, 0.6, score=score, log=log)))
+    assert "null" in path.read_text(encoding="utf-8")
+    assert found[0].ranks == found[1].ranks
 
 
 @pytest.mark.parametrize(
