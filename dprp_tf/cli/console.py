@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
+
+from dprp_tf.files.atomic import json_text
 
 __all__ = ["load_keras", "print_json", "print_table", "status"]
 
@@ -36,7 +37,7 @@ def status() -> Iterator[Callable[[str], None]]:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
-    typer.echo(json.dumps(value, indent=2))
+    typer.echo(json_text(value, indent=2))
 
 
 def print_table(value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -12,7 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "read_json", "remove_leftovers", "write_json", "write_text"]
+__all__ = [
+    "atomic_path",
+    "json_text",
+    "read_json",
+    "remove_leftovers",
+    "write_json",
+    "write_text",
+]
 
 # Eight digits alone would be a date, such as that of a hidden backup.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}(\.[^.]*)?")
@@ -135,7 +143,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
     Args:
         path: Destination file.
-        value: Anything `json` can write.
+        value: Anything `json` can write; numbers that are not finite become null.
 
     Raises:
         OSError: If the destination can't be written.
@@ -146,7 +154,36 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     >>> import tempfile
     >>> write_json(Path(tempfile.mkdtemp()) / "a.json", {"rank": 3})
     """
-    write_text(path, json.dumps(value, indent=2, allow_nan=True) + "\n")
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return `value` as JSON that every reader takes: numbers that are not finite become null.
+
+    Args:
+        value: Anything `json` can write.
+        indent: Spaces per level. Default: everything on one line.
+
+    Returns:
+        The text.
+
+    Raises:
+        TypeError: If `value` holds something JSON has no form for.
+
+    Example:
+
+    >>> json_text({"loss": float("nan"), "ranks": (3, 4)})
+    '{"loss": null, "ranks": [3, 4]}'
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

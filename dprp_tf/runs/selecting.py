@@ -101,6 +101,8 @@ def _run(
     layers: Callable[[keras.layers.Layer], bool] | None,
     display: Display,
 ) -> dict[str, Any]:
+    # For layers that draw from no generator of their own.
+    keras.utils.set_random_seed(settings.seed)
     held_out, rest = _held_out(dataset, settings.samples, settings.seed)
     options: dict[str, Any] = {
         "decomposition": settings.decomposition,
