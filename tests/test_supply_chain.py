@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -15,9 +16,11 @@ ROOT = Path(__file__).parents[1]
 _FIXED = ("3.13.2", "3.14.0")
 
 
-def _locked() -> dict[str, list[tuple[Requirement, int]]]:
-    """Requirements of the lock by name, each with the number of its hashes."""
-    text = (ROOT / "requirements.lock").read_text().replace("\\\n", " ")
+def _locked(
+    path: Path = ROOT / "requirements.lock",
+) -> dict[str, list[tuple[Requirement, int]]]:
+    """Requirements of a lock by name, each with the number of its hashes."""
+    text = path.read_text().replace("\\\n", " ")
     found: dict[str, list[tuple[Requirement, int]]] = {}
     for line in text.splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
@@ -60,6 +63,24 @@ def test_what_builds_the_project_is_in_the_lock() -> None:
     for entry in map(Requirement, build):
         ((requirement, _),) = locked[canonicalize_name(entry.name)]
         assert entry.specifier.contains(next(iter(requirement.specifier)).version)
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_emulators_wheels_are_those_of_the_lock(python: str) -> None:
+    path = ROOT / "deploy" / "targets" / "arm64_wheels" / f"python{python}.lock"
+    found, locked = _locked(path), _locked()
+    assert {"ai-edge-litert", "numpy", "onnxruntime"} <= set(found)
+    machine = {"python_full_version": f"{python}.0", "python_version": python}
+    machine |= {"platform_machine": "aarch64", "sys_platform": "linux"}
+    for name, [(requirement, hashes)] in found.items():
+        (pinned,) = (
+            other
+            for other, _ in locked[name]
+            if other.marker is None or other.marker.evaluate(machine)
+        )
+        assert requirement.marker is None
+        assert requirement.specifier == pinned.specifier, name
+        assert hashes >= 1, name
 
 
 def test_make_installs_from_the_lock_alone() -> None:
