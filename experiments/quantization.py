@@ -28,6 +28,7 @@ from dprp_tf.deploy.quantization.training import cluster_weights, sparsify, trai
 from dprp_tf.files.atomic import write_json, write_text
 from dprp_tf.layers import low_rank_layers
 from dprp_tf.runs.evaluation import accuracy, plain_model
+from dprp_tf.training.divergence import DivergenceGuard
 from dprp_tf.training.saving import load_model, save_model
 
 __all__ = ["Tuning", "main", "run_one", "table", "variants"]
@@ -314,7 +315,14 @@ def _tuned(model: keras.Model, dataset: Dataset, settings: Tuning) -> keras.Mode
         keras.optimizers.Adam(schedule),
         keras.losses.SparseCategoricalCrossentropy(from_logits=logits),
     )
-    copy.fit(x, y, batch_size=settings.batch_size, epochs=settings.epochs, verbose=0)
+    copy.fit(
+        x,
+        y,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        verbose=0,
+        callbacks=[DivergenceGuard()],
+    )
     return copy
 
 

@@ -21,6 +21,7 @@ from dprp_tf.deploy.exporters.class_scores import class_score_outputs, output_na
 from dprp_tf.deploy.exporters.export_report import ExportReport
 from dprp_tf.deploy.exporters.parity import ParityCheck
 from dprp_tf.deploy.exporters.tflite import convert_trained
+from dprp_tf.deploy.quantization.guard import keras2_guard
 from dprp_tf.deploy.quantization.keras2 import (
     Keras2Model,
     load_keras2,
@@ -228,6 +229,7 @@ def train_quantized(
     Raises:
         ValueError: If an argument is outside its range, the data do not fit, or a layer has no
             counterpart or no int8 kernel.
+        DivergenceError: If the loss, a weight or the optimizer is no longer finite.
         ImportError: If tensorflow-model-optimization or tf-keras is not installed.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
@@ -317,6 +319,7 @@ def cluster_weights(
     Raises:
         ValueError: If an argument is outside its range, the data do not fit, or a layer has no
             counterpart.
+        DivergenceError: If the loss, a weight or the optimizer is no longer finite.
         ImportError: If tensorflow-model-optimization or tf-keras is not installed.
 
     Example:
@@ -404,6 +407,7 @@ def sparsify(
     Raises:
         ValueError: If an argument is outside its range, the data do not fit, or a layer has no
             counterpart.
+        DivergenceError: If the loss, a weight or the optimizer is no longer finite.
         ImportError: If tensorflow-model-optimization or tf-keras is not installed.
 
     Source: Zhu and Gupta, "To prune, or not to prune", 2017.
@@ -561,14 +565,8 @@ def _fit(
         batch_size=batch_size,
         validation_data=validation_data,
         verbose=verbose,
-        callbacks=list(callbacks),
+        callbacks=[keras2_guard(learning_rate), *callbacks],
     )
-    losses = history.history["loss"]
-    if not np.isfinite(losses).all():
-        raise ValueError(
-            f"`learning_rate` must be one at which training stays finite. Received: "
-            f"learning_rate={learning_rate}, loss by epoch {losses}."
-        )
     return {name: [float(value) for value in values] for name, values in history.history.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
+import hashlib
 import importlib.util
 import os
 import platform
@@ -31,10 +31,11 @@ from dprp_tf.files.lock import alone_in
 __all__ = ["Sandbox", "build_sandbox", "missing_tools"]
 
 # Raise it whenever what is built changes: the sandbox is then built anew, beside the old one.
-_REVISION = 1
+_REVISION = 2
 _PLUGIN_SOURCE = Path(__file__).with_name("instruction_count.c")
 _TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "cc")
-_RUNTIMES = ("ai-edge-litert", "onnxruntime", "numpy")
+# Per version of the arm64 Python every wheel with its hashes.
+_LOCKS = Path(__file__).with_name("arm64_wheels")
 _WHEEL_PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 _TIMEOUT_S = 900
 _MOST_BYTES = 64 << 20
@@ -122,9 +123,9 @@ def build_sandbox(
     """Build the arm64 sandbox, or find the one built before.
 
     It takes Python and QEMU from the package sources of this Debian or Ubuntu machine and the
-    runtimes, in the versions installed here, as wheels; it changes nothing outside its folder and
-    needs no root. About 30 s, 90 MB to download, 350 MB on disk. What a broken-off attempt has
-    downloaded is used by the next one.
+    runtimes as wheels, whose versions and hashes come with this package: one that differs is
+    refused. It changes nothing outside its folder and needs no root. About 30 s, 90 MB to download,
+    350 MB on disk. The packages that a broken-off attempt has downloaded are used by the next one.
 
     Args:
         folder: Where sandboxes lie. Defaults to `cache_folder()`.
@@ -135,7 +136,8 @@ def build_sandbox(
 
     Raises:
         TargetError: If this machine lacks a tool (the message names it), its package sources or
-            the network do not give what is needed, or what was built does not run.
+            the network do not give what is needed, a wheel has another hash, or what was built
+            does not run.
         OSError: If the folder can't be written.
 
     Example:
@@ -144,8 +146,7 @@ def build_sandbox(
     '3.11'
     """
     cache = cache_folder() if folder is None else Path(folder).absolute()
-    versions = _versions()
-    destination = cache / _name(versions)
+    destination = cache / _name()
     if (destination / "sandbox.json").is_file():
         return _open(destination)
     missing = missing_tools()
@@ -166,7 +167,7 @@ def build_sandbox(
             shutil.rmtree(stale)
         beside.mkdir()
         try:
-            _fill(beside, downloads, versions, tell)
+            _fill(beside, downloads, tell)
             _prove(_open(beside), tell)
             if destination.exists():
                 shutil.rmtree(destination)
@@ -177,21 +178,11 @@ def build_sandbox(
     return _open(destination)
 
 
-def _versions() -> dict[str, str]:
-    try:
-        return {name: importlib.metadata.version(name) for name in _RUNTIMES}
-    except importlib.metadata.PackageNotFoundError as error:
-        raise TargetError(
-            f"The arm64 sandbox takes the runtimes' versions from this Python, which lacks "
-            f'{error}. Install it with: pip install "dprp-tf[export]"'
-        ) from error
-
-
-def _name(versions: dict[str, str]) -> str:
+def _name() -> str:
     release = platform.freedesktop_os_release() if sys.platform == "linux" else {}
     named = release.get("VERSION_CODENAME") or release.get("ID", "unknown")
-    runtimes = [f"{name}_{versions[name]}" for name in _RUNTIMES]
-    return "-".join(["arm64", named, *runtimes, f"r{_REVISION}"])
+    wheels = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_LOCKS.glob("*.lock"))))
+    return "-".join(["arm64", named, wheels.hexdigest()[:16], f"r{_REVISION}"])
 
 
 def _open(folder: Path) -> Sandbox:
@@ -206,9 +197,7 @@ def _open(folder: Path) -> Sandbox:
         ) from error
 
 
-def _fill(
-    folder: Path, downloads: Path, versions: dict[str, str], tell: Callable[[str], None]
-) -> None:
+def _fill(folder: Path, downloads: Path, tell: Callable[[str], None]) -> None:
     tell("reading the package sources")
     guest = _Apt(downloads / "guest", "arm64")
     guest.update()
@@ -232,14 +221,14 @@ def _fill(
         for entry in sorted((folder / "root").iterdir()):
             (root / entry.name).symlink_to(Path("../../root") / entry.name)
     tell("downloading arm64 LiteRT and ONNX Runtime")
-    for wheel in _wheels(downloads / "wheels", python, versions):
+    for wheel in _wheels(downloads / "wheels", python):
         _unpack_wheel(wheel, folder / "site")
     tell("compiling the counting plugin")
     emulator = _emulator_version(folder)
     _compile_plugin(folder, emulator)
     write_json(
         folder / "sandbox.json",
-        {"python": python, "emulator": emulator, "revision": _REVISION, **versions},
+        {"python": python, "emulator": emulator, "revision": _REVISION},
     )
 
 
@@ -300,14 +289,24 @@ def _unpack(package: Path, folder: Path) -> None:
         shutil.rmtree(folder / useless, ignore_errors=True)
 
 
-def _wheels(folder: Path, python: str, versions: dict[str, str]) -> list[Path]:
+def _wheels(folder: Path, python: str, locks: Path = _LOCKS) -> list[Path]:
+    lock = locks / f"python{python}.lock"
+    if not lock.is_file():
+        known = ", ".join(sorted(path.stem.removeprefix("python") for path in locks.glob("*.lock")))
+        raise TargetError(
+            f"The arm64 sandbox needs package sources with an arm64 Python of {known}, for which "
+            f"the wheels' hashes are known. Received: Python {python}."
+        )
+    # What lies there from a broken-off attempt would be taken as it is.
+    shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder)]
+    # The lock has what they depend on; pip would judge that by this machine's Python.
+    command += ["--require-hashes", "--no-deps", "--requirement", str(lock)]
     command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
     for interface in (f"cp{python.replace('.', '')}", "abi3", "none"):
         command += ["--abi", interface]
     for name in _WHEEL_PLATFORMS:
         command += ["--platform", f"{name}_aarch64"]
-    command += [f"{name}=={version}" for name, version in versions.items()]
     # pip needs the user's settings, proxies and certificates.
     _tool(
         command, f"Downloading arm64 wheels of the runtimes for Python {python}", dict(os.environ)

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
-__all__ = ["check_choice", "check_integer", "check_number", "is_integer"]
+__all__ = ["check_choice", "check_integer", "check_number", "is_finite_number", "is_integer"]
 
 
 def is_integer(value: Any, minimum: int = 1) -> TypeGuard[int]:
@@ -29,6 +29,26 @@ def is_integer(value: Any, minimum: int = 1) -> TypeGuard[int]:
     (True, False, False, False)
     """
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= minimum
+
+
+def is_finite_number(value: Any) -> TypeGuard[float]:
+    """Tell whether a value is a number that a float can hold.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        True for Python's and NumPy's numbers that are neither NaN nor infinite as a float.
+
+    Example:
+
+    >>> is_finite_number(0.5), is_finite_number(float("nan")), is_finite_number(10**400)
+    (True, False, False)
+    """
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_integer(name: str, value: Any, minimum: int = 1, maximum: int | None = None) -> int:

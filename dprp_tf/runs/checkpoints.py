@@ -11,12 +11,13 @@ from typing import Any
 
 import keras
 
-from dprp_tf.files.arguments import is_integer
+from dprp_tf.files.arguments import is_finite_number, is_integer
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.keras_internals.compiled import sync
-from dprp_tf.keras_internals.seeds import seed_states, set_seed_states
+from dprp_tf.keras_internals.seeds import are_seed_states, seed_states, set_seed_states
 from dprp_tf.runs.schedules import Plateau
 from dprp_tf.runs.settings import TrainSettings
+from dprp_tf.training.divergence import broken_slots
 from dprp_tf.training.saving import load_model, save_model
 
 __all__ = ["Recorder", "check_config", "load_checkpoint", "read_state"]
@@ -159,24 +160,23 @@ _STATE: dict[str, Callable[[dict[str, Any]], bool]] = {
     "checkpoint": lambda state: state["checkpoint"] == f"checkpoint-{state['epoch']:04d}.keras",
     "history": lambda state: (
         [entry["epoch"] for entry in state["history"]] == list(range(1, state["epoch"] + 1))
+        and all(
+            value is None or is_finite_number(value)
+            for entry in state["history"]
+            for value in entry.values()
+        )
     ),
     "plateau": lambda state: (
         state["plateau"] is None
         or (
             sorted(state["plateau"]) == sorted(Plateau.KEPT)
             and all(
-                isinstance(value, float) or (value is None and name == "best")
+                is_finite_number(value) or (value is None and name == "best")
                 for name, value in state["plateau"].items()
             )
         )
     ),
-    "seeds": lambda state: (
-        state["seeds"] is None
-        or all(
-            len(pair) == 2 and all(is_integer(value, -(2**63)) and value < 2**63 for value in pair)
-            for pair in state["seeds"]
-        )
-    ),
+    "seeds": lambda state: state["seeds"] is None or are_seed_states(state["seeds"]),
 }
 
 
@@ -215,6 +215,9 @@ def load_checkpoint(folder: Path, state: dict[str, Any]) -> keras.Model:
     """
     try:
         model = load_model(folder / state["checkpoint"])
+        slots = broken_slots(model)
+        if slots:
+            raise ValueError(f"the optimizer's {slots[0]} holds NaN or infinite values")
         if state["seeds"] is not None:
             set_seed_states(model, state["seeds"])
     except (ValueError, FileNotFoundError) as error:

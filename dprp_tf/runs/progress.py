@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -152,7 +153,7 @@ class _TrainingBar(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
-        figures = f"accuracy {logs.get('val_accuracy', float('nan')):.3f}"
+        figures = _figures(logs)
         if "total_rank" in logs:
             figures += f"  ranks {int(logs['total_rank'])}  parameters {int(logs['parameters']):,}"
         if self._task is not None:
@@ -161,3 +162,13 @@ class _TrainingBar(keras.callbacks.Callback):
             self._display._console.print(
                 f"{self._name}: epoch {epoch + 1}/{self._epochs}  {figures}", highlight=False
             )
+
+
+def _figures(logs: dict[str, Any]) -> str:
+    """The accuracy on the validation data; where there is none, what the training says."""
+    shown = (("val_accuracy", "accuracy"), ("accuracy", "training accuracy"), ("loss", "loss"))
+    for name, words in shown:
+        if name in logs:
+            known = math.isfinite(logs[name])
+            return f"{words} {logs[name]:.3f}" if known else f"{words} not known"
+    return ""

@@ -116,6 +116,8 @@ def _run(
     layers: Callable[[keras.layers.Layer], bool] | None,
     display: Display,
 ) -> dict[str, Any]:
+    # For layers that draw from no generator of their own.
+    keras.utils.set_random_seed(settings.seed)
     held_out, rest = _held_out(dataset, settings.samples, settings.seed)
     layers = layers or all_but(model, settings.exclude)
     if latency is None and settings.for_time:

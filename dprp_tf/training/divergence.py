@@ -13,9 +13,17 @@ from keras import ops
 
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.graphs import walk_layers
+from dprp_tf.keras_internals.optimizers import model_optimizers
 from dprp_tf.training.failure_record import Evidence, Failure
 
-__all__ = ["DivergenceError", "DivergenceGuard", "broken_weights", "diagnose", "is_finite"]
+__all__ = [
+    "DivergenceError",
+    "DivergenceGuard",
+    "broken_slots",
+    "broken_weights",
+    "diagnose",
+    "is_finite",
+]
 
 _TERMS = {
     "app": "the compiled loss (app)",
@@ -29,7 +37,7 @@ _EXTREME = 1e3
 
 
 class DivergenceError(ValueError):
-    """A training was stopped because its loss or a weight became NaN or infinite.
+    """A training was stopped because its loss, a weight or its optimizer became NaN or infinite.
 
     Attributes:
         epoch: The epoch, counted from 1 as Keras prints it.
@@ -67,22 +75,24 @@ class DivergenceError(ValueError):
 
 
 class DivergenceGuard(keras.callbacks.Callback):
-    """Stop the training with an error once the loss or a weight is not finite.
+    """Stop the training with an error once the loss, a weight or the optimizer is not finite.
 
     A `DPRPModel` adds one to every `fit` by itself, before the other callbacks, so that no
-    checkpoint of a broken state replaces a good one. On other models it works too, but knows the
-    step and the term only as far as the logs tell. The loss is looked at after every batch, the
-    weights at the end of an epoch and before a callback with an integer `save_freq` saves.
+    checkpoint of a broken state replaces a good one; `FineTuning` does the same, and the callbacks
+    that train other models have one inside. On other models it works too, but knows the step and
+    the term only as far as the logs tell. The loss is looked at after every batch, weights and
+    optimizer at the end of an epoch and before a callback with an integer `save_freq` saves.
 
-    Under loss scaling a gradient that is not finite is normal and skips a step; only a loss or a
-    weight that is not finite is a failure.
+    Under loss scaling a gradient that is not finite is normal and skips a step; only a loss, a
+    weight or an optimizer's variable that is not finite is a failure.
 
     Args:
         raise_error: Whether to raise; if not, to warn once and let the training go on. Default
             True.
 
     Raises:
-        DivergenceError: In training, if the loss or a weight is NaN or infinite.
+        DivergenceError: In training, if the loss, a weight or a variable of the optimizer is NaN
+            or infinite.
 
     Example:
 
@@ -142,7 +152,8 @@ class DivergenceGuard(keras.callbacks.Callback):
             self.check()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.check()
+        loss = (logs or {}).get("loss", 0.0)
+        self.check() if np.all(np.isfinite(loss)) else self._stop(None, logs or {})
         self._epoch = None
 
     def check(self) -> None:
@@ -157,16 +168,22 @@ class DivergenceGuard(keras.callbacks.Callback):
         if error is not None:
             self._raise_or_warn(error)
 
-    def _stop(self, step: int, logs: dict[str, Any]) -> None:
+    def _stop(self, step: int | None, logs: dict[str, Any]) -> None:
         if self._warned:
             return
         epoch = 0 if self._epoch is None else self._epoch
+
+        def found() -> DivergenceError:
+            recorded = getattr(self.model, "failure_record", None) is not None
+            known = diagnose(self.model, epoch) if recorded else None
+            return known or _from_logs(epoch, step, logs, broken_weights(self.model), self.model)
+
         if threading.get_ident() == self._thread:
-            error = diagnose(self.model, epoch) or _from_logs(epoch, step, logs)
+            error = found()
         else:
             # Another step may be running: its state must not be touched from here.
             error = _from_logs(epoch, step, logs)
-            error._complete = lambda: diagnose(self.model, epoch) or _from_logs(epoch, step, logs)
+            error._complete = found
         self._raise_or_warn(error)
 
     def _raise_or_warn(self, error: DivergenceError) -> None:
@@ -220,6 +237,30 @@ def broken_weights(model: keras.Model) -> list[tuple[str, str]]:
     ]
 
 
+def broken_slots(model: keras.Model) -> list[str]:
+    """Return the names of the optimizers' variables that hold NaN or infinite values.
+
+    Args:
+        model: A Keras model, compiled or not, inside `fit` or not.
+
+    Returns:
+        Their paths; empty if every one is finite. A weight whose slot overflowed is finite and
+        no longer trains.
+
+    Example:
+
+    >>> broken_slots(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    []
+    """
+    sync(model)
+    return [
+        variable.path
+        for optimizer in model_optimizers(model)
+        for variable in optimizer.variables
+        if not is_finite(variable)
+    ]
+
+
 def diagnose(model: keras.Model, epoch: int) -> DivergenceError | None:
     """Return the error that tells how a training went wrong; None if it has not.
 
@@ -240,31 +281,47 @@ def diagnose(model: keras.Model, epoch: int) -> DivergenceError | None:
     failure = None if record is None else record.read()
     if failure is not None:
         return _from_record(model, epoch, failure)
-    broken = broken_weights(model)
-    if not broken:
+    broken, slots = broken_weights(model), broken_slots(model)
+    if not broken and not slots:
         return None
     step = None if record is None else record.steps_done or None
-    layer, where = _place(broken, model)
+    layer = None
+    if broken:
+        layer, where = _place(broken, model)
+        where += ", though the loss was finite so far"
+    else:
+        where = f"the optimizer's `{slots[0]}` holds NaN or infinite values, though every weight "
+        where += "and the loss were finite so far"
     place = f"epoch {epoch + 1}" if step is None else f"epoch {epoch + 1}, step {step}"
     return DivergenceError(
-        f"Training diverged in {place}: {where}, though the loss was finite so far. "
-        f"{_remedy(model)}",
+        f"Training diverged in {place}: {where}. {_remedy(model)}",
         epoch=epoch + 1,
         step=step,
         layer=layer,
     )
 
 
-def _from_logs(epoch: int, step: int, logs: dict[str, Any]) -> DivergenceError:
+def _from_logs(
+    epoch: int,
+    step: int | None,
+    logs: dict[str, Any],
+    weights: Sequence[tuple[str, str]] = (),
+    model: keras.Model | None = None,
+) -> DivergenceError:
     broken = sorted(name for name, value in logs.items() if not np.all(np.isfinite(value)))
     terms = tuple(name for name in _TERMS if f"{name}_loss" in broken)
+    layer, where = None, ""
+    if weights and model is not None:
+        layer, where = _place(weights, model)
+        where = f"; {where}"
+    place = f"epoch {epoch + 1}" + ("" if step is None else f", at or before step {step}")
     return DivergenceError(
-        f"Training diverged in epoch {epoch + 1}, at or before step {step}: "
-        f"{', '.join(broken) or 'loss'} is not finite. "
+        f"Training diverged in {place}: {', '.join(broken) or 'loss'} is not finite{where}. "
         "Lower the learning rate, or look for NaN in the data.",
         epoch=epoch + 1,
         step=step,
         terms=terms,
+        layer=layer,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -23,10 +22,10 @@ from dprp_tf.costs.compiled_loss import (
 )
 from dprp_tf.data import Dataset, batches, reading_errors
 from dprp_tf.data.gathering import gather, is_stream
-from dprp_tf.files.atomic import read_json, remove_leftovers, write_json
 from dprp_tf.files.setting_fields import check_settings, setting
 from dprp_tf.keras_internals.graphs import graph_of
-from dprp_tf.training.saving import save_model
+from dprp_tf.training.divergence import DivergenceError, DivergenceGuard
+from dprp_tf.training.tuning_state import TuningState
 
 __all__ = [
     "FineTuning",
@@ -42,7 +41,6 @@ Labelled = tuple[Any, Any] | Dataset | Any
 or loader of batches `(x, y)`."""
 
 _SCHEDULES = ("cosine", "constant")
-_STATE = "tuning.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,8 @@ class FineTuning:
             unless the model ends in a softmax.
         metrics: What `compile` takes as metrics. Default: the accuracy where the loss is one for
             classes, the binary accuracy where it is one for labels, else none.
-        seed: Seed of the order and of the augmentation.
+        seed: Seed of the order, of the augmentation and of the model's random layers, such as
+            dropout: equal seeds train equally, interrupted or not. Default 0.
 
     Raises:
         ValueError: If a value is out of range.
@@ -86,7 +85,7 @@ class FineTuning:
     augment: bool = setting(True, "Whether a `Dataset` is augmented in its own way.")
     loss: Any = None
     metrics: Any = None
-    seed: int = setting(0, "Seed of the order and of the augmentation.", minimum=0)
+    seed: int = setting(0, "Seed of order, augmentation and random layers.", minimum=0)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -116,7 +115,9 @@ class FineTuning:
             The logs of every epoch, those before an interruption too.
 
         Raises:
-            ValueError: If the folder is of another training.
+            DivergenceError: If the loss, a weight or the optimizer is no longer finite; the last
+                good checkpoint stays.
+            ValueError: If the folder is of another training, or its files are unsound.
         """
         if self.epochs == 0:
             return []
@@ -128,20 +129,29 @@ class FineTuning:
         samples = source.samples
         settings = self.for_model(model, source.y_train)
         settings._compile(model, source.steps(self.batch_size))
-        state = _State(None if folder is None else Path(folder), settings, samples, model)
-        begun = state.restore(model)
+        place = None if folder is None else Path(folder)
+        state = TuningState(place, settings.identity, self.epochs, samples, model)
+        begun = state.restore(model, self.seed)
         if begun >= self.epochs:
             return state.history
-        with source.reading():
-            model.fit(
-                source.batches(self.batch_size, augment=self.augment, seed=self.seed, epoch=begun),
-                epochs=self.epochs,
-                initial_epoch=begun,
-                validation_data=validation_data,
-                callbacks=[*callbacks, _Keeper(state)],
-                verbose=0,
-                shuffle=False,
-            )
+        guard = DivergenceGuard()
+        guard.watch(callbacks)
+        try:
+            with source.reading():
+                model.fit(
+                    source.batches(
+                        self.batch_size, augment=self.augment, seed=self.seed, epoch=begun
+                    ),
+                    epochs=self.epochs,
+                    initial_epoch=begun,
+                    validation_data=validation_data,
+                    # First, so that no checkpoint of a diverged model replaces a good one.
+                    callbacks=[guard, *callbacks, _Keeper(state)],
+                    verbose=0,
+                    shuffle=False,
+                )
+        except DivergenceError as error:
+            raise error.completed() from error.__cause__
         return state.history
 
     def for_model(self, model: keras.Model, y: Any = None) -> FineTuning:
@@ -399,64 +409,10 @@ class _Shuffled(keras.utils.PyDataset):
         self._order = self._drawn()
 
 
-class _State:
-    """The checkpoint of a tuning and its history, in a folder or in memory alone."""
-
-    def __init__(
-        self, folder: Path | None, settings: FineTuning, samples: int, model: keras.Model
-    ) -> None:
-        self.history: list[dict[str, float]] = []
-        self._folder = folder
-        shapes = repr([tuple(weight.shape) for weight in model.weights])
-        of = hashlib.sha256(shapes.encode()).hexdigest()[:16]
-        self._identity = f"{settings.identity} on {samples} samples, weights {of}"
-
-    def restore(self, model: keras.Model) -> int:
-        """Load what an interrupted tuning left into the model; return the epochs done."""
-        if self._folder is None:
-            return 0
-        self._folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self._folder)
-        path = self._folder / _STATE
-        if not path.exists():
-            return 0
-        found = read_json(path)
-        if not isinstance(found, dict) or found.get("identity") != self._identity:
-            raise ValueError(
-                f"`folder` must hold a tuning of the same settings and model. Received: {path} of "
-                "another; use another folder or remove it."
-            )
-        checkpoint = self._folder / found["checkpoint"]
-        if not checkpoint.exists():
-            raise ValueError(
-                f"`folder` must hold the checkpoint that {path} names. Received: no "
-                f"{checkpoint.name}; remove {path.name} to start again."
-            )
-        # With the optimizer's state; not as a model, whose loss and layers would have to be known.
-        model.optimizer.build(model.trainable_variables)
-        model.load_weights(checkpoint)
-        self.history = list(found["history"])
-        return len(self.history)
-
-    def keep(self, model: keras.Model, logs: dict[str, Any]) -> None:
-        self.history.append({name: float(value) for name, value in logs.items()})
-        if self._folder is None:
-            return
-        name = f"tuning-{len(self.history):04d}.keras"
-        save_model(model, self._folder / name)
-        write_json(
-            self._folder / _STATE,
-            {"identity": self._identity, "checkpoint": name, "history": self.history},
-        )
-        for old in self._folder.glob("tuning-[0-9]*.keras"):
-            if old.name != name:
-                old.unlink()
-
-
 class _Keeper(keras.callbacks.Callback):
-    def __init__(self, state: _State) -> None:
+    def __init__(self, state: TuningState) -> None:
         super().__init__()
         self._state = state
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._state.keep(self.model, logs or {})
+        self._state.keep(self.model, epoch, logs or {})

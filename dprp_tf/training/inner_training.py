@@ -13,6 +13,7 @@ from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.optimizers import exclude_from_weight_decay, model_optimizers
 from dprp_tf.training.added_loss import AddedLoss
 from dprp_tf.training.averaged_factors import require_no_average
+from dprp_tf.training.guarded_callback import GuardedCallback
 from dprp_tf.training.held_networks import held_networks, trained_network
 from dprp_tf.training.model import DPRPModel
 from dprp_tf.training.step_retraction import retract_after_step
@@ -20,15 +21,15 @@ from dprp_tf.training.step_retraction import retract_after_step
 __all__ = ["InnerTraining"]
 
 
-class InnerTraining(keras.callbacks.Callback):
+class InnerTraining(GuardedCallback):
     """Train the `DPRPModel`s that a model holds as their own `fit` would train them.
 
     For trainers: a distiller, a siamese or contrastive model, any `keras.Model` whose `call` or
     `train_step` uses a factorized network. For the time of a `fit` the trainer's loss gets each
     network's weighted structural terms, and each of its steps ends with the retraction that is
     due, momentum carried along; the logs get `structural_loss`, or `<network>_structural_loss`
-    where there are several. `RankPruning` and `BudgetPruning` do all this by themselves; use it
-    to train at constant ranks.
+    where there are several. A training that has diverged is stopped, as a `DPRPModel`'s is.
+    `RankPruning` and `BudgetPruning` do all this by themselves; use it to train at constant ranks.
 
     The terms join what the trainer's `compute_loss` returns. A `train_step` that computes its
     loss elsewhere adds `network.structural_loss()` to it; one that does neither is refused before
@@ -41,6 +42,7 @@ class InnerTraining(keras.callbacks.Callback):
     Raises:
         ValueError: In training, if the model holds no such network, its step leaves the terms out
             or trains with an optimizer that it does not hold, or that one averages weights.
+        DivergenceError: In training, if the loss, a weight or the optimizer is no longer finite.
 
     Example:
 
@@ -54,6 +56,7 @@ class InnerTraining(keras.callbacks.Callback):
         self._terms: list[_StructuralTerm] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_begin(logs)
         self._terms = []
         if isinstance(self.model, DPRPModel):
             trained_network(self.model, type(self).__name__, self.network)
@@ -73,12 +76,14 @@ class InnerTraining(keras.callbacks.Callback):
             term.attach(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_begin(epoch, logs)
         if self._terms and self.model.optimizer is not None:
             sync(self.model)
             for term in self._terms:
                 term.network.copy_learning_rate(self.model.optimizer)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_test_begin(logs)
         for term in self._terms:
             term.evaluating = True
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import keras
 import numpy as np
 
 from dprp_tf import decomposition
@@ -13,6 +12,7 @@ from dprp_tf.files.arguments import check_integer, check_number
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.layers import SVDLayer, low_rank_keys
 from dprp_tf.training.divergence import diagnose
+from dprp_tf.training.guarded_callback import GuardedCallback
 from dprp_tf.training.held_networks import trained_network
 from dprp_tf.training.inner_training import InnerTraining
 from dprp_tf.training.model import DPRPModel
@@ -23,7 +23,7 @@ from dprp_tf.training.step_retraction import retract_now
 __all__ = ["RankPruning"]
 
 
-class RankPruning(keras.callbacks.Callback):
+class RankPruning(GuardedCallback):
     """Cut the ranks of a `DPRPModel` to what the threshold leaves, at the end of epochs.
 
     In the `fit` of a model that holds the `DPRPModel`, as a distiller holds its student, it also
@@ -54,7 +54,8 @@ class RankPruning(keras.callbacks.Callback):
 
     Raises:
         ValueError: At construction if an argument is out of range; in training if the model is
-            not a `DPRPModel` and holds none, a layer name is unknown, or a factor is not finite.
+            not a `DPRPModel` and holds none, or a layer name is unknown.
+        DivergenceError: In training, if the loss, a weight or the optimizer is no longer finite.
 
     Source: DPRP (arXiv 2401.08014) III-D.
 
@@ -109,6 +110,7 @@ class RankPruning(keras.callbacks.Callback):
         return trained_network(self.model, type(self).__name__, self._network)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_begin(logs)
         self.shrinks = []
         self._epoch, self._done = None, False
         network = self.network
@@ -131,6 +133,7 @@ class RankPruning(keras.callbacks.Callback):
             self._inner = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_begin(epoch, logs)
         if self._inner is not None:
             self._inner.on_epoch_begin(epoch)
         self._epoch, self._done = epoch, False
@@ -139,6 +142,7 @@ class RankPruning(keras.callbacks.Callback):
             self.network.pressure = 0.0
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_test_begin(logs)
         # fit() validates after an epoch's last step: cutting first lets the validation figures
         # be those of the model that goes on.
         if self._epoch is not None:
@@ -151,6 +155,7 @@ class RankPruning(keras.callbacks.Callback):
             self._inner.on_test_end()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_end(epoch, logs)
         self._prune_once()
         self._epoch = None
         if logs is not None:

@@ -19,6 +19,7 @@ from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.strategies import strategy_scope
 from dprp_tf.training import regularizers
 from dprp_tf.training.added_loss import AddedLoss, assign_copy
+from dprp_tf.training.guarded_callback import GuardedCallback
 from dprp_tf.training.regularizers import RankRegularizer
 from dprp_tf.training.trained_kernels import kernel_values, trained_kernels
 
@@ -31,7 +32,7 @@ _SPARE_COLUMNS = 64
 _COLUMNS = 256
 
 
-class RankRegularization(keras.callbacks.Callback):
+class RankRegularization(GuardedCallback):
     """Press the singular values of a dense model's kernels while `fit` trains it.
 
     The loss gets strength * sum_l penalty(s_l), where s_l (r,) are the values of layer l's
@@ -71,6 +72,7 @@ class RankRegularization(keras.callbacks.Callback):
     Raises:
         ValueError: At construction if an argument is out of range or a rank is missing; in
             training if a layer is not there or has no kernel to press.
+        DivergenceError: In training, if the loss, a weight or the optimizer is no longer finite.
 
     Source: BSR/LeSS thesis 3.5.3, Eq. 3.4 to 3.6; schedule and refresh from 3.5.3 and 3.6.1.
 
@@ -137,6 +139,7 @@ class RankRegularization(keras.callbacks.Callback):
         return self.strength * self.growth ** (epoch // self.growth_epochs)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_begin(logs)
         with strategy_scope(self.model):
             self._loss = _RankLoss(self._directions())
         self._loss.attach(self.model)
@@ -147,6 +150,7 @@ class RankRegularization(keras.callbacks.Callback):
         self._loss = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_begin(epoch, logs)
         assert self._loss is not None
         sync(self.model)
         self._loss.strength.assign(self.strength_at(epoch))
@@ -165,6 +169,7 @@ class RankRegularization(keras.callbacks.Callback):
             directions.refresh()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_test_begin(logs)
         if self._loss is not None:
             self._loss.evaluating = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,9 @@ import keras
 from dprp_tf import layers
 from dprp_tf.files.atomic import atomic_path
 from dprp_tf.training import model as training
-from dprp_tf.training.divergence import is_finite
+from dprp_tf.training.divergence import broken_slots, broken_weights, is_finite
 
-__all__ = ["load_model", "save_model"]
+__all__ = ["load_model", "load_weights", "save_model"]
 
 # Loading needs the classes above registered with Keras, which importing them does.
 _REGISTERED = (layers, training)
@@ -39,12 +40,18 @@ _OLDER_HINT = (
 def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
     """Write a model, with its optimizer if it is compiled, whole or not at all.
 
+    What is NaN or infinite is not written: `load_model` would refuse it.
+
     Args:
         model: A Keras model.
         path: The `.keras` file, replaced if it is there.
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: If a weight or a variable of the optimizer is not finite; a file that is there
+            already stays as it is.
 
     Example:
 
@@ -53,6 +60,14 @@ def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
     >>> save_model(model, Path(tempfile.mkdtemp()) / "small.keras").exists()
     True
     """
+    broken = [f"`{name}` of layer {layer!r}" for layer, name in broken_weights(model)]
+    broken += [f"the optimizer's `{name}`" for name in broken_slots(model)]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise ValueError(
+            f"`model` must hold finite weights to be saved. Received: {broken[0]}{more} with NaN "
+            f"or infinite values, so {path} was not written. Go on from an earlier checkpoint."
+        )
     with atomic_path(path) as temporary:
         model.save(temporary)
     return Path(path)
@@ -113,6 +128,51 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
         ) from error
     _require_finite(model, path)
     return model
+
+
+def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Load what `save_model` wrote into a model of the same network, its optimizer included.
+
+    The file is checked as `load_model` checks it, but none of its configuration is used.
+
+    Args:
+        model: The model, compiled; its optimizer built.
+        path: The `.keras` file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a whole Keras archive, does not fit the model, or holds
+            values that are NaN or infinite.
+
+    Example:
+
+    >>> import tempfile
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> load_weights(model, save_model(model, Path(tempfile.mkdtemp()) / "small.keras"))
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`path` must be a .keras file. Received: {path}, which does not exist."
+        )
+    try:
+        _check_archive(path)
+        with warnings.catch_warnings():
+            # Keras warns of what it leaves out, and goes on with what the model had.
+            warnings.simplefilter("error", UserWarning)
+            model.load_weights(path)
+    except Exception as error:  # Keras, HDF5 and TensorFlow raise whatever they come across
+        raise ValueError(
+            f"`path` must be a whole .keras archive of this model. Received: {path} "
+            f"({_reason(error)})."
+        ) from error
+    _require_finite(model, path)
+    slots = broken_slots(model)
+    if slots:
+        raise ValueError(
+            f"`path` must hold a finite optimizer. Received: {path}, in which {slots[0]} has NaN "
+            "or infinite values."
+        )
 
 
 def _if_saved_model(folder: Path) -> str:

@@ -173,6 +173,72 @@ def test_a_run_killed_three_times_equals_one_never_killed(
     assert (folder / "results.json").exists()
 
 
+def _selection(start: Path, folder: Path) -> list[str]:
+    return [
+        "select", str(start), "--data", "digits", "--image-size", "8", "--folder", str(folder),
+        "--parameters", "0.8", "--tolerance", "0.1", "--method", "mbs", "--search", "1,3",
+        "--samples", "64", "--decomposition", "channel", "--epochs", "3", "--batch-size", "64",
+        "--seed", "0",
+    ]  # fmt: skip
+
+
+def _select(start: Path, folder: Path, watched: Path, moment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, str(_SCRIPT), str(watched), moment, *_selection(start, folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+
+
+def _candidates(folder: Path) -> int:
+    try:
+        return len((folder / "candidates.jsonl").read_bytes().splitlines())
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.mark.slow
+def test_a_selection_killed_twice_is_bit_for_bit_one_never_killed(
+    start: Path, tmp_path: Path
+) -> None:
+    whole, again, killed = (tmp_path / name for name in ("whole", "again", "killed"))
+    for folder in (whole, again):
+        process = _select(start, folder, folder, "none")
+        _, errors = process.communicate(timeout=_LIMIT)
+        assert process.returncode == 0, errors.decode()[-2000:]
+    # Somewhere in the search; then in the second epoch of the fine-tuning, its state not written.
+    process = _select(start, killed, killed, "none")
+    _when(lambda: _candidates(killed) >= 4, process)
+    process.kill()
+    process.communicate()
+    process = _select(start, killed, killed / "tuned", "rename:tuning.json:2")
+    _, errors = process.communicate(timeout=_LIMIT)
+    assert process.returncode == -signal.SIGKILL, errors.decode()[-2000:]
+    assert len(json.loads((killed / "tuned" / "tuning.json").read_text())["history"]) == 1
+    process = _select(start, killed, killed, "none")
+    _, errors = process.communicate(timeout=_LIMIT)
+    assert process.returncode == 0, errors.decode()[-2000:]
+
+    plan = json.loads((whole / "rank_plan.json").read_text())
+    assert plan["history"][-1]["evaluated"] > 0
+    expected = load_model(whole / "model.keras")
+    assert any(isinstance(layer, layers.Dropout) for layer in expected.layers)
+    for folder in (again, killed):
+        for name in ("rank_plan.json", "selection.json", "tuned/tuning.json"):
+            assert (folder / name).read_text() == (whole / name).read_text(), (folder.name, name)
+        found = load_model(folder / "model.keras")
+        for ours, theirs in zip(
+            [*found.variables, *found.optimizer.variables],
+            [*expected.variables, *expected.optimizer.variables],
+            strict=True,
+        ):
+            if ours.name != "seed_generator_state":  # drawn anew where a file is loaded
+                np.testing.assert_array_equal(
+                    keras.ops.convert_to_numpy(ours), keras.ops.convert_to_numpy(theirs)
+                )
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["dprp", "dense"])
 def test_killed_before_each_rename(start: Path, tmp_path: Path, method: str) -> None:

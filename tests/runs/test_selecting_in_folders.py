@@ -90,6 +90,24 @@ def test_the_command_selects_cuts_and_tunes(
     assert "searches" in refused.output
 
 
+def test_a_fine_tuning_that_diverges_ends_with_one_line(dense: keras.Model, tmp_path: Path) -> None:
+    dense.save(tmp_path / "dense.keras")
+    folder = tmp_path / "ranks"
+    result = _invoke(
+        *["select", tmp_path / "dense.keras", "--data", "digits", "--image-size", 8],
+        *["--folder", folder, "--parameters", 0.5, "--method", "energy", "--samples", 64],
+        *["--epochs", 2, "--learning-rate", 1e30],
+    )
+    assert result.exit_code == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Training diverged in epoch 1" in line
+    assert result.stderr.splitlines()[-1] == line
+    assert not (folder / "model.keras").exists()
+    assert not list(folder.glob("tuned/*.keras"))
+    # What came before it is there, and sound.
+    assert keras.saving.load_model(folder / "cut.keras").count_params() < dense.count_params()
+
+
 def test_unusable_options_end_with_one_line(dense: keras.Model, tmp_path: Path) -> None:
     dense.save(tmp_path / "dense.keras")
     start = ["select", tmp_path / "dense.keras", "--data", "digits", "--image-size", 8]

@@ -182,8 +182,18 @@ class _Scores:
         self._evaluator: CandidateEvaluator | None = None
         self._found: dict[_Vector, float] = {}
         self._losses: dict[_Vector, float] = {}
-        self.evaluated = 0
-        self.seconds = 0.0
+        self._computed = 0
+        self._seconds = 0.0
+
+    @property
+    def evaluated(self) -> int:
+        """Rank vectors that were scored, now or before an interruption."""
+        return len(self._found)
+
+    @property
+    def speed(self) -> float:
+        """Rank vectors scored in a second."""
+        return self._computed / max(self._seconds, 1e-9)
 
     def __getitem__(self, ranks: _Vector) -> float:
         return self._found[ranks]
@@ -209,7 +219,7 @@ class _Scores:
         evaluations = self._ready().evaluate(map(self._named, children), self._named(parent))
         for ranks, evaluation in zip(children, evaluations, strict=True):
             self._note(ranks, evaluation)
-            self.seconds += time.perf_counter() - began
+            self._seconds += time.perf_counter() - began
             yield
             began = time.perf_counter()
 
@@ -224,7 +234,7 @@ class _Scores:
         self._problem.log.candidate(named, accuracy=evaluation.score, **values)
         self._found[ranks] = evaluation.score
         self._losses[ranks] = evaluation.cross_entropy or 0.0
-        self.evaluated += 1
+        self._computed += 1
 
     def _named(self, ranks: _Vector) -> dict[str, Ranks]:
         return dict(zip(self._layers, ranks, strict=True))
@@ -466,10 +476,9 @@ class _Search:
         return self._span[0] + self._span[1] * min(max(done, 0.0), 1.0)
 
     def _report(self, beam: list[_Element], start: _Element) -> None:
-        speed = self._scores.evaluated / max(self._scores.seconds, 1e-9)
         self._problem.progress(
             self._share_done(beam, start),
-            f"{self._scores.evaluated} candidates, {speed:.1f}/s, "
+            f"{self._scores.evaluated} candidates, {self._scores.speed:.1f}/s, "
             f"best at {100 * beam[0].share:.1f} % of the parameters: {beam[0].score:.4f}",
         )
 

@@ -16,12 +16,13 @@ from dprp_tf.files.arguments import check_choice
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.strategies import strategy_scope
 from dprp_tf.training.added_loss import AddedLoss, assign_copy
+from dprp_tf.training.guarded_callback import GuardedCallback
 from dprp_tf.training.trained_kernels import kernel_values, trained_kernels
 
 __all__ = ["LowRankTraining"]
 
 
-class LowRankTraining(keras.callbacks.Callback):
+class LowRankTraining(GuardedCallback):
     """Train a plain dense model towards low rank in `fit`, and cut its kernels at the end.
 
     When training ends, `ranks` holds a rank for every layer and the kernels have it:
@@ -39,6 +40,7 @@ class LowRankTraining(keras.callbacks.Callback):
     Raises:
         ValueError: If `decomposition` is unknown; in training, if a layer is not there or has no
             kernel to compress.
+        DivergenceError: In training, if the loss, a weight or the optimizer is no longer finite.
     """
 
     def __init__(self, decomposition: str, layers: Iterable[str] | None) -> None:
@@ -73,6 +75,7 @@ class LowRankTraining(keras.callbacks.Callback):
         """
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_begin(logs)
         self._layers = trained_kernels(self.model, self.layer_names)
         self.ranks = {}
         self._epoch = None
@@ -91,9 +94,11 @@ class LowRankTraining(keras.callbacks.Callback):
             self.put(key, factors.truncated(self.ranks[key]).matrix())
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_test_begin(logs)
         # fit() validates after an epoch's last step: what is validated is what goes on.
         self._end_once()
         if self._added is not None:
@@ -104,6 +109,7 @@ class LowRankTraining(keras.callbacks.Callback):
             self._added.evaluating = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_end(epoch, logs)
         self._end_once()
 
     def _end_once(self) -> None:

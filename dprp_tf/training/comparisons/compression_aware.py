@@ -74,6 +74,7 @@ class CompressionAware(LowRankTraining):
         self._steps = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_batch_end(batch, logs)
         self._steps = batch + 1
 
     def end_epoch(self, epoch: int) -> None:

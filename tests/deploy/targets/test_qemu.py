@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from dprp_tf.deploy.exporters.tflite import export_tflite
 from dprp_tf.deploy.targets import LocalTarget, TargetError, resolve_target
 from dprp_tf.deploy.targets.cores import CORES
 from dprp_tf.deploy.targets.qemu import EmulatedTarget
-from dprp_tf.deploy.targets.sandbox import Sandbox, build_sandbox, missing_tools
+from dprp_tf.deploy.targets.sandbox import Sandbox, _wheels, build_sandbox, missing_tools
 
 _NETWORK = ("Reading the package sources", "Downloading", "Looking for an arm64 Python")
 
@@ -263,6 +266,44 @@ def test_a_failed_build_leaves_nothing_that_is_taken_for_a_sandbox(
             build_sandbox(tmp_path / "sandboxes")
         left = [path.name for path in (tmp_path / "sandboxes").iterdir()]
         assert all(name.startswith((".lock", ".downloads-")) for name in left)
+
+
+def _wheel(folder: Path) -> str:
+    """Write a wheel of nothing and return its hash."""
+    folder.mkdir()
+    path = folder / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            "tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"
+        )
+        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.skipif("pip" in missing_tools(), reason="lacks pip")
+def test_a_wheel_of_another_hash_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = _wheel(tmp_path / "index")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    lock = tmp_path / "python3.11.lock"
+    wheels = tmp_path / "wheels"
+    lock.write_text(f"tiny==1.0 --hash=sha256:{right}\n")
+    (found,) = _wheels(wheels, "3.11", tmp_path)
+    assert found.name == "tiny-1.0-py3-none-any.whl"
+    for line, message in (
+        (f"tiny==1.0 --hash=sha256:{'0' * 64}", "DO NOT MATCH THE HASHES|hash"),
+        ("tiny==1.0", "hash"),
+    ):
+        lock.write_text(line + "\n")
+        with pytest.raises(TargetError, match=message):
+            _wheels(wheels, "3.11", tmp_path)
+        assert not list(wheels.glob("*.whl"))
+    with pytest.raises(TargetError, match=r"arm64 Python of 3\.11, .*Received: Python 3\.9"):
+        _wheels(wheels, "3.9", tmp_path)
 
 
 def test_the_environment_is_the_same_for_everyone(

@@ -287,7 +287,7 @@ def test_an_interrupted_search_goes_on_where_it_was(
     found = search.select(resumed)
     assert found.ranks == expected.ranks
     assert len(resumed.log) == len(whole.log)
-    assert found.history[-1]["evaluated"] == len(whole.log) - kept
+    assert found.history == expected.history
 
     def refused(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("everything is in the log")
