@@ -177,6 +177,7 @@ def test_tests_mirror_the_rooms() -> None:
 
 # What Keras does not promise, by name: those of its attributes, and of texts that name them.
 KERAS_PRIVATE = {
+    "_auto_config",
     "_call_has_training_arg",
     "_distribute_strategy",
     "_exclude_from_weight_decay",

@@ -53,7 +53,7 @@ def export(
             on. Default: `calibration_data`, else seeded random inputs; the report says which.
         class_scores: Names of the outputs whose channels are scores of classes; true for all,
             false for none. Default: those that a softmax gives, and those that the model was
-            compiled with a categorical loss for; a folded or cut model is not compiled.
+            compiled with a categorical loss for, as is a folded or cut model whose original was.
         tolerance: Largest allowed error as a share of a channel's own range, 0 or more. Default:
             1e-4 (float32), 1e-2 (float16), 0.25 (dynamic, int8); in 8 bits class scores have
             limits on their noise instead, and every channel of every output has one.

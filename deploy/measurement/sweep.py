@@ -7,14 +7,18 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dprp_tf.costs.score_scale import ACCURACY, ScoreScale
 from dprp_tf.deploy.measurement.benchmark import Comparison, Ratio, benchmark, compare
 from dprp_tf.deploy.running.runtime import evaluate_file, require_model_file
 from dprp_tf.deploy.targets import Target, resolve_target
 from dprp_tf.files.arguments import is_integer
+
+if TYPE_CHECKING:
+    from dprp_tf.costs.scores import Score
 
 __all__ = ["Sweep", "SweepFailure", "SweepRun", "sweep"]
 
@@ -77,14 +81,16 @@ class Sweep:
 
     Args:
         paths: The files, the first as reference.
-        accuracies: Top-1 accuracy of each file, 0 to 1; `None` where no data was given.
+        score: What says how good a file is: its name, its unit, and which way is better.
+        scores: The score of each file on that scale; `None` where no data was given.
         runs: One per target and number of threads that could be measured.
         failures: One per target and number of threads that could not.
         created: When it was measured, ISO 8601 in UTC.
     """
 
     paths: tuple[Path, ...]
-    accuracies: tuple[float | None, ...]
+    score: ScoreScale
+    scores: tuple[float | None, ...]
     runs: tuple[SweepRun, ...]
     failures: tuple[SweepFailure, ...]
     created: str
@@ -93,19 +99,21 @@ class Sweep:
         """Give the sweep as JSON-ready values, as `bench.json` holds them.
 
         Returns:
-            `"created"`, `"files"` (path, name, size, accuracy), `"runs"` and `"failures"`.
+            `"created"`, `"score"` (name, unit, which way is better), `"files"` (path, name, size,
+            and the score by its name), `"runs"` and `"failures"`.
         """
         names = _short_names(self.paths)
         return {
             "created": self.created,
+            "score": vars(self.score),
             "files": [
                 {
                     "path": str(path),
                     "name": name,
                     "size_bytes": path.stat().st_size,
-                    "accuracy": accuracy,
+                    self.score.name: score,
                 }
-                for path, name, accuracy in zip(self.paths, names, self.accuracies, strict=True)
+                for path, name, score in zip(self.paths, names, self.scores, strict=True)
             ],
             "runs": [run.as_dict() for run in self.runs],
             "failures": [vars(failure) for failure in self.failures],
@@ -120,9 +128,10 @@ def sweep(
     warmup: int = 10,
     repeats: int = 50,
     data: tuple[np.ndarray, np.ndarray] | None = None,
+    score: Score | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Sweep:
-    """Measure files on every target with every number of threads, and their accuracy.
+    """Measure files on every target with every number of threads, and how good they are.
 
     The files of one target and number of threads are timed in turns in one run, as `compare`
     does; runs follow one another. A target that fails is recorded and the others go on.
@@ -133,18 +142,21 @@ def sweep(
         targets: Where to run, as `benchmark` takes them. Defaults to `("local",)`.
         warmup: Untimed invocations of each file first, 0 or more. Defaults to 10.
         repeats: Rounds, 1 or more. Defaults to 50.
-        data: Inputs `(samples, ...)` and labels to find each file's accuracy with, on this
-            machine; the first input is fed while timing. Defaults to none: no accuracy, and
-            seeded random values.
+        data: Inputs `(samples, ...)` and labels to find each file's score with, on this machine;
+            the first input is fed while timing. Defaults to none: no score, and seeded random
+            values.
+        score: What is good, as `evaluate_file` takes it: a name, such as `"mean_iou"` or
+            `"psnr"`, a Keras metric or a function. Defaults to top-1 accuracy.
         progress: Called with the name of each step.
 
     Returns:
-        Costs, ratios, accuracies and failures.
+        Costs, ratios, scores and failures. An error is positive here, and less of it better,
+        while `evaluate_file` counts it negatively.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If there is no file, a file or target is of an unknown kind, or a number is
-            out of range.
+        ValueError: If there is no file, a file or target or score is of an unknown kind, a number
+            is out of range, or a score is asked for without data.
         RuntimeError: If every target failed.
 
     Example:
@@ -169,11 +181,13 @@ def sweep(
             raise ValueError(f"`{name}` must hold one entry or more. Received: none.")
     if not all(map(is_integer, counts)):
         raise ValueError(f"`threads` must hold integers of 1 or more. Received: threads={counts}.")
-    accuracies: list[float | None] = [None] * len(checked)
+    scale = _scale(score, data)
+    scores: list[float | None] = [None] * len(checked)
     if data is not None:
         for index, path in enumerate(checked):
-            progress(f"accuracy of {path.name}")
-            accuracies[index] = evaluate_file(path, *data, threads=os.cpu_count() or 1)
+            progress(f"{scale.name} of {path.name}")
+            found = evaluate_file(path, *data, score=score, threads=os.cpu_count() or 1)
+            scores[index] = scale.value(found)
     runs, failures = [], []
     for target in resolved:
         for count in counts:
@@ -194,7 +208,20 @@ def sweep(
     if not runs:
         raise RuntimeError("; ".join(dict.fromkeys(failure.message for failure in failures)))
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Sweep(tuple(checked), tuple(accuracies), tuple(runs), tuple(failures), created)
+    return Sweep(tuple(checked), scale, tuple(scores), tuple(runs), tuple(failures), created)
+
+
+def _scale(score: Score | None, data: Any) -> ScoreScale:
+    if score is None:
+        return ACCURACY  # without Keras, which the scores load
+    if data is None:
+        raise ValueError(
+            "`data` must be given with a score, which is found on it. Received: data=None, "
+            f"score={score!r}"
+        )
+    from dprp_tf.costs.scores import score_scale
+
+    return score_scale(score)
 
 
 def _compare(paths: Sequence[Path], **options: Any) -> Comparison:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dprp_tf.cli.app import command
 from dprp_tf.cli.console import load_keras, print_json, print_table, status
-from dprp_tf.cli.inputs import load_data, require_suffix
+from dprp_tf.cli.inputs import load_data, load_test_samples, require_suffix
 from dprp_tf.cli.options import ImageSize, Json, Mean, Std
 
 __all__ = ["bench", "export", "fold"]
@@ -129,14 +129,22 @@ def bench(
     ] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Untimed runs first.")] = 10,
     repeats: Annotated[int, typer.Option(min=1, help="Timed samples per file.")] = 50,
-    data: Annotated[str | None, typer.Option(help="Data to find each file's accuracy on.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data to find each file's score on.")] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="What is good: mean_iou, mean_squared_error, psnr or a Keras metric; the labels "
+            "may then be of any shape, y_test in a .npz.",
+            show_default="accuracy",
+        ),
+    ] = None,
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
     samples: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Test images for the accuracy, of every class alike; all by default."
+            min=1, help="Test samples for the score, of every class alike; all by default."
         ),
     ] = None,
     output: Annotated[
@@ -152,16 +160,10 @@ def bench(
     from dprp_tf.files.atomic import write_json
     from dprp_tf.report import NothingToPlotError, bench_report, save_bench_plots
 
-    dataset = split = None
+    split, said = None, dict[str, Any]()
     if data is not None:
         load_keras()
-        dataset = load_data(data, image_size, mean, std)
-        if dataset.streamed and samples is None:
-            raise ValueError(
-                "`samples` must be given for images that stay on disk. Received: samples=None "
-                f"for {data}. Give a number of test images, such as --samples 1000."
-            )
-        split = dataset.sample("test", len(dataset.y_test) if samples is None else samples)
+        split, said = load_test_samples(data, image_size, mean, std, samples=samples, score=score)
     with status() as progress:
         found = sweep(
             files,
@@ -170,11 +172,12 @@ def bench(
             warmup=warmup,
             repeats=repeats,
             data=split,
+            score=score,
             progress=progress,
         )
     content = found.as_dict()
-    if dataset is not None and split is not None:
-        content |= {"data": dataset.description, "samples": len(split[1])}
+    if split is not None:
+        content |= {"data": said, "samples": len(split[1])}
     if output is not None:
         write_json(output / "bench.json", content)
         with contextlib.suppress(NothingToPlotError):

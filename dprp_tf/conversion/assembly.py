@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dprp_tf.conversion.form_weights import FormWeights, form_weights
 from dprp_tf.costs.form import Form
 from dprp_tf.decomposition import Factors, TuckerFactors
-from dprp_tf.keras_internals.rewriting import quick_build
+from dprp_tf.keras_internals.quick_building import quick_build
 from dprp_tf.layers import (
     OBJECT_ARGUMENTS,
     FactorizedLayer,

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from dprp_tf.conversion.compilation import compiled_like
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.conversion.folding import fold
 from dprp_tf.conversion.model_class import plain_class
@@ -38,7 +39,7 @@ def cut(
 
     Returns:
         `fold(factorize(model, ranks=plan))` in those forms; a copy of the model if the plan cuts
-        nothing.
+        nothing. Compiled as `fold` says.
 
     Raises:
         ValueError: As `factorize`; if the model's class has methods of its own, can't be kept, and
@@ -57,7 +58,7 @@ def cut(
     require_graph(model)
     result_class = plain_class(model, model_class)
     if not plan.ranks:
-        return rewrite(model, lambda layer: None, result_class)
+        return compiled_like(rewrite(model, lambda layer: None, result_class), model)
     lowrank = factorize(model, ranks=plan, calibration_data=calibration_data, model_class=DPRPModel)
     forms = None if latency is None else latency.forms(plan.ranks)
-    return fold(lowrank, forms=forms, model_class=result_class)
+    return compiled_like(fold(lowrank, forms=forms, model_class=result_class), model)

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from dprp_tf.conversion.assembly import build_form
+from dprp_tf.conversion.compilation import compiled_like
 from dprp_tf.conversion.form_weights import form_error
 from dprp_tf.conversion.model_class import plain_class
 from dprp_tf.costs.fold_plan import FoldPlan
@@ -154,7 +155,8 @@ def fold(
             does something of its own and is no `DPRPModel`; else `keras.Model`.
 
     Returns:
-        The folded model, not compiled.
+        The folded model; if the model was compiled with a loss of Keras, compiled with that, the
+        metrics of Keras and plain SGD, to be evaluated and exported. Compile it anew to train it.
 
     Raises:
         ValueError: If the model has no graph or no low-rank layer, factors that are not finite, a
@@ -186,7 +188,7 @@ def fold(
     # By identity and not by name: nested models may each have a layer of the same name.
     choices = {id(layer): chosen for layer, (_, chosen) in zip(layers, rows, strict=True)}
     names = {layer.name for layer in walk_layers(model)}
-    return rewrite(
+    result = rewrite(
         model,
         lambda layer: (
             build_form(layer, choices[id(layer)], names)
@@ -195,6 +197,7 @@ def fold(
         ),
         result_class,
     )
+    return compiled_like(result, model)
 
 
 def require_finite_factors(model: keras.Model) -> None:

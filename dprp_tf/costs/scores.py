@@ -17,6 +17,7 @@ from dprp_tf.costs.compiled_loss import (
     is_categorical,
     losses_by_output,
 )
+from dprp_tf.costs.score_scale import ACCURACY, ScoreScale
 from dprp_tf.keras_internals.graphs import graph_of, output_structure
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "mean_squared_error",
     "peak_signal_to_noise",
     "resolve_score",
+    "score_scale",
 ]
 
 ScoreFunction: TypeAlias = Callable[[Any, Any], float]
@@ -162,6 +164,48 @@ SCORES: Mapping[str, ScoreFunction] = {
 }
 
 
+_SCALES = {
+    scale.name: scale
+    for scale in (
+        ACCURACY,
+        ScoreScale("binary_accuracy", "share"),
+        ScoreScale("mean_absolute_error", less_is_better=True),
+        ScoreScale("mean_iou", "share"),
+        ScoreScale("mean_squared_error", less_is_better=True),
+        ScoreScale("psnr", "dB"),
+    )
+}
+
+
+def score_scale(score: Score | None) -> ScoreScale:
+    """Return what a score is called, its unit, and which way is better.
+
+    Args:
+        score: As `resolve_score` takes it; None for top-1 accuracy.
+
+    Returns:
+        The scale; a function is called by its name, and more of it is better.
+
+    Raises:
+        ValueError: If the name is unknown.
+
+    Example:
+
+    >>> score_scale("mean_squared_error").less_is_better, score_scale("psnr").unit
+    (True, 'dB')
+    """
+    if score is None:
+        return ACCURACY
+    if isinstance(score, str) and score in _SCALES:
+        return _SCALES[score]
+    if isinstance(score, (str, keras.metrics.Metric)):
+        metric = _keras_metric(score) if isinstance(score, str) else score
+        name = score if isinstance(score, str) else str(metric.name)
+        return ScoreScale(name, less_is_better=_less_is_better(metric))
+    named = getattr(score, "func", score)  # of a functools.partial the function
+    return ScoreScale(getattr(named, "__name__", type(named).__name__))
+
+
 def resolve_score(score: Score | None, model: keras.Model | None = None, y: Any = None) -> Any:
     """Return the function that a score means; without one, what the model was compiled for.
 
@@ -237,8 +281,7 @@ def _keras_metric(name: str) -> keras.metrics.Metric:
 
 
 def _of_metric(metric: keras.metrics.Metric) -> ScoreFunction:
-    words = f"{type(metric).__name__} {metric.name}".lower()
-    sign = -1.0 if any(word in words for word in _LESS_IS_BETTER) else 1.0
+    sign = -1.0 if _less_is_better(metric) else 1.0
 
     def score(y: Any, predictions: Any) -> float:
         metric.reset_state()
@@ -247,6 +290,11 @@ def _of_metric(metric: keras.metrics.Metric) -> ScoreFunction:
 
     score.__qualname__ = f"metric {metric.name}"
     return score
+
+
+def _less_is_better(metric: keras.metrics.Metric) -> bool:
+    words = f"{type(metric).__name__} {metric.name}".lower()
+    return any(word in words for word in _LESS_IS_BETTER)
 
 
 def _of_losses(loss: Any, model: Any) -> ScoreFunction:

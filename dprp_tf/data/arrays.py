@@ -107,7 +107,7 @@ def as_labels(labels: np.ndarray, key: str, name: str) -> np.ndarray:
         raise ValueError(
             f"`{key}` must hold one whole number per image. Received: shape={labels.shape}, "
             f"dtype={labels.dtype} in {name}. Turn one-hot labels into numbers with "
-            "argmax(axis=-1)."
+            "argmax(axis=-1); files are held against labels of other kinds by dprp bench --score."
         )
     if labels.size and (labels.min() < 0 or labels.max() >= 2**31):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +36,17 @@ def load_npz(path: Path, size: tuple[int, int] | None = None) -> Dataset:
     return from_arrays(path.stem, arrays, size, classes)
 
 
-def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
+def read_npz(
+    path: Path, names: Sequence[str] = ARRAYS
+) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
     """Read the arrays of a data set from an .npz file.
 
     Args:
-        path: The file, with `x_train`, `y_train`, `x_test`, `y_test` and, if wanted, `classes`,
-            an array of text.
+        path: The file, with the arrays of `names` and, if wanted, `classes`, an array of text.
+        names: What it must hold. Default: `x_train`, `y_train`, `x_test`, `y_test`.
 
     Returns:
-        The four arrays by name, and the names of the classes or None.
+        The arrays by name, and the names of the classes or None.
 
     Raises:
         ValueError: If the file can't be read, or an array is missing.
@@ -54,19 +57,19 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]
             raise ValueError("it holds a single array without a name")
         with file:
             found = file.files
-            arrays = {name: file[name] for name in (*ARRAYS, "classes") if name in found}
+            arrays = {name: file[name] for name in (*names, "classes") if name in found}
     except Exception as error:  # zip, zlib and the array header each have errors of their own
         raise ValueError(
             f"`source` must be a whole .npz file of plain arrays. Received: {path}, which can't "
             f"be read ({first_line(error)}). Copy or download it again, or save it with "
             "numpy.savez_compressed and arrays of numbers."
         ) from error
-    missing = [name for name in ARRAYS if name not in arrays]
+    missing = [name for name in names if name not in arrays]
     if missing:
         raise ValueError(
-            f"`source` must hold the arrays {', '.join(ARRAYS)}. Received: {path} without "
+            f"`source` must hold the arrays {', '.join(names)}. Received: {path} without "
             f"{', '.join(missing)} (it holds {', '.join(found) or 'nothing'}). Save it with "
-            "numpy.savez_compressed(path, x_train=..., y_train=..., x_test=..., y_test=...)."
+            f"numpy.savez_compressed(path, {', '.join(f'{name}=...' for name in names)})."
         )
     classes = arrays.pop("classes", None)
     if classes is None:

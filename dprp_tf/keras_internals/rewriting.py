@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from dprp_tf.keras_internals.graphs import (
     graph_of,
@@ -21,22 +17,15 @@ from dprp_tf.keras_internals.graphs import (
     output_structure,
     walk_layers,
 )
+from dprp_tf.keras_internals.layer_copies import (
+    Configure,
+    copy_state,
+    copy_when_called,
+    own_objects,
+)
+from dprp_tf.keras_internals.same_settings import is_of_keras, same_settings
 
-__all__ = ["CopiesCheaply", "quick_build", "rebuild_configured", "require_graph", "rewrite"]
-
-_CONSTANT = (keras.initializers.Zeros, keras.initializers.Ones, keras.initializers.Constant)
-
-
-@runtime_checkable
-class CopiesCheaply(Protocol):
-    """A layer whose initial state is costly, so that a copy should not compute one of its own."""
-
-    def prepare_copy(self, copy: Any) -> None:
-        """Prepare a copy of this layer, not built yet, whose state is about to be replaced.
-
-        Args:
-            copy: The copy, made from the layer's configuration.
-        """
+__all__ = ["rebuild_configured", "require_graph", "rewrite"]
 
 
 def require_graph(model: Any, argument: str = "model") -> None:
@@ -95,16 +84,10 @@ def rewrite(
     """
     require_graph(model)
     _require_own_weights(model)
-    rewriter = _Rewriter(model, replace)
-    result = rewriter.rebuild(model, model_class, arguments)
-    for layer, new in rewriter.copied:
-        _copy_state(layer, new)
-    return result
+    return _Rewriter(model, replace).rebuild(model, model_class, arguments)
 
 
-def rebuild_configured(
-    model: keras.Model, configure: Callable[[dict[str, Any]], dict[str, Any]]
-) -> keras.Model:
+def rebuild_configured(model: keras.Model, configure: Configure) -> keras.Model:
     """Return a copy of a model whose parts are made from changed configurations; for inference.
 
     All state is copied as in `rewrite`. Two layers may own the same weight: each copy gets one of
@@ -130,11 +113,7 @@ def rebuild_configured(
     'tanh'
     """
     require_graph(model)
-    rewriter = _Rewriter(model, lambda layer: None, configure)
-    result = rewriter.rebuild(model, keras.Model, {})
-    for layer, new in rewriter.copied:
-        _copy_state(layer, new)
-    return result
+    return _Rewriter(model, lambda layer: None, configure).rebuild(model, keras.Model, {})
 
 
 class _Rewriter:
@@ -144,7 +123,7 @@ class _Rewriter:
         self,
         model: keras.Model,
         replace: Callable[[keras.layers.Layer], Any],
-        configure: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        configure: Configure | None = None,
     ) -> None:
         self._replace = replace
         # A nested model is copied as it is only where nothing is configured anew.
@@ -153,7 +132,6 @@ class _Rewriter:
         self._answers: dict[int, Any] = {}
         self._copies: dict[int, Any] = {}
         self._owners = _owners(model)
-        self.copied: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
     def rebuild(
         self, source: keras.Model, target: type[keras.Model], arguments: dict[str, Any]
@@ -188,18 +166,18 @@ class _Rewriter:
             whole = self._unchanged(operation) if self._copies_whole else None
             if whole is None:
                 return self.rebuild(operation, keras.Model, {})
-            self.copied.append((operation, whole))
+            copy_state(operation, whole)
             return whole
         if not isinstance(operation, keras.layers.Layer):
             return _clone_operation(operation, self._configure)
         new = self._answer(operation)
-        if new is None:
-            new = _clone(operation, self._configure)
-            if isinstance(operation, CopiesCheaply):
-                operation.prepare_copy(new)
-            self.copied.append((operation, new))
-            return quick_build(new)
-        return new
+        return partial(self._copy_of_layer, operation) if new is None else new
+
+    def _copy_of_layer(self, layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        """Copy a layer at its first call; the copy takes the calls after it."""
+        new, outputs = copy_when_called(layer, self._configure, *args, **kwargs)
+        self._copies[id(layer)] = new
+        return outputs
 
     def _answer(self, layer: keras.layers.Layer) -> Any:
         if id(layer) not in self._answers:
@@ -212,7 +190,7 @@ class _Rewriter:
         Its class may make layers that can't be made from their own configurations, and has
         attributes and methods of its own.
         """
-        if type(nested).__module__.startswith("keras."):
+        if is_of_keras(nested):
             return None
         inside = {id(container) for container in _containers(nested)}
         parts = list(walk_layers(nested))
@@ -243,7 +221,7 @@ def _owners(model: keras.Model) -> dict[int, set[int]]:
 def _whole_copy(model: keras.Model) -> keras.Model | None:
     """Copy a model through its class; None if that doesn't give the same layers again."""
     try:
-        with keras.saving.custom_object_scope(_own_objects(model)):
+        with keras.saving.custom_object_scope(own_objects(model)):
             new = type(model).from_config(model.get_config())
     # The class's own code, which may fail in any way; the model is rebuilt then.
     except Exception:
@@ -266,7 +244,7 @@ def _whole_copy(model: keras.Model) -> keras.Model | None:
         # Keras looks inputs up by the tensor's name.
         new_tensor.name = tensor.name
     # A configuration may leave out what the model was made with.
-    if not all(map(_same_settings, parts, new_parts)):
+    if not all(map(same_settings, parts, new_parts)):
         return None
     for part, new_part in zip(parts, new_parts, strict=True):
         graph, new_graph = graph_of(part), graph_of(new_part)
@@ -275,116 +253,6 @@ def _whole_copy(model: keras.Model) -> keras.Model | None:
                 new_node.operation.name = node.operation.name
             new_graph.output_names = list(graph.output_names)
     return new
-
-
-def _same_settings(part: Any, new_part: Any) -> bool:
-    """Whether two layers of equal names compute the same of the same weights."""
-    if _plain_attributes(part) != _plain_attributes(new_part):
-        return False
-    if graph_of(part) is not None:
-        return _steps(graph_of(part)) == _steps(graph_of(new_part))
-    if isinstance(part, keras.Model):
-        return True  # by the layers inside
-    try:
-        return _settings(part.get_config()) == _settings(new_part.get_config())
-    except Exception:
-        return True  # it can't be described; its attributes are the same
-
-
-def _plain_attributes(part: Any) -> dict[str, str]:
-    """Numbers, texts and arrays that an object of a class outside of Keras keeps by name."""
-    found: dict[str, str] = {}
-    if type(part).__module__.startswith("keras."):
-        return found
-    plain = (str, int, float, bool, type(None), np.ndarray, np.generic)
-    for name, value in vars(part).items():
-        if name.startswith("_") or name in _attributes_of_keras():
-            continue
-        leaves = keras.tree.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]
-        if all(isinstance(leaf, plain) for leaf in leaves):
-            found[name] = repr([_constant(leaf) for leaf in leaves])
-    return found
-
-
-@cache
-def _attributes_of_keras() -> frozenset[str]:
-    """What Keras itself keeps in every layer and model, such as whether it is compiled."""
-    inputs = keras.Input((1,), name="inputs")
-    model = keras.Model(inputs, keras.layers.Identity(name="outputs")(inputs), name="model")
-    model.compile(keras.optimizers.SGD(name="optimizer"), loss="mse")
-    return frozenset((*vars(model), *vars(model.layers[-1]), "seed", "stop_training"))
-
-
-def _steps(graph: Any) -> list[str]:
-    """The calls of a graph, with all that they take besides tensors."""
-    found = []
-    for node in nodes(graph):
-        operation = node.operation
-        given = (node.arguments.args, node.arguments.kwargs)
-        # A layer's own settings are compared as those of a part of the model.
-        own = {} if isinstance(operation, keras.layers.Layer) else operation.get_config()
-        own.pop("name", None)
-        found.append(repr((type(operation), own, keras.tree.map_structure(_constant, given))))
-    return found
-
-
-def _constant(value: Any) -> Any:
-    if isinstance(value, keras.KerasTensor):
-        return "tensor"
-    # In full: long arrays are printed in part.
-    return _array(value).tolist() if hasattr(value, "shape") else value
-
-
-def _settings(config: Any) -> str:
-    """A configuration without what is copied afterwards: seeds and whether a part trains."""
-
-    def kept(value: Any) -> Any:
-        if isinstance(value, dict):
-            left_out = ("seed", "trainable")
-            return {key: kept(each) for key, each in value.items() if key not in left_out}
-        return [kept(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-    return repr(kept(config))
-
-
-def quick_build(layer: keras.layers.Layer) -> Callable[..., Any]:
-    """Return a callable that calls a layer, and builds it without drawing its random weights.
-
-    For a layer whose weights are assigned afterwards: initializing a large kernel takes longer
-    than anything else about it. Only Keras' own layers are treated so.
-
-    Args:
-        layer: The layer; its initializers are put back when it is built.
-
-    Returns:
-        A callable with the layer's own arguments.
-
-    Example:
-
-    >>> layer = keras.layers.Dense(2)
-    >>> _ = quick_build(layer)(keras.Input((3,)))
-    >>> float(abs(layer.get_weights()[0]).max()), type(layer.kernel_initializer).__name__
-    (0.0, 'GlorotUniform')
-    """
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if layer.built or not type(layer).__module__.startswith("keras."):
-            return layer(*args, **kwargs)
-        drawn = {
-            name: value
-            for name, value in vars(layer).items()
-            if isinstance(value, keras.initializers.Initializer)
-            and not isinstance(value, _CONSTANT)
-        }
-        for name in drawn:
-            setattr(layer, name, keras.initializers.Zeros())
-        try:
-            return layer(*args, **kwargs)
-        finally:
-            for name, value in drawn.items():
-                setattr(layer, name, value)
-
-    return call
 
 
 def _require_own_weights(model: keras.Model) -> None:
@@ -401,7 +269,7 @@ def _require_own_weights(model: keras.Model) -> None:
                 )
 
 
-def _input_like(tensor: Any, configure: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def _input_like(tensor: Any, configure: Configure) -> Any:
     source = history_of(tensor).operation
     layer = type(source).from_config(configure(source.get_config()))
     layer._trainable = source.trainable
@@ -410,126 +278,6 @@ def _input_like(tensor: Any, configure: Callable[[dict[str, Any]], dict[str, Any
     return layer.output
 
 
-def _clone_operation(operation: Any, configure: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def _clone_operation(operation: Any, configure: Configure) -> Any:
     """Copy a `keras.ops` operation: it holds no weights, but it records what it is called on."""
     return type(operation).from_config(configure(operation.get_config()))
-
-
-def _clone(
-    layer: keras.layers.Layer, configure: Callable[[dict[str, Any]], dict[str, Any]]
-) -> keras.layers.Layer:
-    if type(layer) is keras.layers.Lambda:
-        # By its function itself: a function is serialized by name or as unsafe bytes.
-        return keras.layers.Lambda(
-            layer.function,
-            output_shape=layer._output_shape,
-            mask=layer.mask,
-            arguments=layer.arguments,
-            name=layer.name,
-            **configure({"dtype": layer.dtype_policy}),
-            trainable=layer.trainable,
-        )
-    with keras.saving.custom_object_scope(_own_objects(layer)):
-        try:
-            new = type(layer).from_config(configure(layer.get_config()))
-        except Exception as error:
-            new = _made_of_arguments(layer)
-            if new is None:
-                problem = "could not be made from its configuration"
-                raise _cannot_copy(layer, problem, error) from error
-    if layer.activity_regularizer is not None and new.activity_regularizer is None:
-        new.activity_regularizer = layer.activity_regularizer
-    return new
-
-
-def _made_of_arguments(layer: keras.layers.Layer) -> keras.layers.Layer | None:
-    """Make a layer from what its constructor takes of a configuration that says more.
-
-    None if that fails too, or what is made does not describe itself as the layer does.
-    """
-    taken = {"name", "trainable", "dtype"}
-    for entry in type(layer).__mro__[: type(layer).__mro__.index(keras.layers.Layer)]:
-        if "__init__" in vars(entry):
-            taken |= set(inspect.signature(vars(entry)["__init__"]).parameters)
-    try:
-        config = layer.get_config()
-        known = {key: value for key, value in config.items() if key in taken}
-        new: keras.layers.Layer = type(layer).from_config(known)
-        if layer.built and not new.built:
-            new.build_from_config(layer.get_build_config())
-        return new if _settings(new.get_config()) == _settings(config) else None
-    # The layer's own code, which may fail in any way; the first failure is told.
-    except Exception:
-        return None
-
-
-def _own_objects(layer: keras.layers.Layer) -> dict[str, Any]:
-    """Return the classes and functions that the configuration of a layer may name."""
-    found: dict[str, Any] = {}
-    for part in layers_inside(layer):
-        found[type(part).__name__] = type(part)
-        for value in vars(part).values():
-            if inspect.isfunction(value):
-                found[value.__name__] = value
-    return {
-        name: value for name, value in found.items() if not value.__module__.startswith("keras.")
-    }
-
-
-def _copy_state(layer: keras.layers.Layer, new: keras.layers.Layer) -> None:
-    """Give a copied layer the state and the flags of the original, parts of it included."""
-    parts, new_parts = layers_inside(layer), layers_inside(new)
-    if len(parts) != len(new_parts):
-        raise _cannot_copy(
-            layer, f"has {len(new_parts) - 1} layers inside where there were {len(parts) - 1}"
-        )
-    for old_part, new_part in zip(parts, new_parts, strict=True):
-        try:
-            _copy_own_state(old_part, new_part)
-        except Exception as error:
-            raise _cannot_copy(layer, "did not take the weights", error) from error
-
-
-def _copy_own_state(layer: Any, new: Any) -> None:
-    if layer.built and not new.built:
-        new.build_from_config(layer.get_build_config())
-    state: dict[str, Any] = {}
-    layer.save_own_variables(state)
-    if state:
-        new.load_own_variables({name: _array(value) for name, value in state.items()})
-    if hasattr(layer, "save_assets"):
-        with tempfile.TemporaryDirectory() as folder:
-            layer.save_assets(folder)
-            new.load_assets(folder)
-    for old_seed, new_seed in zip(layer._seed_generators, new._seed_generators, strict=True):
-        new_seed.state.assign(_array(old_seed.state))
-    new._trainable = layer.trainable
-    for old_variable, new_variable in zip(_variables(layer), _variables(new), strict=True):
-        new_variable.trainable = old_variable.trainable
-
-
-def _variables(layer: Any) -> Iterator[Any]:
-    yield from layer._trainable_variables
-    yield from layer._non_trainable_variables
-
-
-def _array(value: Any) -> Any:
-    # A copy: sharing the buffer would let JAX donate it from under the other model.
-    return np.array(ops.convert_to_numpy(value))
-
-
-def _cannot_copy(
-    layer: keras.layers.Layer, problem: str, error: Exception | None = None
-) -> ValueError:
-    detail = "" if error is None else f" ({_first_line(error)})"
-    return ValueError(
-        "`model` must consist of layers that serialize, so that they can be copied. Received: "
-        f"{type(layer).__name__} {layer.name!r}, whose copy {problem}{detail}. Give its class a "
-        "get_config() that returns every argument of __init__ and a build() that makes all its "
-        "weights, or write it as a Functional model."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -19,6 +19,7 @@ __all__ = [
     "loss_axis",
     "percent_ticks",
     "position_axis",
+    "score_axis",
     "short_count_ticks",
     "style_axes",
     "title_legend",
@@ -162,6 +163,14 @@ def accuracy_axis(axes: Axes, values: Sequence[float]) -> None:
     pad = max((high - low) * 0.3, (0.02 - (high - low)) / 2)
     axes.set_ylim(max(low - pad, -0.02), min(high + pad, 1.004))
     percent_ticks(axes.yaxis)
+
+
+def score_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Span at least a hundredth of the values, so that their noise never looks like a cliff."""
+    low, high = min(values), max(values)
+    least = max(abs(low), abs(high), 1e-6) / 100
+    pad = max((high - low) * 0.3, (least - (high - low)) / 2)
+    axes.set_ylim(low - pad, high + pad)
 
 
 def title_legend(axes: Axes, handles: Sequence[Any], labels: list[str], theme: Theme) -> None:

@@ -23,6 +23,7 @@ from dprp_tf.report.tables.layers import layers_table, skipped_layers_table
 from dprp_tf.report.tables.measured_forms import measured_forms_table
 from dprp_tf.report.tables.models import baseline_first, models_table
 from dprp_tf.report.tables.quantization import quantization_table
+from dprp_tf.report.tables.scores import bench_score, score_title
 from dprp_tf.report.tables.timing import timing_table
 from dprp_tf.report.verdict import Verdict, verdict
 
@@ -230,11 +231,12 @@ def _quantization(run: RunData) -> Section:
 
 def _benchmarks(bench: Mapping[str, Any]) -> Section:
     table, said = bench_table(bench), []
-    if any(column.title == "Accuracy" for column in table.columns):
+    score = score_title(bench_score(bench))
+    if any(column.title == score for column in table.columns):
         samples, data = count_text(bench.get("samples")), mapping(bench, "data")
         on = f" on {samples} test samples" if samples != DASH else ""
         of = f" of {clean_name(data['name'])}" if on and data.get("name") else ""
-        said.append(f"Accuracy is that of the very file{on}{of}, whatever the target.")
+        said.append(f"{score} is that of the very file{on}{of}, whatever the target.")
     if bench.get("created"):
         said.append(f"Measured {_moment(str(bench['created']))}.")
     return _tables(

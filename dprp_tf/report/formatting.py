@@ -21,6 +21,7 @@ __all__ = [
     "percent_text",
     "points_text",
     "ratio_text",
+    "score_text",
     "short_count_text",
     "size_text",
 ]
@@ -233,6 +234,18 @@ def error_text(value: Any) -> str:
     if math.isnan(amount):
         return DASH
     return "0" if amount == 0 else _signed(f"{amount:.1e}")
+
+
+def score_text(value: Any, unit: str = "") -> str:
+    """Return a score with four digits and its unit.
+
+    Example:
+
+    >>> score_text(31.4159, "dB"), score_text(0.000123456), score_text(-2.5)
+    ('31.42 dB', '0.0001235', '−2.5')
+    """
+    amount = number(value)
+    return DASH if math.isnan(amount) else _signed(f"{amount:.4g} {unit}".rstrip())
 
 
 def _three_digits(amount: float) -> str:

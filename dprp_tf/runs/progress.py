@@ -12,6 +12,8 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dprp_tf.training.log_names import name_in_logs
+
 __all__ = ["Display"]
 
 
@@ -154,8 +156,9 @@ class _TrainingBar(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
         figures = _figures(logs)
-        if "total_rank" in logs:
-            figures += f"  ranks {int(logs['total_rank'])}  parameters {int(logs['parameters']):,}"
+        rank, size = (name_in_logs(name, logs) for name in ("total_rank", "parameters"))
+        if rank in logs:
+            figures += f"  ranks {int(logs[rank])}  parameters {int(logs[size]):,}"
         if self._task is not None:
             self._display._progress.update(self._task, completed=epoch + 1, figures=figures)
         elif not self._display._quiet:

@@ -17,6 +17,7 @@ from dprp_tf.conversion.cutting import cut
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.data import Dataset, StreamedImages
+from dprp_tf.data.sampling import balanced_sample
 from dprp_tf.files.atomic import read_json, remove_leftovers, write_json
 from dprp_tf.files.lock import run_lock
 from dprp_tf.files.settings import require_same_settings
@@ -264,15 +265,18 @@ def selector_of(settings: SelectionSettings) -> Selector | str:
 def _held_out(
     dataset: Dataset, samples: int, seed: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], Dataset]:
-    """Take labelled samples out of the training split; return them and the data set without."""
+    """Take samples of every class alike out of the training split; return both parts.
+
+    Of no class more than half is taken while another has more: the rest may be trained on.
+    """
     count = len(dataset.x_train)
     if not 1 <= samples < count:
         raise ValueError(
             f"`samples` must lie in 1..{count - 1}, some of the training images. "
             f"Received: samples={samples}"
         )
-    order = np.random.default_rng(seed).permutation(count)
-    taken, left = np.sort(order[:samples]), np.sort(order[samples:])
+    taken = balanced_sample(dataset.y_train, samples, seed, share=0.5)
+    left = np.setdiff1d(np.arange(count), taken)
     x = np.asarray(dataset.x_train[taken], dtype=np.float32)
     images = dataset.x_train
     # Indexed, those on disk would all be read.

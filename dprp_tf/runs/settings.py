@@ -146,7 +146,8 @@ class SelectionSettings:
             for no files, and no time that is known. Default `"int8"`.
         threads: Threads of the runtime.
         truncation: `"kernel"`, `"output"`, or None for the method's own.
-        samples: Labelled samples held out of the training split for the selection. Default 256.
+        samples: Labelled samples held out of the training split for the selection, as many of every
+            class. Default 256.
         exclude: Names of layers that stay dense.
         tuning: Fine-tuning after the cut, and within methods that fine-tune; None for none.
         regularized_epochs: Epochs of BSR's training before the cut.

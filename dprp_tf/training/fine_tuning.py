@@ -157,7 +157,8 @@ class FineTuning:
     def for_model(self, model: keras.Model, y: Any = None) -> FineTuning:
         """Return these settings with the loss that is meant for a model.
 
-        Models that are cut or folded are not compiled; the one they were made of may be.
+        A model that is cut or folded is compiled with the loss of the one it was made of only where
+        that is a loss of Keras.
 
         Args:
             model: A model, compiled or not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-__all__ = ["LOG_PREFIX", "beside_the_users", "free_name"]
+__all__ = ["LOG_PREFIX", "beside_the_users", "free_name", "name_in_logs"]
 
 # What stands before the name of an own log where the user's model has one of that name.
 LOG_PREFIX = "dprp_"
@@ -50,3 +50,23 @@ def beside_the_users(logs: Mapping[str, Any], own: Iterable[str]) -> dict[str, A
     """
     renamed = {LOG_PREFIX + name: free_name(name, logs) for name in own}
     return {renamed.get(name, name): value for name, value in logs.items()}
+
+
+def name_in_logs(name: str, logs: Collection[str], before: str = "") -> str:
+    """Return the name of an own log: with `LOG_PREFIX` where the plain name is a user's.
+
+    Args:
+        name: The name it has if no other has it, such as `"app_loss"`.
+        logs: The names of all logs.
+        before: What Keras puts before the names, such as `"val_"`. Default: nothing.
+
+    Returns:
+        The name; the plain one where there is none with the prefix.
+
+    Example:
+
+    >>> name_in_logs("app_loss", {"val_app_loss", "val_dprp_app_loss"}, "val_")
+    'val_dprp_app_loss'
+    """
+    prefixed = f"{before}{LOG_PREFIX}{name}"
+    return prefixed if prefixed in logs else before + name

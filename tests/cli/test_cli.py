@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -103,6 +104,31 @@ def test_inspect_fold_and_export(
     assert int8["passed"]
     assert int8["samples"] == 100
     assert int8["max_error"] > onnx["max_error"]
+
+
+def test_bench_by_another_score_on_labels_that_are_no_classes(tmp_path: Path) -> None:
+    from dprp_tf.deploy.exporters.onnx import export_onnx
+
+    brighter = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Rescaling(0.9)])
+    export_onnx(brighter, tmp_path / "brighter.onnx")
+    images = np.random.default_rng(0).random((9, 6, 6, 1)).astype("float32")
+    np.savez(tmp_path / "images.npz", x_test=images, y_test=images)
+    options = [tmp_path / "brighter.onnx", "--repeats", 2, "--data", tmp_path / "images.npz"]
+    found = answer("bench", *options, "--score", "psnr", "--output", tmp_path / "run")
+    expected = (10 * np.log10(1 / ((0.1 * images) ** 2).mean(axis=(1, 2, 3)))).mean()
+    assert found["files"][0]["psnr"] == pytest.approx(expected, rel=1e-4)
+    assert found["score"] == {"name": "psnr", "unit": "dB", "less_is_better": False}
+    assert (found["samples"], found["data"]["name"]) == (9, "images")
+    invoke("report", tmp_path / "run")
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "PSNR is that of the very file on 9 test samples of images" in text
+    assert f"{expected:.4g} dB" in text
+    assert "Accuracy" not in text
+    error = invoke("bench", *options, "--score", "mse", "--image-size", 8)
+    assert error.exit_code != 0
+    assert "must be left out for labels that are not classes" in " ".join(error.output.split())
+    table = invoke("bench", *options, "--score", "mse", "--samples", 4)
+    assert "Mse" in table.stdout, table.output
 
 
 @pytest.mark.slow

@@ -12,12 +12,38 @@ from keras import layers
 
 from dprp_tf.costs.accuracy import top_1_accuracy
 from dprp_tf.costs.compiled_loss import are_classes, described, is_binary, is_categorical
-from dprp_tf.costs.scores import SCORES, binary_accuracy, peak_signal_to_noise, resolve_score
+from dprp_tf.costs.scores import (
+    SCORES,
+    binary_accuracy,
+    peak_signal_to_noise,
+    resolve_score,
+    score_scale,
+)
 
 
 def _model(outputs: int = 3, activation: Any = None) -> keras.Model:
     keras.utils.set_random_seed(0)
     return keras.Sequential([keras.Input((5,)), layers.Dense(outputs, activation, name="it")])
+
+
+@pytest.mark.parametrize("name", [*SCORES, "mae", "hinge", "AUC"])
+def test_a_scale_knows_which_way_is_better(name: str) -> None:
+    y = np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    near, far = y * 0.8 + 0.1, (1 - y) * 0.8 + 0.1
+    scale, score = score_scale(name), resolve_score(name)
+    # Of maps of classes the labels are whole numbers.
+    good, bad = (scale.value(score(y.astype(int), each)) for each in (near, far))
+    assert (good < bad) == scale.less_is_better
+    assert good >= 0
+    assert scale.name == name
+    assert (scale.unit == "share") == (name in ("accuracy", "binary_accuracy", "mean_iou"))
+
+
+def test_a_function_is_called_by_its_name_and_more_of_it_is_better() -> None:
+    found = score_scale(functools.partial(peak_signal_to_noise, peak=255))
+    assert (found.name, found.less_is_better) == ("peak_signal_to_noise", False)
+    assert score_scale(None).name == "accuracy"
+    assert score_scale(keras.metrics.MeanSquaredError(name="far")).less_is_better
 
 
 def _data(outputs: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -213,7 +213,7 @@ _NAN[4, 2, 2, 1] = np.nan
         ({"x_train": np.array([{}] * 12)}, r"a\.npz, which can't be read"),
         ({"x_train": np.array(["a"] * 12)}, "`x_train` must hold numbers.*<U1"),
         ({"x_train": np.zeros((12, 30), np.uint8)}, r"`x_train`.*shape=\(12, 30\)"),
-        ({"y_train": np.eye(3)[np.arange(12) % 3]}, r"`y_train`.*shape=\(12, 3\).*argmax"),
+        ({"y_train": np.eye(3)[np.arange(12) % 3]}, r"`y_train`.*shape=\(12, 3\).*argmax.*--score"),
         ({"y_train": np.arange(12) % 3 + 1}, "`y_train`.*from 1 to 3.*from 0 without gaps"),
         ({"y_train": np.arange(12) % 2 * 2}, "`y_train`.*from 0 to 2.*from 0 without gaps"),
         ({"y_train": np.zeros(12, int)}, "`y_train` must hold at least two classes"),

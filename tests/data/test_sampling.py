@@ -54,3 +54,13 @@ def test_a_data_set_gives_float_images_with_their_labels() -> None:
     assert x.dtype == np.float32
     assert y.tolist() == [0, 0, 1, 1]
     np.testing.assert_array_equal(x[:, 0, 0, 0] >= 6, y == 1)
+
+
+def test_of_no_class_more_than_its_share_while_another_has_more() -> None:
+    labels = np.repeat([0, 1, 2], [40, 5, 1])
+    counts = [
+        np.bincount(labels[balanced_sample(labels, samples, 3, share=0.5)], minlength=3).tolist()
+        for samples in (4, 20, 22, 46)
+    ]
+    assert counts[:3] == [[2, 2, 0], [18, 2, 0], [20, 2, 0]]
+    assert counts[3] == [40, 5, 1]

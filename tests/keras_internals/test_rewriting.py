@@ -659,7 +659,7 @@ def _growing() -> keras.Model:
 
 def _unserializable() -> keras.Model:
     inputs = keras.Input((4,))
-    return keras.Model(inputs, layers.Dense(3)(Unserializable([1, 2], name="table")(inputs)))
+    return keras.Model(inputs, layers.Dense(3)(Unserializable(np.ones(2), name="table")(inputs)))
 
 
 class Tied(layers.Layer):

@@ -61,6 +61,20 @@ def compiled(optimizer: keras.optimizers.Optimizer) -> keras.Model:
     return model
 
 
+@of("_auto_config")
+def a_layer_records_what_it_was_made_with() -> None:
+    class Made(keras.layers.Layer):
+        def __init__(self, size: int, kind: str = "a", **kwargs: object) -> None:
+            super().__init__(**kwargs)
+
+    assert Made(3, trainable=False)._auto_config.config == {
+        "size": 3,
+        "kind": "a",
+        "trainable": False,
+    }
+    assert Made(np.ones(2))._auto_config is None
+
+
 @of("_call_has_training_arg")
 def training_arguments_are_known() -> None:
     assert keras.layers.Dropout(0.5)._call_has_training_arg

@@ -478,6 +478,22 @@ def test_images_on_disk_are_not_read_to_hold_some_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rest.x_train[:][:, 4, 4, 0], np.where(rest.y_train, 200, 50))
 
 
+def test_samples_held_out_are_of_every_class_alike() -> None:
+    labels = np.repeat([0, 1, 2, 3], [61, 30, 8, 1])
+    images = np.arange(100, dtype="uint8").reshape(-1, 1, 1, 1)
+    data = Dataset("d", images, labels, images, labels, ("a", "b", "c", "d"))
+    (held, y), rest = _held_out(data, 15, 0)
+    # A class of eight gives half, one of a single image stays with the training.
+    assert np.bincount(y, minlength=4).tolist() in ([6, 5, 4, 0], [5, 6, 4, 0])
+    taken = held.ravel().astype(int)
+    np.testing.assert_array_equal(labels[taken], y)
+    # Every image is in one of the two, and with its label.
+    assert sorted([*taken, *rest.x_train.ravel()]) == list(range(100))
+    np.testing.assert_array_equal(labels[rest.x_train.ravel()], rest.y_train)
+    (other, _), _ = _held_out(data, 15, 1)
+    assert other.ravel().tolist() != held.ravel().tolist()
+
+
 def test_outputs_may_be_kept_in_place_of_kernels(
     dense: keras.Model, digits: Dataset, tmp_path: Path
 ) -> None:

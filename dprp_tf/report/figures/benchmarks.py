@@ -1,4 +1,4 @@
-"""Accuracy of benchmarked files against their cost on every target, and against their size."""
+"""Score of benchmarked files against their cost on every target, and against their size."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.report.axes import accuracy_axis, position_axis, short_count_ticks, style_axes
+from dprp_tf.costs.score_scale import ScoreScale
+from dprp_tf.report.axes import (
+    accuracy_axis,
+    position_axis,
+    score_axis,
+    short_count_ticks,
+    style_axes,
+)
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.formatting import clean_name, number
 from dprp_tf.report.loading import records
 from dprp_tf.report.pictures import save_picture
 from dprp_tf.report.tables.benchmarks import run_label
+from dprp_tf.report.tables.scores import bench_score, score_title
 from dprp_tf.report.theme import FONT_SIZE, MARKERS, Theme, new_figure, theme_named
 
 if TYPE_CHECKING:
@@ -47,11 +55,11 @@ class _Panel:
 
 
 def plot_bench(bench: Mapping[str, Any], theme: str = "light") -> Figure:
-    """Draw accuracy against latency on each target, and against size.
+    """Draw the score, such as accuracy, against latency on each target, and against size.
 
-    Up and to the left is better. The bar below a point spans the 10th to the 90th percentile of
-    its samples. Emulated targets show instructions. Without accuracies the height is the size of
-    the file, and down and to the left is better.
+    Up and to the left is better; of an error down and to the left. The bar below a point spans the
+    10th to the 90th percentile of its samples. Emulated targets show instructions. Without scores
+    the height is the size of the file, and down and to the left is better.
 
     Args:
         bench: Content of `bench.json`.
@@ -74,23 +82,24 @@ def plot_bench(bench: Mapping[str, Any], theme: str = "light") -> Figure:
     """
     colours = theme_named(theme)
     files = records(bench, "files")
-    heights, with_accuracy = _heights(files)
+    scale = bench_score(bench)
+    heights, with_score = _heights(files, scale)
     panels = [_run_panel(run, heights) for run in records(bench, "runs")]
-    if with_accuracy:
+    if with_score:
         panels.append(_size_panel(files, heights))
     panels = [panel for panel in panels if panel.points]
     if not panels:
-        raise NothingToPlotError("`bench` holds no file with a cost and an accuracy or size.")
+        raise NothingToPlotError("`bench` holds no file with a cost and a score or size.")
     columns = 2 if len(panels) == 4 else min(len(panels), _PANELS_PER_ROW)
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(4.1 * max(columns, 1.5), 3.3 * rows + 0.5, colours)
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
         title = clean_name(panel.title, _NAME_LIMIT)
-        height = "Accuracy (%)" if with_accuracy else "File size"
+        height = _height_title(scale) if with_score else "File size"
         style_axes(axes, colours, title, x=panel.unit, y=height, grid="both")
         position_axis(axes, _reach(panel), panel.prefixed)
-        _height_axis(axes, heights, with_accuracy)
+        _height_axis(axes, heights, scale if with_score else None)
         _draw(axes, panel, colours)
     _legend(figure, files, sorted({point.file for p in panels for point in p.points}), colours)
     return figure
@@ -99,7 +108,8 @@ def plot_bench(bench: Mapping[str, Any], theme: str = "light") -> Figure:
 def describe_bench(bench: Mapping[str, Any]) -> str:
     """Say in words what `plot_bench` shows."""
     files, runs = (len(records(bench, key)) for key in ("files", "runs"))
-    return f"Scatter plots of accuracy against cost and size of {files} files in {runs} runs."
+    score = score_title(bench_score(bench))
+    return f"Scatter plots of {score} against cost and size of {files} files in {runs} runs."
 
 
 def save_bench_plots(bench: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
@@ -131,19 +141,26 @@ def save_bench_plots(bench: Mapping[str, Any], folder: str | os.PathLike[str]) -
     ]
 
 
-def _heights(files: list[dict[str, Any]]) -> tuple[list[float], bool]:
-    """The accuracy of every file and True; its size and False where no accuracy is known."""
-    accuracies = [number(file.get("accuracy")) for file in files]
-    if any(not math.isnan(accuracy) for accuracy in accuracies):
-        return accuracies, True
+def _heights(files: list[dict[str, Any]], scale: ScoreScale) -> tuple[list[float], bool]:
+    """The score of every file and True; its size and False where no score is known."""
+    scores = [number(file.get(scale.name)) for file in files]
+    if any(not math.isnan(score) for score in scores):
+        return scores, True
     return [number(file.get("size_bytes")) for file in files], False
 
 
-def _height_axis(axes: Axes, heights: list[float], with_accuracy: bool) -> None:
+def _height_title(scale: ScoreScale) -> str:
+    unit = "%" if scale.unit == "share" else scale.unit
+    if scale.less_is_better:
+        unit = f"{unit}, less is better" if unit else "less is better"
+    return f"{score_title(scale)} ({unit})" if unit else score_title(scale)
+
+
+def _height_axis(axes: Axes, heights: list[float], scale: ScoreScale | None) -> None:
     # One scale for all panels: the same file stands at the same height.
     known = [value for value in heights if not math.isnan(value)]
-    if with_accuracy:
-        accuracy_axis(axes, known)
+    if scale is not None:
+        (accuracy_axis if scale.unit == "share" else score_axis)(axes, known)
         return
     axes.set_ylim(0, max(known) * 1.18)
     short_count_ticks(axes.yaxis, "B")

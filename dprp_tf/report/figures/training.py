@@ -15,6 +15,7 @@ from dprp_tf.report.formatting import clean_name, number
 from dprp_tf.report.loading import mapping
 from dprp_tf.report.tables.models import model_label
 from dprp_tf.report.theme import FONT_SIZE, Theme, new_figure, theme_named
+from dprp_tf.training.log_names import name_in_logs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,14 +126,21 @@ def _all_series(
         keys = {key for _, entry in entries for key in entry}
         for prefix, word, style in (("", "training", "-"), ("val_", "validation", "--")):
             said = f"{label} {word}"
-            loss = f"{prefix}app_loss" if f"{prefix}app_loss" in keys else f"{prefix}loss"
+            loss = name_in_logs("app_loss", keys, prefix)
+            loss = loss if loss in keys else f"{prefix}loss"
             losses.append(_Series(said, entries, loss, colour, style))
             accuracies.append(_Series(said, entries, f"{prefix}accuracy", colour, style))
         # A dense run logs its application loss too; only a run with pressed ranks has terms.
-        if "comp_loss" in keys:
+        if name != "dense" and name_in_logs("comp_loss", keys) in keys:
             palette = (colours.text, colours.dprp, *colours.others)
             terms += [
-                _Series(title, entries, key, colour, ":" if key == "loss" else "-")
+                _Series(
+                    title,
+                    entries,
+                    key if key == "loss" else name_in_logs(key, keys),
+                    colour,
+                    ":" if key == "loss" else "-",
+                )
                 for (key, title), colour in zip(_LOSS_TERMS, palette, strict=False)
             ]
     losses, accuracies, terms = (

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dprp_tf.costs.score_scale import ScoreScale
 from dprp_tf.report.formatting import (
     DASH,
     TIMES,
@@ -21,12 +22,12 @@ from dprp_tf.report.tables.cells import (
     Cell,
     Column,
     Table,
-    accuracy_cell,
     latency_cell,
     less_is_better_cell,
     ratio_cell,
     without_empty_columns,
 )
+from dprp_tf.report.tables.scores import bench_score, score_cell, score_title
 
 __all__ = ["bench_table", "file_name", "file_of_result", "run_label", "run_tables"]
 
@@ -52,14 +53,12 @@ _COLUMNS = (
         "interval.",
     ),
     Column("Size", numeric=True),
-    Column("Accuracy", numeric=True),
-    Column("Peak memory", numeric=True),
-    Column("Cold start", numeric=True),
 )
+_BESIDE = (Column("Peak memory", numeric=True), Column("Cold start", numeric=True))
 
 
 def bench_table(bench: Mapping[str, Any]) -> Table:
-    """Lay out cost, ratio, size and accuracy of every file on every target.
+    """Lay out cost, ratio, size and score of every file on every target.
 
     Args:
         bench: Content of `bench.json`.
@@ -81,10 +80,14 @@ def bench_table(bench: Mapping[str, Any]) -> Table:
     """
     rows: list[list[Cell]] = []
     starts = []
+    scale = bench_score(bench)
     for run in records(bench, "runs"):
         starts.append(len(rows))
-        rows += _run_rows(records(bench, "files"), run)
-    return without_empty_columns("Benchmarks", _COLUMNS, rows, starts)
+        rows += _run_rows(records(bench, "files"), run, scale)
+    title = score_title(scale)
+    note = f"{title}: less is better." if scale.less_is_better else ""
+    columns = (*_COLUMNS, Column(title, numeric=True, note=note), *_BESIDE)
+    return without_empty_columns("Benchmarks", columns, rows, starts)
 
 
 def run_tables(bench: Mapping[str, Any]) -> list[Table]:
@@ -148,7 +151,9 @@ def file_name(file: Mapping[str, Any]) -> str:
     return clean_name(file.get("name") or file.get("path") or DASH)
 
 
-def _run_rows(files: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> list[list[Cell]]:
+def _run_rows(
+    files: Sequence[Mapping[str, Any]], run: Mapping[str, Any], scale: ScoreScale
+) -> list[list[Cell]]:
     results, ratios = records(run, "results"), records(run, "ratios")
     timed = run.get("unit") != "instructions"
     rows = []
@@ -167,7 +172,7 @@ def _run_rows(files: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> lis
                 Cell(DASH if timed else instructions),
                 _ratio(ratios, index, timed),
                 less_is_better_cell(file.get("size_bytes"), base_file.get("size_bytes"), size_text),
-                accuracy_cell(file.get("accuracy"), base_file.get("accuracy")),
+                score_cell(file.get(scale.name), base_file.get(scale.name), scale),
                 _beside(result, base, "peak_memory_bytes", size_text),
                 _beside(result, base, "cold_start_ms", milliseconds_text),
             ]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import dprp_tf as dprp
 from dprp_tf import deploy
 from dprp_tf.deploy.exporters.class_scores import class_score_outputs, full_range
 
@@ -139,3 +140,17 @@ def test_whole_numbers_are_compared_as_such(suffix: str, tmp_path: Path) -> None
     assert report.outputs[0].kind == "whole numbers"
     assert report.top1_agreement is not None
     assert report.top1_agreement >= 0.999
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_folded_model_keeps_what_its_original_was_compiled_for(
+    compiled: bool, tmp_path: Path
+) -> None:
+    low = dprp.factorize(_two_heads())
+    if compiled:
+        losses = {"kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+        low.compile("adam", {**losses, "box": "mse"})
+    x = np.random.default_rng(0).random((64, 6, 6, 3)).astype("float32")
+    report = deploy.export(dprp.fold(low), tmp_path / "a.onnx", verification_data=x)
+    assert report.passed
+    assert (report.top1_agreement is not None) == compiled

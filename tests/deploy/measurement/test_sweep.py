@@ -93,7 +93,7 @@ def test_every_target_and_thread_count_has_every_file(
         assert ratios[0].ratio == 1
         expected = np.median(results[2].samples) / np.median(results[0].samples)
         assert ratios[2].ratio == pytest.approx(expected)
-    assert found.accuracies == (0.75, 0.75, 0.75)
+    assert found.scores == (0.75, 0.75, 0.75)
     assert found.failures == ()
     assert steps == [
         "accuracy of net.tflite",
@@ -102,6 +102,39 @@ def test_every_target_and_thread_count_has_every_file(
         "local, 1 thread",
         "local, 2 threads",
     ]
+
+
+class _Ranks:
+    """A score of one's own, by an object."""
+
+    def __call__(self, y: np.ndarray, outputs: np.ndarray) -> float:
+        return float(len(y) + outputs.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("score", "scale", "expected"),
+    [
+        ("psnr", ("psnr", "dB", False), lambda e: 10 * np.log10(1 / (e**2).mean(axis=1)).mean()),
+        ("mean_squared_error", ("mean_squared_error", "", True), lambda e: (e**2).mean()),
+        ("mae", ("mae", "", True), lambda e: np.abs(e).mean()),
+        (_Ranks(), ("_Ranks", "", False), lambda e: 20.0),
+    ],
+)
+def test_files_are_held_against_values_by_any_score(
+    model: keras.Model, files: list[Path], score: Any, scale: tuple[Any, ...], expected: Any
+) -> None:
+    x = np.random.default_rng(0).random((16, 8, 8, 3)).astype("float32")
+    y = np.random.default_rng(1).random((16, 4)).astype("float32")
+    steps: list[str] = []
+    found = sweep(files[1:], repeats=3, data=(x, y), score=score, progress=steps.append)
+    assert (found.score.name, found.score.unit, found.score.less_is_better) == scale
+    truth = expected(np.asarray(model(x)) - y)
+    assert truth > 0
+    np.testing.assert_allclose(found.scores, [truth] * 2, rtol=1e-4)
+    content = json.loads(json.dumps(found.as_dict()))
+    assert [file[scale[0]] for file in content["files"]] == list(found.scores)
+    assert content["score"]["less_is_better"] is scale[2]
+    assert steps[0] == f"{scale[0]} of net.tflite"
 
 
 def test_it_is_written_as_json_with_names_that_tell_files_apart(files: list[Path]) -> None:
@@ -160,6 +193,11 @@ def test_warnings_all_files_share_are_those_of_the_run(files: list[Path]) -> Non
         ({"threads": (1, 0)}, r"`threads` must hold integers of 1 or more.*threads=\[1, 0\]"),
         ({"targets": ("local", "raspberry")}, r"`target` must be.*'raspberry'"),
         ({"repeats": 0}, r"`repeats`.*repeats=0"),
+        ({"score": "psnr"}, r"`data` must be given with a score.*data=None, score='psnr'"),
+        (
+            {"score": "beauty", "data": (np.zeros((1, 8, 8, 3)), np.zeros(1))},
+            r"`score` must be one of \['accuracy'.*score='beauty'",
+        ),
     ],
 )
 def test_bad_arguments_are_named(

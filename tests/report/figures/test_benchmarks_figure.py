@@ -12,6 +12,7 @@ from dprp_tf.report import (
     NothingToPlotError,
     plot_bench,
 )
+from dprp_tf.report.figures.benchmarks import describe_bench
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -44,6 +45,27 @@ def test_the_bar_of_a_point_spans_the_percentiles() -> None:
     result = bench["runs"][0]["results"][0]
     (start, end) = bar.get_segments()[0]
     assert (start[0], end[0]) == pytest.approx((result["p10_ms"], result["p90_ms"]))
+
+
+@pytest.mark.parametrize(
+    ("score", "values", "label"),
+    [
+        ({"name": "psnr", "unit": "dB"}, (31.0, 31.5), "PSNR (dB)"),
+        ({"name": "loss", "less_is_better": True}, (-2.0, 0.5), "Loss (less is better)"),
+    ],
+)
+def test_the_height_is_the_score_that_was_asked_for(
+    score: dict[str, object], values: tuple[float, float], label: str
+) -> None:
+    bench = {**make_bench(with_accuracy=False), "score": score}
+    for file, value in zip(bench["files"], values, strict=False):
+        file[score["name"]] = value
+    axes = plot_bench(bench).axes[0]
+    assert axes.get_ylabel() == label
+    assert [float(line.get_ydata()[0]) for line in axes.lines] == list(values)
+    low, high = axes.get_ylim()
+    assert low < min(values) < max(values) < high
+    assert label.partition(" (")[0] in describe_bench(bench)
 
 
 def test_without_accuracies_the_height_is_the_size() -> None:

@@ -89,6 +89,30 @@ def test_training_labels_do_not_touch(epochs: int) -> None:
     assert_nothing_clipped(figure)
 
 
+def test_logs_whose_plain_names_are_the_users_are_found_by_their_prefix() -> None:
+    history, plain = make_history(), make_history()
+    for entry in history["runs"]["dprp"]:
+        for key in ("app_loss", "orth_loss", "sort_loss", "comp_loss"):
+            entry[f"dprp_{key}"] = entry[key]
+            entry[key] = 77.0  # of an output that the user called so
+        entry |= {"val_dprp_app_loss": entry["val_loss"] / 2, "val_app_loss": 77.0}
+    # The outputs of the dense run are called so too.
+    for entry in history["runs"]["dense"]:
+        entry["comp_loss"] = 77.0
+    loss, _, terms = plot_training(history).axes
+    _, _, expected = plot_training(plain).axes
+    assert list(lines(terms)) == list(lines(expected))
+    for title, line in lines(expected).items():
+        np.testing.assert_array_equal(lines(terms)[title].get_ydata(), line.get_ydata())
+    entries = history["runs"]["dprp"]
+    assert lines(loss)["DPRP training"].get_ydata().tolist() == [
+        e["dprp_app_loss"] for e in entries
+    ]
+    assert lines(loss)["DPRP validation"].get_ydata().tolist() == [
+        e["val_dprp_app_loss"] for e in entries
+    ]
+
+
 def test_training_without_a_dprp_run() -> None:
     figure = plot_training(make_history(dprp=False))
     assert [axes.get_title(loc="left") for axes in figure.axes] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from made_runs import (
     make_bench,
 )
@@ -41,6 +42,44 @@ def test_the_table_has_every_file_on_every_target_beside_the_first() -> None:
     # Counts have no interval.
     assert table.rows[13][4].note == ""
     assert table.rows[13][4].text.endswith("\u00d7")
+
+
+@pytest.mark.parametrize(
+    ("score", "values", "title", "cells"),
+    [
+        (
+            {"name": "psnr", "unit": "dB", "less_is_better": False},
+            (32.0, 31.25),
+            "PSNR",
+            [("32 dB", "", ""), ("31.25 dB", "\u22120.75 dB", "worse")],
+        ),
+        (
+            {"name": "mean_squared_error", "unit": "", "less_is_better": True},
+            (0.02, 0.03),
+            "Mean squared error",
+            [("0.02", "", ""), ("0.03", "+50 %", "worse")],
+        ),
+        (
+            {"name": "mean_iou", "unit": "share", "less_is_better": False},
+            (0.5, 0.625),
+            "Mean IoU",
+            [("50.00 %", "", ""), ("62.50 %", "+12.50 pt", "better")],
+        ),
+    ],
+)
+def test_the_column_of_a_score_bears_its_name_and_knows_what_is_better(
+    score: dict[str, object], values: tuple[float, float], title: str, cells: list[tuple[str, ...]]
+) -> None:
+    bench = {**make_bench(with_accuracy=False), "score": score}
+    for file, value in zip(bench["files"], values, strict=False):
+        file[score["name"]] = value
+    table = bench_table(bench)
+    titles = [column.title for column in table.columns]
+    assert "Accuracy" not in titles
+    column = titles.index(title)
+    found = [(row[column].text, row[column].note, row[column].tone) for row in table.rows[:2]]
+    assert found == cells
+    assert ("less is better" in table.note) == score["less_is_better"]
 
 
 def test_columns_that_nothing_fills_are_left_out() -> None:
