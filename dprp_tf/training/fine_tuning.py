@@ -26,6 +26,7 @@ from dprp_tf.data.gathering import gather, is_stream
 from dprp_tf.files.atomic import read_json, remove_leftovers, write_json
 from dprp_tf.files.setting_fields import check_settings, setting
 from dprp_tf.keras_internals.graphs import graph_of
+from dprp_tf.training.model_archives import check_weights
 from dprp_tf.training.saving import save_model
 
 __all__ = [
@@ -434,6 +435,7 @@ class _State:
             )
         # With the optimizer's state; not as a model, whose loss and layers would have to be known.
         model.optimizer.build(model.trainable_variables)
+        check_weights(checkpoint)
         model.load_weights(checkpoint)
         self.history = list(found["history"])
         return len(self.history)
