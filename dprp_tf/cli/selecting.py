@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dprp_tf.cli.app import command
-from dprp_tf.cli.console import load_keras, print_json, print_table
+from dprp_tf.cli.console import load_keras, print_json, print_table, print_text
 from dprp_tf.cli.inputs import load_data
 from dprp_tf.cli.options import (
     Fresh,
@@ -94,8 +94,8 @@ def select(
         return
     print_table(RankPlan.load(folder / "rank_plan.json"))
     told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
-    typer.echo(f"Accuracy on the {results['data']['test']} test images: {told}")
-    typer.echo(f"{folder}: every candidate, the plan, a plot, and the models")
+    print_text(f"Accuracy on the {results['data']['test']} test images: {told}")
+    print_text(f"{folder}: every candidate, the plan, a plot, and the models")
 
 
 def _searches(method: str, search: list[str] | None) -> tuple[tuple[int, int], ...]:

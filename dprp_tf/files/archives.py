@@ -50,9 +50,9 @@ def check_members(archive: zipfile.ZipFile, limit: int) -> None:
     Example:
 
     >>> import io
-    >>> archive = zipfile.ZipFile(io.BytesIO(), "w")
-    >>> archive.writestr("../elsewhere", b"")
-    >>> check_members(archive, limit=1000)
+    >>> with zipfile.ZipFile(io.BytesIO(), "w") as archive:
+    ...     archive.writestr("../elsewhere", b"")
+    ...     check_members(archive, limit=1000)
     Traceback (most recent call last):
       ...
     ValueError: it holds '../elsewhere', which lies outside it

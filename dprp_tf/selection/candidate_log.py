@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dprp_tf.costs.rank_space import Ranks
-from dprp_tf.files.atomic import write_text
+from dprp_tf.files.atomic import naming_failures, write_text
 
 __all__ = ["CandidateLog"]
 
@@ -89,7 +89,7 @@ class CandidateLog:
         self._known[key] = dict(values)
         if self._path is not None:
             line = {"kind": kind, "ranks": self._vector(ranks), **values}
-            with self._path.open("a", encoding="utf-8") as file:
+            with naming_failures(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def _vector(self, ranks: Mapping[str, Ranks]) -> list[list[int] | None]:
@@ -105,7 +105,7 @@ class CandidateLog:
         try:
             found = json.loads(lines[0])
             same = isinstance(found, dict) and found == heading
-        except ValueError:
+        except (ValueError, RecursionError):
             same = False
         if not same:
             raise ValueError(
@@ -119,7 +119,7 @@ class CandidateLog:
                 kind, vector = str(values.pop("kind")), values.pop("ranks")
                 if len(vector) != len(self._layers):
                     raise ValueError("ranks of other layers")
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break
             self._known[f"{kind} {json.dumps(vector)}"] = values
             whole += len(line) + 1
