@@ -18,11 +18,13 @@ from typing import Any
 
 import keras
 from rich.table import Table
+from rich.text import Text
 
 from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset
 from dprp_tf.files.arguments import check_choice
-from dprp_tf.files.atomic import write_json
+from dprp_tf.files.atomic import read_json, write_json
+from dprp_tf.files.shown import shown
 from dprp_tf.report import save_plots
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.runs.training import train
@@ -187,24 +189,34 @@ def list_rows(results: str | os.PathLike[str] = "results/table_ii") -> Table:
     for name, path in found.items():
         result: dict[str, Any] = {}
         if path.exists():
-            try:
-                result = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(
-                    f"`results` must hold readable JSON. Received: {path} ({error})"
-                ) from error
+            result = _result(path)
         paper = ROWS[result.get("row", name)]
         ours = result.get("ours")
         table.add_row(
-            name,
+            Text(shown(name)),
             f"{paper.accuracy:.2f} %",
             f"{paper.compression:.2f} %",
             f"{100 * ours['accuracy']:.2f} %" if ours else "not run",
             f"{100 * ours['compression']:.2f} %" if ours else "",
             f"{result['epochs_run']} of {result['epochs_planned']}" if ours else "0 of 300",
-            result.get("data", ""),
+            Text(shown(result.get("data", ""))),
         )
     return table
+
+
+def _result(path: Path) -> dict[str, Any]:
+    try:
+        result = read_json(path)
+        row, ours = result.get("row", path.parent.name), result.get("ours")
+        figures = [ours["accuracy"], ours["compression"]] if ours else []
+        figures += [result["epochs_run"], result["epochs_planned"]] if ours else []
+        if row not in ROWS or not all(isinstance(figure, (int, float)) for figure in figures):
+            raise ValueError(f"row {row!r} with figures {figures}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"`results` must hold readable JSON of the table's rows. Received: {path} ({error})"
+        ) from error
+    return dict(result)
 
 
 class _Writer(keras.callbacks.Callback):

@@ -17,7 +17,8 @@ from dprp_tf.deploy.targets import Target, resolve_target
 from dprp_tf.deploy.targets.answers import check_measurement
 from dprp_tf.deploy.targets.edge import write_arrays
 from dprp_tf.files.arguments import check_integer
-from dprp_tf.files.tables import Tabular
+from dprp_tf.files.shown import shown
+from dprp_tf.files.tables import Tabular, lay_out
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -386,8 +387,6 @@ def _result(
 
 
 def _table(results: Sequence[BenchmarkResult], ratios: Sequence[Ratio] | None) -> Table:
-    from rich.table import Table
-
     first = results[0]
     timed = first.unit == "ms"
     settings = f"{first.threads} thread{'s' if first.threads > 1 else ''}, batch 1"
@@ -396,18 +395,11 @@ def _table(results: Sequence[BenchmarkResult], ratios: Sequence[Ratio] | None) -
     else:
         settings += ", emulated: instructions of one inference, a proxy for time"
     warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
-    table = Table(
-        title=f"{first.target}: {first.machine.get('architecture')}, {settings}",
-        caption="\n".join(f"warning: {warning}" for warning in warnings) or None,
-    )
-    table.add_column("file", overflow="fold")
-    table.add_column("runtime")
     headings = ["median ms", "p10..p90", "spread"] if timed else ["instructions (proxy)"]
-    for heading in (*headings, "size kB", "peak MB", "model MB"):
-        table.add_column(heading, justify="right")
+    headings += ["size kB", "peak MB", "model MB"]
     if ratios is not None:
-        heading = "ratio (95 % interval)" if timed else "ratio (proxy)"
-        table.add_column(heading, justify="right")
+        headings.append("ratio (95 % interval)" if timed else "ratio (proxy)")
+    rows = []
     for position, result in enumerate(results):
         row = [result.path.name, f"{result.runtime} {result.runtime_version}"]
         if timed:
@@ -425,8 +417,13 @@ def _table(results: Sequence[BenchmarkResult], ratios: Sequence[Ratio] | None) -
         ]
         if ratios is not None:
             row.append(str(ratios[position]) if timed else f"{ratios[position].ratio:.3f}")
-        table.add_row(*row)
-    return table
+        rows.append(row)
+    return lay_out(
+        {"file": "fold", "runtime": "left", **dict.fromkeys(headings, "right")},
+        rows,
+        title=f"{first.target}: {first.machine.get('architecture')}, {settings}",
+        caption="\n".join(f"warning: {shown(warning)}" for warning in warnings),
+    )
 
 
 def _megabytes(value: int | None) -> str:

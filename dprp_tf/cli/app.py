@@ -10,6 +10,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from dprp_tf.cli.console import print_error
+
 __all__ = ["app", "command"]
 
 app = typer.Typer(
@@ -52,19 +54,34 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
-            if _state["debug"]:
-                raise
-            message = " ".join(str(error).split())
-            message = re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), message)
-            typer.echo(f"error: {message}", err=True)
-            raise typer.Exit(getattr(error, "exit_code", 2)) from error
+        except typer.Exit:
+            raise
         except KeyboardInterrupt:
-            typer.echo("stopped; what is finished is kept: the same command goes on", err=True)
+            print_error("stopped; what is finished is kept: the same command goes on")
             raise typer.Exit(130) from None
+        except Exception as error:
+            if _state["debug"] or not _is_expected(error):
+                raise
+            message = re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), _said(error))
+            print_error(f"error: {message}")
+            raise typer.Exit(getattr(error, "exit_code", 2)) from error
 
     app.command(epilog=_example(function))(guarded)
     return guarded
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether what went wrong lies outside this code, as far as its type tells."""
+    kinds = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
+    # TensorFlow's, which is none of these.
+    return isinstance(error, kinds) or type(error).__name__ == "ResourceExhaustedError"
+
+
+def _said(error: Exception) -> str:
+    said = str(error).strip() or type(error).__name__
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return f"there is not enough memory ({said}). Give fewer or smaller images or models."
+    return said
 
 
 def _flags(function: Callable[..., None]) -> dict[str, str]:

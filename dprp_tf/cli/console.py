@@ -1,16 +1,36 @@
-"""What commands print, and Keras imported without the lines that TensorFlow prints."""
+"""What commands print, and Keras imported without the lines that TensorFlow prints.
+
+Names come from files that may be anyone's: nothing that is printed here is markup, and no control
+character of it reaches the terminal. JSON escapes them, and keeps the names as they are.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
 
 from dprp_tf.files.json_text import to_json
+from dprp_tf.files.shown import shown
 
-__all__ = ["load_keras", "print_json", "print_table", "status"]
+__all__ = [
+    "load_keras",
+    "print_error",
+    "print_json",
+    "print_table",
+    "print_text",
+    "show_warnings",
+    "status",
+]
+
+# What a shell sees of a program that SIGPIPE ended.
+_PIPE_CLOSED = 141
+_LONGEST_ERROR = 2000
 
 
 def load_keras() -> None:
@@ -25,23 +45,62 @@ def load_keras() -> None:
 def status() -> Iterator[Callable[[str], None]]:
     """Yield what shows the step at work on standard error, without importing Keras."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(stderr=True)
-    with console.status("measuring") as shown:
-        yield (
-            lambda step: (
-                shown.update(step) if console.is_terminal else console.print(step, highlight=False)
-            )
-        )
+
+    def tell(step: str) -> None:
+        text = Text(shown(step))
+        if console.is_terminal:
+            spinner.update(text)
+        else:
+            console.print(text)
+
+    with console.status("measuring") as spinner:
+        yield tell
+
+
+def print_text(text: Any) -> None:
+    """Print lines on standard output."""
+    _write(shown(text, lines=True) + "\n")
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
-    typer.echo(to_json(value, indent=2))
+    _write(to_json(value, indent=2) + "\n")
 
 
 def print_table(value: Any) -> None:
     """Print what rich can draw, such as a table or a plan, on standard output."""
     from rich.console import Console
 
-    Console().print(value)
+    console = Console(markup=False, emoji=False)
+    with console.capture() as captured:
+        console.print(value)
+    _write(captured.get())
+
+
+def print_error(text: Any) -> None:
+    """Print one line on standard error."""
+    line = shown(" ".join(str(text).split()))
+    if len(line) > _LONGEST_ERROR:
+        line = f"{line[:_LONGEST_ERROR]}..."
+    typer.echo(line, err=True)
+
+
+def show_warnings() -> None:
+    """Print warnings of Python from now on as lines of ours."""
+
+    def show(message: Any, *place: Any, **more: Any) -> None:
+        print_error(f"warning: {message}")
+
+    warnings.showwarning = show
+
+
+def _write(text: str) -> None:
+    try:
+        typer.echo(text, nl=False)
+    except BrokenPipeError:
+        # Whoever read it has enough; what is still to be flushed must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(_PIPE_CLOSED) from None

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dprp_tf.cli.app import command
-from dprp_tf.cli.console import load_keras, print_json, print_table, status
+from dprp_tf.cli.console import load_keras, print_json, print_table, print_text, status
 from dprp_tf.cli.inputs import load_data, load_test_samples, require_suffix
 from dprp_tf.cli.options import ImageSize, Json, Mean, Std
 
@@ -46,11 +46,11 @@ def fold(
         print_json({"output": str(output), "parameters": folded.count_params(), "layers": rows})
         return
     for row in rows:
-        typer.echo(
+        print_text(
             f"{row['name']}: rank {row['rank']} of {row['full_rank']}, {row['form']} "
             f"({row['reason']})"
         )
-    typer.echo(f"{output}: {folded.count_params():,} parameters")
+    print_text(f"{output}: {folded.count_params():,} parameters")
 
 
 @command
@@ -111,7 +111,7 @@ def export(
     if as_json:
         print_json(report.as_dict())
     else:
-        typer.echo(str(report))
+        print_text(report)
 
 
 @command
@@ -187,7 +187,7 @@ def bench(
     else:
         print_table(bench_report(content))
         if output is not None:
-            typer.echo(f"{output / 'bench.json'}; its page: dprp report {output}")
+            print_text(f"{output / 'bench.json'}; its page: dprp report {output}")
     if found.failures:
         places = ", ".join(dict.fromkeys(failure.target for failure in found.failures))
         raise RuntimeError(f"some targets could not measure: {places}; see the messages above")

@@ -8,6 +8,7 @@ import os
 from dprp_tf.cli import training  # isort: skip
 from dprp_tf.cli import selecting, planning, deploying, reporting  # isort: skip
 from dprp_tf.cli.app import app
+from dprp_tf.cli.console import show_warnings
 
 __all__ = ["app", "deploying", "main", "planning", "reporting", "selecting", "training"]
 
@@ -16,6 +17,7 @@ def main() -> None:
     """Run the command line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    show_warnings()
     app(prog_name="dprp")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dprp_tf.cli.app import command
-from dprp_tf.cli.console import load_keras, print_json, print_table, status
+from dprp_tf.cli.console import load_keras, print_json, print_table, print_text, status
 from dprp_tf.cli.inputs import require_suffix
 from dprp_tf.cli.options import (
     Exclude,
@@ -153,4 +153,4 @@ def _save(found: StoredTable, output: Path, as_json: bool, what_next: str) -> No
         print_json(found.as_dict())
     else:
         print_table(found)
-        typer.echo(f"{output}; {what_next}")
+        print_text(f"{output}; {what_next}")

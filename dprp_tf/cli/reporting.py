@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dprp_tf.cli.app import command
-from dprp_tf.cli.console import load_keras, print_json, print_table
+from dprp_tf.cli.console import load_keras, print_json, print_table, print_text
 from dprp_tf.cli.options import Json
 
 __all__ = ["inspect", "report"]
@@ -45,4 +45,4 @@ def report(
     from dprp_tf.report import save_plots, write_report
 
     save_plots(run)
-    typer.echo(str(write_report(run)))
+    print_text(write_report(run))

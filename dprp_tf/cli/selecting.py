@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dprp_tf.cli.app import command
-from dprp_tf.cli.console import load_keras, print_json, print_table
+from dprp_tf.cli.console import load_keras, print_json, print_table, print_text
 from dprp_tf.cli.inputs import load_data
 from dprp_tf.cli.options import (
     Fresh,
@@ -96,9 +96,9 @@ def select(
     print_table(RankPlan.load(folder / "rank_plan.json"))
     print_table(results_table(results))
     told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
-    typer.echo(f"Accuracy on the {results['data']['test']} test images: {told}")
-    typer.echo(_speed(results))
-    typer.echo(f"{folder}: every candidate, the plan, a plot, and the models")
+    print_text(f"Accuracy on the {results['data']['test']} test images: {told}")
+    print_text(_speed(results))
+    print_text(f"{folder}: every candidate, the plan, a plot, and the models")
 
 
 def _speed(results: dict[str, Any]) -> str:

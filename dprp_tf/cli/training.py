@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dprp_tf.cli.app import command
-from dprp_tf.cli.console import load_keras, print_json, print_table
+from dprp_tf.cli.console import load_keras, print_error, print_json, print_table, print_text
 from dprp_tf.cli.inputs import load_data
 from dprp_tf.cli.options import Fresh, ImageSize, Json, Mean, Std, with_settings
 from dprp_tf.runs.settings import TrainSettings
@@ -39,8 +39,8 @@ def demo(
         print_json(results)
         return
     print_table(results_table(results))
-    typer.echo(f"\n{results['headline']['text']}")
-    typer.echo(f"Report: {folder / 'report.html'}")
+    print_text(f"\n{results['headline']['text']}")
+    print_text(f"Report: {folder / 'report.html'}")
 
 
 @command
@@ -99,7 +99,7 @@ def train(
     dataset = load_data(data, image_size, mean, std)
     if not place.is_chief:
         train_in_folder(folder, chosen, dataset, fresh=fresh, distribution=place)
-        typer.echo(f"worker {place.worker}: done; worker 0 has the run folder", err=True)
+        print_error(f"worker {place.worker}: done; worker 0 has the run folder")
         return
     with Display() as display:
         trained = train_in_folder(
@@ -119,7 +119,7 @@ def train(
     from dprp_tf.report import results_table
 
     print_table(results_table(results))
-    typer.echo(f"Run folder: {folder}")
+    print_text(f"Run folder: {folder}")
 
 
 @command

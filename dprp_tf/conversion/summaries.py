@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
-from rich.table import Table
 
 from dprp_tf.costs.models import ModelCost, model_cost
-from dprp_tf.files.tables import Tabular
+from dprp_tf.files.shown import shown
+from dprp_tf.files.tables import Tabular, lay_out
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.layers import FactorizedLayer, plain_ranks
 from dprp_tf.layers.factorizable import holds_matrix, skip_reason
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["Summary", "SummaryRow", "summarize"]
 
@@ -81,15 +84,8 @@ class Summary(Tabular):
     def table(self) -> Table:
         """Return the rows as a table for `rich`."""
         cost = self.cost
-        table = Table(
-            caption=f"{cost.parameters:,} trainable parameters, dense {cost.dense_parameters:,} "
-            f"({cost.compression:+.2%} compression)\n{_macs_text(cost)}",
-            caption_justify="left",
-        )
-        for name in ("layer", "type", "rank", "parameters", "dense", "note"):
-            table.add_column(name, justify="right" if name in ("parameters", "dense") else "left")
-        for row in self.rows:
-            table.add_row(
+        rows = (
+            (
                 row.name,
                 row.type,
                 "" if row.rank is None else f"{_text(row.rank)} of {_text(row.full_rank)}",
@@ -97,7 +93,21 @@ class Summary(Tabular):
                 f"{row.dense_parameters:,}",
                 row.skipped or row.decomposition or "can be factorized",
             )
-        return table
+            for row in self.rows
+        )
+        return lay_out(
+            {
+                "layer": "left",
+                "type": "left",
+                "rank": "left",
+                "parameters": "right",
+                "dense": "right",
+                "note": "left",
+            },
+            rows,
+            caption=f"{cost.parameters:,} trainable parameters, dense {cost.dense_parameters:,} "
+            f"({cost.compression:+.2%} compression)\n{_macs_text(cost)}",
+        )
 
 
 def summarize(model: keras.Model, *, input_shape: Any = None) -> Summary:
@@ -160,7 +170,7 @@ def _macs_text(cost: ModelCost) -> str:
         return f"{cost.macs:,} MACs for one sample"
     unknown = [row.name for row in cost.layers if row.macs is None]
     more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-    return f"MACs not known: those of {', '.join(unknown[:3])}{more} can't be counted"
+    return f"MACs not known: those of {', '.join(map(shown, unknown[:3]))}{more} can't be counted"
 
 
 def _text(rank: int | tuple[int, ...] | None) -> str:

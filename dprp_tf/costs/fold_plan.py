@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dprp_tf.costs.form import Form
-from dprp_tf.files.tables import StoredTable
+from dprp_tf.files.shown import shown
+from dprp_tf.files.tables import StoredTable, lay_out
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -223,32 +224,34 @@ class FoldPlan(StoredTable):
 
     def table(self) -> Table:
         """Lay the plan out for `rich`."""
-        from rich.table import Table
-
         unit = "ms" if self.unit == "ms" else "instructions (proxy)"
-        table = Table(
+        rows = (
+            (
+                layer.name,
+                layer.form,
+                f"{layer.dense.cost:.4g}",
+                f"{layer.chosen.cost:.4g}",
+                f"{layer.chosen.ratio:.3f} ({layer.chosen.low:.3f}..{layer.chosen.high:.3f})",
+                layer.reason,
+            )
+            for layer in self.layers
+        )
+        return lay_out(
+            {
+                "layer": "fold",
+                "form": "left",
+                f"dense {unit}": "right",
+                f"chosen {unit}": "right",
+                "ratio (95 % interval)": "right",
+                "why": "fold",
+            },
+            rows,
             title=f"{self.target}, {self.runtime} {self.runtime_version}, {self.precision}, "
             f"{self.threads} thread{'s' if self.threads > 1 else ''}: {self.ratio:.3f} "
             f"({self.low:.3f}..{self.high:.3f}) x the dense model in {unit}, "
             f"{self.planned_macs / self.dense_macs:.3f} x its MACs",
-            caption="\n".join(self.notes) or None,
+            caption="\n".join(map(shown, self.notes)),
         )
-        table.add_column("layer", overflow="fold")
-        table.add_column("form")
-        for heading in (f"dense {unit}", f"chosen {unit}", "ratio (95 % interval)"):
-            table.add_column(heading, justify="right")
-        table.add_column("why", overflow="fold")
-        for layer in self.layers:
-            chosen = layer.chosen
-            table.add_row(
-                layer.name,
-                str(layer.form),
-                f"{layer.dense.cost:.4g}",
-                f"{chosen.cost:.4g}",
-                f"{chosen.ratio:.3f} ({chosen.low:.3f}..{chosen.high:.3f})",
-                layer.reason,
-            )
-        return table
 
 
 def _positive(values: Mapping[str, Any], key: str) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dprp_tf.files.tables import StoredTable
+from dprp_tf.files.tables import StoredTable, lay_out
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -210,25 +210,29 @@ class LatencyTable(StoredTable):
 
     def table(self) -> Table:
         """Lay the table out for `rich`: per layer its dense cost and the costs by rank."""
-        from rich.table import Table
-
         unit = "ms" if self.unit == "ms" else "instructions (proxy)"
-        view = Table(
-            title=f"{self.target}, {self.runtime} {self.runtime_version}, {self.precision}, "
-            f"{self.threads} thread{'s' if self.threads > 1 else ''}: {self.dense:.4g} {unit} "
-            f"with every layer dense, {self.least:.4g} at rank 1 (predicted)"
-        )
-        view.add_column("layer", overflow="fold")
-        view.add_column(f"dense {unit}", justify="right")
-        view.add_column(f"rank: share of the dense {unit}, quickest form", overflow="fold")
-        for row in self.layers:
-            entries = zip(row.ranks, row.costs, row.forms, strict=True)
-            view.add_row(
+        rows = (
+            (
                 row.name,
                 f"{row.dense:.4g}",
-                ", ".join(f"{rank}: {cost / row.dense:.2f} {form}" for rank, cost, form in entries),
+                ", ".join(
+                    f"{rank}: {cost / row.dense:.2f} {form}"
+                    for rank, cost, form in zip(row.ranks, row.costs, row.forms, strict=True)
+                ),
             )
-        return view
+            for row in self.layers
+        )
+        return lay_out(
+            {
+                "layer": "fold",
+                f"dense {unit}": "right",
+                f"rank: share of the dense {unit}, quickest form": "fold",
+            },
+            rows,
+            title=f"{self.target}, {self.runtime} {self.runtime_version}, {self.precision}, "
+            f"{self.threads} thread{'s' if self.threads > 1 else ''}: {self.dense:.4g} {unit} "
+            f"with every layer dense, {self.least:.4g} at rank 1 (predicted)",
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready values."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dprp_tf.costs.budget import METRICS
 from dprp_tf.decomposition import DECOMPOSITIONS
-from dprp_tf.files.tables import StoredTable
+from dprp_tf.files.tables import StoredTable, lay_out
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -112,44 +112,45 @@ class RankPlan(StoredTable):
 
     @property
     def shares(self) -> dict[str, float]:
-        """Costs relative to the dense model's."""
-        return {name: value / self.dense[name] for name, value in self.cost.items()}
+        """Costs relative to the dense model's, those left out that the dense model has none of."""
+        return {
+            name: value / self.dense[name]
+            for name, value in self.cost.items()
+            if self.dense.get(name)
+        }
 
     def table(self) -> Table:
         """Lay the plan out for `rich`: per layer its ranks, energy lost and weights."""
-        from rich.table import Table
-
+        shares = self.shares
         asked = ", ".join(f"{k} {v:g}" for k, v in self.budget.items() if k != "tolerance")
         costs = ", ".join(
-            f"{name} {self.cost[name]:.4g} ({share:.1%} of dense)"
-            for name, share in self.shares.items()
+            f"{name} {value:.4g}" + (f" ({shares[name]:.1%} of dense)" if name in shares else "")
+            for name, value in self.cost.items()
         )
         caption = f"predicted: {costs}"
         if self.accuracy:
             caption += "\naccuracy on the data before fine-tuning: " + ", ".join(
                 f"{name} {value:.2%}" for name, value in self.accuracy.items()
             )
-        table = Table(
-            title=f"{self.method}, {self.decomposition}" + (f", asked: {asked}" if asked else ""),
-            caption=caption,
-            caption_justify="left",
-        )
-        table.add_column("layer", overflow="fold")
-        table.add_column("form")
-        for name in ("rank", "of", "energy lost", "weights", "dense"):
-            table.add_column(name, justify="right")
-        for row in self.layers:
-            dense = row.ranks is None
-            table.add_row(
+        rows = (
+            (
                 row.name,
-                "dense" if dense else row.decomposition,
+                "dense" if row.ranks is None else row.decomposition,
                 "" if row.ranks is None else ", ".join(map(str, row.ranks)),
                 ", ".join(map(str, row.full_ranks)),
-                "" if dense else f"{row.lost:.1%}",
+                "" if row.ranks is None else f"{row.lost:.1%}",
                 f"{row.parameters:,}",
                 f"{row.dense_parameters:,}",
             )
-        return table
+            for row in self.layers
+        )
+        figures = dict.fromkeys(("rank", "of", "energy lost", "weights", "dense"), "right")
+        return lay_out(
+            {"layer": "fold", "form": "left", **figures},
+            rows,
+            title=f"{self.method}, {self.decomposition}" + (f", asked: {asked}" if asked else ""),
+            caption=caption,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready values."""

@@ -110,14 +110,17 @@ def _list_images(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
 
 
 def _read_images(files: Sequence[Path], size: tuple[int, int] | None) -> np.ndarray:
-    images = [pixels(decode(file), size) for file in files]
-    for file, image in zip(files, images, strict=True):
-        if image.shape[:2] != images[0].shape[:2]:
+    images: list[np.ndarray] = []
+    for file in files:
+        image = pixels(decode(file), size)
+        # Told of the first that differs, before many large ones fill the memory.
+        if images and image.shape[:2] != images[0].shape[:2]:
             raise ValueError(
                 "`image_size` is required because the images differ in size. Received: "
                 f"image_size=None, {files[0]} of {images[0].shape[0]}x{images[0].shape[1]} and "
                 f"{file} of {image.shape[0]}x{image.shape[1]} (height x width) pixels."
             )
+        images.append(image)
     channels = max(image.shape[-1] for image in images)
     # (h, w, 1) -> (h, w, 3) where gray and color meet
     return np.stack([np.broadcast_to(i, (*i.shape[:2], channels)) for i in images])

@@ -17,6 +17,10 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Suffixes, in lower case, of the files that count as images."""
 
+# What files of those suffixes hold. Pillow goes by content, and for some formats it starts
+# programs: PostScript is given to Ghostscript, which runs it.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
 
 def is_image(name: str) -> bool:
     """Tell an image file by its name.
@@ -38,6 +42,10 @@ def is_image(name: str) -> bool:
 def decode(file: Path, upright: bool = True) -> Image.Image:
     """Read an image file as 8 bits of gray or of red, green and blue.
 
+    Read are the formats of `IMAGE_SUFFIXES` alone, whichever of them a file's name says. An image
+    of more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million, unless you change it) is refused
+    by its header.
+
     Args:
         file: The file.
         upright: Whether to turn it as the camera noted. Defaults to True.
@@ -51,7 +59,8 @@ def decode(file: Path, upright: bool = True) -> Image.Image:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=_FORMATS) as opened:
+            _check_pixels(opened.size)
             image = ImageOps.exif_transpose(opened) if upright else opened
             if image.mode.startswith("I"):
                 # 16 bits of gray -> 8
@@ -63,6 +72,15 @@ def decode(file: Path, upright: bool = True) -> Image.Image:
             f"`source` must hold readable images. Received: {file}, which can't be read "
             f"({first_line(error)}). Repair or remove it."
         ) from error
+
+
+def _check_pixels(size: tuple[int, int]) -> None:
+    """Refuse what Pillow only warns of, up to twice its limit."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and size[0] * size[1] > limit:
+        raise ValueError(f"{size[0]}x{size[1]} are more than {limit} pixels")
 
 
 def pixels(image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -10,8 +10,12 @@ import numpy as np
 from dprp_tf.data.arrays import ARRAYS, from_arrays
 from dprp_tf.data.dataset import Dataset
 from dprp_tf.data.images import first_line
+from dprp_tf.files.arrays import read_arrays
 
 __all__ = ["load_npz", "read_npz"]
+
+# Each becomes an object in Python, which is far larger than the name in the file.
+_MOST_CLASSES = 2**20
 
 
 def load_npz(path: Path, size: tuple[int, int] | None = None) -> Dataset:
@@ -52,17 +56,12 @@ def read_npz(
         ValueError: If the file can't be read, or an array is missing.
     """
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError("it holds a single array without a name")
-        with file:
-            found = file.files
-            arrays = {name: file[name] for name in (*names, "classes") if name in found}
+        arrays, found = read_arrays(path, (*names, "classes"))
     except Exception as error:  # zip, zlib and the array header each have errors of their own
         raise ValueError(
             f"`source` must be a whole .npz file of plain arrays. Received: {path}, which can't "
             f"be read ({first_line(error)}). Copy or download it again, or save it with "
-            "numpy.savez_compressed and arrays of numbers."
+            "numpy.savez and arrays of numbers."
         ) from error
     missing = [name for name in names if name not in arrays]
     if missing:
@@ -74,9 +73,10 @@ def read_npz(
     classes = arrays.pop("classes", None)
     if classes is None:
         return arrays, None
-    if classes.ndim != 1 or classes.dtype.kind not in "US":
+    if classes.ndim != 1 or classes.dtype.kind not in "US" or len(classes) > _MOST_CLASSES:
         raise ValueError(
-            "`classes` must be a one-dimensional array of text. Received: "
+            f"`classes` must be a one-dimensional array of text, of {_MOST_CLASSES} names at most. "
+            "Received: "
             f"shape={classes.shape}, dtype={classes.dtype} in {path}."
         )
     if classes.dtype.kind == "S":

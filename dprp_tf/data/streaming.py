@@ -18,6 +18,7 @@ from dprp_tf.data.images import decode
 __all__ = ["StreamedImages", "reading_errors"]
 
 _WORKERS = min(16, os.cpu_count() or 1)
+_MOST_PIXELS = 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +142,13 @@ class StreamedImages:
             # Never smaller than what is cut out, however it is rounded.
             rows = max(height, round(scale * image.height))
             columns = max(width, round(scale * image.width))
+            # One pixel high, an image of a few bytes would be enlarged to gigabytes.
+            if rows * columns > _MOST_PIXELS:
+                raise ValueError(
+                    "`source` must hold images of ordinary proportions. Received: "
+                    f"{self.path(index)} of {image.height}x{image.width} (height x width) pixels, "
+                    f"which would become {rows}x{columns}. Cut or remove it."
+                )
             image = image.resize((columns, rows), Image.Resampling.BILINEAR)
             top, left = round((rows - height) / 2), round((columns - width) / 2)
             pixels = np.asarray(image, np.uint8)[top : top + height, left : left + width]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -13,10 +14,21 @@ from typing import Any
 
 from dprp_tf.files.json_text import from_json, to_json
 
-__all__ = ["atomic_path", "read_json", "remove_leftovers", "write_json", "write_text"]
+__all__ = [
+    "atomic_path",
+    "naming_failures",
+    "read_json",
+    "remove_leftovers",
+    "write_json",
+    "write_text",
+]
 
 # Eight digits alone would be a date, such as that of a hidden backup.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}(\.[^.]*)?")
+
+_LONGEST_NAME, _LONGEST_SUFFIX = 255, 100  # bytes; the first on nearly all file systems
+# Told of writing, not of opening: without the name, or with the temporary one.
+_LEAVE_OUT_NAMES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG)
 
 
 @contextlib.contextmanager
@@ -62,18 +74,65 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             f"`path` must lie in a writable folder. Received: path={destination}. "
             "Choose another output path or change the folder's permissions."
         )
-    token = uuid.uuid4().hex
-    temporary = destination.with_name(f".{destination.stem}.{token}{destination.suffix}")
+    temporary = destination.with_name(_temporary_name(destination))
     try:
-        yield temporary
-        if temporary.is_file():
-            _flush(temporary)
-        os.replace(temporary, destination)
+        with naming_failures(destination):
+            yield temporary
+            if temporary.is_file():
+                _flush(temporary)
+            os.replace(temporary, destination)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(destination: Path) -> str:
+    """A name of its own in the folder, no longer than file systems take, with the same suffix."""
+    token, stem, suffix = uuid.uuid4().hex, destination.stem, destination.suffix
+    if len(os.fsencode(suffix)) > _LONGEST_SUFFIX:  # by which no writer chooses
+        suffix = ""
+    # In bytes, of which a letter can take four.
+    while len(os.fsencode(f".{stem}.{token}{suffix}")) > _LONGEST_NAME:
+        stem = stem[:-1]
+    return f".{stem}.{token}{suffix}"
+
+
+@contextlib.contextmanager
+def naming_failures(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the file in errors of writing that leave it out, as the one of a full disk does.
+
+    Args:
+        path: The file that is written meanwhile.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: What went wrong, with the file's name.
+
+    Example:
+
+    >>> with naming_failures("notes.txt"):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+      ...
+    OSError: `path` must be a file that can be written whole. Received: path=notes.txt \
+(No space left on device). Make room or choose another output path.
+    """
+    try:
+        yield
+    except OSError as error:
+        elsewhere = error.filename and Path(os.fsdecode(error.filename)).parent != Path(path).parent
+        if elsewhere or error.errno not in _LEAVE_OUT_NAMES:
+            raise
+        named = OSError(
+            f"`path` must be a file that can be written whole. Received: path={path} "
+            f"({os.strerror(error.errno)}). Make room or choose another output path."
+        )
+        named.errno = error.errno
+        raise named from error
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:

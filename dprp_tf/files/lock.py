@@ -10,6 +10,8 @@ from pathlib import Path
 
 import filelock
 
+from dprp_tf.files.atomic import naming_failures
+
 __all__ = ["alone_in", "run_lock"]
 
 _LOCK = ".lock"
@@ -57,7 +59,8 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno not in _UNSUPPORTED:
             raise
     try:
-        holder.write_text(str(os.getpid()), encoding="utf-8")
+        with naming_failures(holder):
+            holder.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)

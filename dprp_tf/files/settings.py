@@ -9,7 +9,41 @@ from typing import Any
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.files.json_text import from_json, to_json
 
-__all__ = ["require_same_settings"]
+__all__ = ["read_settings", "require_same_settings"]
+
+
+def read_settings(path: Path, what: str) -> dict[str, Any]:
+    """Read the settings that a folder was begun with.
+
+    Args:
+        path: The file in the folder.
+        what: What the folder holds, such as "a selection".
+
+    Returns:
+        The values by name.
+
+    Raises:
+        ValueError: If the file holds no settings.
+
+    Example:
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "config.json"
+    >>> write_json(path, {"seed": 0})
+    >>> read_settings(path, "a selection")
+    {'seed': 0}
+    """
+    try:
+        found = read_json(path)
+        reason = f"a {type(found).__name__}"
+    except ValueError as error:
+        found, reason = None, str(error)
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"`folder` must hold the settings of {what} in JSON. Received: {path} ({reason}). Use "
+            "another folder, or remove it."
+        )
+    return found
 
 
 def require_same_settings(path: Path, settings: Mapping[str, Any], what: str) -> None:
@@ -33,10 +67,7 @@ def require_same_settings(path: Path, settings: Mapping[str, Any], what: str) ->
     """
     # As a file gives them back, tuples as lists.
     wanted = from_json(to_json(settings))
-    try:
-        found = read_json(path) if path.exists() else wanted
-    except ValueError as error:
-        raise ValueError(f"{path} must hold settings in JSON. Received: {error}") from error
+    found = read_settings(path, what) if path.exists() else wanted
     differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
     if differing:
         raise ValueError(

@@ -5,19 +5,64 @@ from __future__ import annotations
 import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from dprp_tf.files.atomic import read_json, write_json
+from dprp_tf.files.shown import shown
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-__all__ = ["StoredTable", "Tabular"]
+__all__ = ["StoredTable", "Tabular", "lay_out"]
 
 _WIDTH = 140
+
+
+def lay_out(
+    columns: Mapping[str, str],
+    rows: Iterable[Iterable[Any]],
+    *,
+    title: str = "",
+    caption: str = "",
+) -> Table:
+    """Lay out values for `rich` as what they are: nothing in them is markup, or obeyed.
+
+    Args:
+        columns: Heading to `"left"`, `"right"`, or `"fold"` for names, which break where they are
+            too long.
+        rows: Values for each row, in the order of the columns.
+        title: A line above. Defaults to none.
+        caption: Lines below. Defaults to none.
+
+    Returns:
+        The table.
+
+    Example:
+
+    >>> table = lay_out({"layer": "fold", "rank": "right"}, [("[red]conv[/]", 3)])
+    >>> table.row_count
+    1
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(shown(title), style="table.title") if title else None,
+        caption=Text(shown(caption, lines=True), style="table.caption") if caption else None,
+        caption_justify="left",
+    )
+    for heading, kind in columns.items():
+        table.add_column(
+            Text(shown(heading)),
+            justify="right" if kind == "right" else "left",
+            overflow="fold" if kind == "fold" else "ellipsis",
+        )
+    for row in rows:
+        table.add_row(*(Text(shown(value)) for value in row))
+    return table
 
 
 class Tabular:

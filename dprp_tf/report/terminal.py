@@ -159,7 +159,10 @@ def _rich_table(table: Table, left_out: Collection[str]) -> RichTable:
     from rich.text import Text
 
     view = RichTable(
-        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+        # As text, in which nothing is markup.
+        title=Text(table.title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
     )
     shown = [index for index, column in enumerate(table.columns) if column.title not in left_out]
     without_note = {title for name in left_out for title in _NOTES.get(name, ())}

@@ -11,7 +11,9 @@ from typing import Any
 import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from dprp_tf.files.shown import shown
 from dprp_tf.training.log_names import name_in_logs
 
 __all__ = ["Display"]
@@ -35,10 +37,10 @@ class Display:
         self._live = self._console.is_terminal and not quiet
         self._quiet = quiet
         self._progress = Progress(
-            TextColumn("{task.description:<22}"),
+            TextColumn("{task.description:<22}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
@@ -61,12 +63,13 @@ class Display:
 
     def step(self, name: str) -> None:
         """Show that a step without a known length has begun."""
+        name = shown(name)
         if self._live:
             if self._step is None:
                 self._step = self._progress.add_task(name, total=1, figures="")
             self._progress.update(self._step, description=name)
         elif not self._quiet:
-            self._console.print(name, highlight=False)
+            self._console.print(Text(name))
 
     def finish(self) -> None:
         """Close the bar of `step`."""
@@ -108,11 +111,12 @@ class _SearchBar:
     _PAUSE = 10.0
 
     def __init__(self, display: Display, name: str) -> None:
-        self._display, self._name = display, name
+        self._display, self._name = display, shown(name)
         self._task: Any = None
         self._began = self._told = time.perf_counter()
 
     def __call__(self, share: float | None, text: str) -> None:
+        text = shown(text)
         if self._display._live:
             if self._task is None:
                 self._task = self._display._progress.add_task(self._name, total=100, figures="")
@@ -128,13 +132,13 @@ class _SearchBar:
             seconds = (now - self._began) * (1.0 - share) / share
             rest = f", about {seconds / 60:.1f} minutes left"
         done = "" if share is None else f" {share:.0%}"
-        self._display._console.print(f"{self._name}:{done} {text}{rest}", highlight=False)
+        self._display._console.print(Text(f"{self._name}:{done} {text}{rest}"))
 
 
 class _TrainingBar(keras.callbacks.Callback):
     def __init__(self, display: Display, name: str, epochs: int) -> None:
         super().__init__()
-        self._display, self._name, self._epochs = display, name, epochs
+        self._display, self._name, self._epochs = display, shown(name), epochs
         self._task: Any = None
         self._epoch, self._began = 0, time.perf_counter()
 
@@ -163,7 +167,7 @@ class _TrainingBar(keras.callbacks.Callback):
             self._display._progress.update(self._task, completed=epoch + 1, figures=figures)
         elif not self._display._quiet:
             self._display._console.print(
-                f"{self._name}: epoch {epoch + 1}/{self._epochs}  {figures}", highlight=False
+                Text(f"{self._name}: epoch {epoch + 1}/{self._epochs}  {figures}")
             )
 
 

@@ -18,9 +18,9 @@ from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.data.sampling import balanced_sample
-from dprp_tf.files.atomic import read_json, remove_leftovers, write_json
+from dprp_tf.files.atomic import remove_leftovers, write_json
 from dprp_tf.files.lock import run_lock
-from dprp_tf.files.settings import require_same_settings
+from dprp_tf.files.settings import read_settings, require_same_settings
 from dprp_tf.report import save_rank_plan_plot
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.excluded_layers import all_but
@@ -289,7 +289,7 @@ def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> Non
     path = place / _CONFIG
     if fresh:
         # A training run's `model.keras` may be the only copy of the model to cut.
-        if path.exists() and "decomposition" not in dict(read_json(path)):
+        if path.exists() and "decomposition" not in read_settings(path, "a selection"):
             raise ValueError(
                 f"`folder` must be new or hold a selection. Received: {place}, which holds "
                 "something else; use another folder."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dprp_tf.costs.rank_space import Ranks
-from dprp_tf.files.atomic import write_text
+from dprp_tf.files.atomic import naming_failures, write_text
 from dprp_tf.files.json_text import from_json, to_json
 
 __all__ = ["CandidateLog"]
@@ -91,7 +91,7 @@ class CandidateLog:
         self._known[key] = dict(values)
         if self._path is not None:
             line = {"kind": kind, "ranks": self._vector(ranks), **values}
-            with self._path.open("a", encoding="utf-8") as file:
+            with naming_failures(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(to_json(line) + "\n")
 
     def _vector(self, ranks: Mapping[str, Ranks]) -> list[list[int] | None]:
@@ -107,7 +107,7 @@ class CandidateLog:
         try:
             found = from_json(lines[0].decode("utf-8"))
             same = isinstance(found, dict) and found == heading
-        except ValueError:
+        except (ValueError, RecursionError):
             same = False
         if not same:
             raise ValueError(
@@ -121,7 +121,7 @@ class CandidateLog:
                 kind, vector = str(values.pop("kind")), values.pop("ranks")
                 if len(vector) != len(self._layers):
                     raise ValueError("ranks of other layers")
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break
             # A figure that no JSON holds was written as missing.
             values = {name: math.nan if v is None else v for name, v in values.items()}

@@ -9,6 +9,7 @@ import numpy as np
 
 from dprp_tf import decomposition
 from dprp_tf.files.arguments import check_integer, check_number
+from dprp_tf.files.shown import shown
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.layers import SVDLayer, low_rank_keys
 from dprp_tf.training.divergence import diagnose
@@ -248,5 +249,5 @@ class RankPruning(GuardedCallback):
         resize(self.model, pending)
         self.shrinks.append({"epoch": epoch, "before": before, "after": after})
         if self.verbose:
-            changes = ", ".join(f"{name} {before[name]}->{after[name]}" for name in after)
+            changes = ", ".join(f"{shown(n)} {before[n]}->{after[n]}" for n in after)
             print(f"\nepoch {epoch + 1}: removed {removed} singular values ({changes})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ import numpy as np
 from dprp_tf.keras_internals.seeds import seed_states, set_seed_states
 from dprp_tf.layers import SVDLayer, factorized_keys, low_rank_layers, plain_ranks, stored_ranks
 from dprp_tf.training.log_names import free_name
+from dprp_tf.training.model_archives import check_weights
 from dprp_tf.training.resizing import ranks_of_weights, set_ranks, start_averages
 
 __all__ = ["RankedModel"]
@@ -115,8 +117,10 @@ class RankedModel(keras.Model):
             **kwargs: As `keras.Model.load_weights`.
 
         Raises:
-            ValueError: If the file does not fit this model at any rank.
+            ValueError: If the file does not fit this model at any rank, or claims more than it
+                holds.
         """
+        check_weights(Path(filepath))
         with stored_ranks() as ranks, warnings.catch_warnings():
             # What does not fit, such as slots of other ranks, is the second reading's to report.
             warnings.simplefilter("ignore")

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 
 from dprp_tf import layers
 from dprp_tf.files.atomic import atomic_path
+from dprp_tf.keras_internals.variable_limit import variables_up_to
 from dprp_tf.training import model as training
 from dprp_tf.training.divergence import broken_slots, broken_weights, is_finite
+from dprp_tf.training.model_archives import check_weights, largest_model
 
 __all__ = ["load_model", "load_weights", "save_model"]
 
 # Loading needs the classes above registered with Keras, which importing them does.
 _REGISTERED = (layers, training)
 
-_CONFIG = "config.json"
-_WEIGHTS = ("model.weights.h5", "model.weights.npz")
-# Of these a layer has a weight for every one, so none can exceed what the archive holds.
-_COUNTS = ("filters", "units", "rank", "depth_multiplier", "output_dim", "num_heads", "groups")
-_LARGEST_EXPANSION = 100
-_ALWAYS_ALLOWED = 2**28  # bytes
 _LONGEST_REASON = 200
 _OLDER = (".h5", ".hdf5")
 _OLDER_HINT = (
@@ -79,7 +72,9 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
     What was damaged on the way is refused: every member is checked against its checksum before it
     is used. (Keras itself reads weights by seeking, where Python's zip reader, by version, checks
     none.) A changed configuration whose checksum is right describes another model and is loaded as
-    such, if the weights fit it.
+    such, if the weights fit it. What a file claims is held against what it holds before memory is
+    taken: a configuration of weights that are not in the file is refused, and so are members that
+    expand to more than a hundred times the file.
 
     A `.h5` file of older versions is read where Keras reads it.
 
@@ -117,9 +112,8 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
             "bytes), which is truncated or of another kind. Save it again with model.save()."
         )
     try:
-        if not older:
-            _check_archive(path)
-        model = keras.saving.load_model(path)
+        with variables_up_to(largest_model(path)):
+            model = keras.saving.load_model(path)
     except Exception as error:  # Keras, HDF5 and TensorFlow raise whatever they come across
         hint = _OLDER_HINT if older else ""
         raise ValueError(
@@ -156,7 +150,7 @@ def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
             f"`path` must be a .keras file. Received: {path}, which does not exist."
         )
     try:
-        _check_archive(path)
+        check_weights(path)
         with warnings.catch_warnings():
             # Keras warns of what it leaves out, and goes on with what the model had.
             warnings.simplefilter("error", UserWarning)
@@ -183,43 +177,6 @@ def _if_saved_model(folder: Path) -> str:
         "anew. Save the model that it was made from with model.save('model.keras'); where there is "
         "only this, tf.lite.TFLiteConverter.from_saved_model converts it as it is."
     )
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive whose members are not what was written, or that asks for absurd sizes."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"it holds {', '.join(twice)} more than once")
-        if _CONFIG not in names or not any(name in names for name in _WEIGHTS):
-            raise ValueError(f"it must hold {_CONFIG} and {_WEIGHTS[0]}; it holds {names}")
-        for member in archive.infolist():
-            limit = max(_ALWAYS_ALLOWED, _LARGEST_EXPANSION * member.compress_size)
-            if member.file_size > limit:
-                raise ValueError(
-                    f"{member.filename} claims {member.file_size} bytes of {member.compress_size}"
-                )
-        broken = archive.testzip()
-        if broken is not None:
-            raise ValueError(f"{broken} does not have the checksum it was written with")
-        config = json.loads(archive.read(_CONFIG))
-        stored = sum(archive.getinfo(name).file_size for name in _WEIGHTS if name in names)
-    for key, value in _entries(config):
-        if key in _COUNTS and isinstance(value, (int, float)) and value > stored:
-            raise ValueError(f"`{key}` is {value:.6g}, more than the {stored} bytes of its weights")
-
-
-def _entries(config: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value of nested dicts and lists; a stack, for no depth is too deep for it."""
-    pending = [config]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            yield from value.items()
-            pending.extend(value.values())
-        elif isinstance(value, list):
-            pending.extend(value)
 
 
 def _require_finite(model: keras.Model, path: Path) -> None:

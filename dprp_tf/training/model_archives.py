@@ -1,0 +1,167 @@
+"""What a model's file claims, held against what it holds, before a model is made of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import h5py
+
+from dprp_tf.files.archives import check_members, most_unpacked
+from dprp_tf.files.atomic import read_json
+
+__all__ = ["check_weights", "largest_model"]
+
+# As Keras does: by content, one file may be two things.
+_ARCHIVE, _SHARDED, _OLDER = ".keras", ".json", (".h5", ".hdf5")
+_CONFIG = "config.json"
+_WEIGHTS = ("model.weights.h5", "model.weights.npz")
+_OLDER_CONFIG = "model_config"
+_ALWAYS_ALLOWED = 2**26  # bytes
+# As Python's objects it may take twenty times that.
+_LONGEST_CONFIG = 2**24  # bytes
+# An optimizer that was never built has its slots made beside the weights when the model is loaded,
+# the largest about five; and a class may build its layers twice.
+_COPIES = 8
+# Of these a layer has a weight for every one, so none can exceed what the archive holds.
+_COUNTS = ("filters", "units", "rank", "depth_multiplier", "output_dim", "num_heads", "groups")
+# Of these Keras makes a list for every one, without a weight.
+_LISTED = ("num_thresholds",)
+_LONGEST_LIST = 10**5
+
+
+def largest_model(path: Path) -> int:
+    """Check a `.keras` archive, or a whole model as `.h5`, and say how large its model may be.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Bytes of variables that loading it may make.
+
+    Raises:
+        Exception: What zip, JSON and HDF5 raise for damaged files; `ValueError` where the members
+            are not what was written, or claim sizes that the file can't hold. The message leaves
+            the file's name to the caller.
+    """
+    limit = most_unpacked(path.stat().st_size, _ALWAYS_ALLOWED)
+    if path.suffix == _ARCHIVE:
+        with zipfile.ZipFile(path) as archive:
+            config, held = _check_archive(archive, limit)
+    else:
+        with h5py.File(path, "r") as file:
+            config, held = file.attrs.get(_OLDER_CONFIG, "{}"), _held(file, limit)
+    _check_config(config, held)
+    return _COPIES * held + _ALWAYS_ALLOWED
+
+
+def check_weights(path: Path) -> None:
+    """Check a file that weights are read from: `.keras`, `.h5`, or `.weights.json` with its shards.
+
+    Args:
+        path: The file. Whatever else Keras reads weights from is passed over, and so is what is not
+            there, of which Keras tells.
+
+    Raises:
+        ValueError: If it claims sizes that it can't hold, is damaged, or leads to other folders.
+    """
+    if path.suffix not in (_ARCHIVE, _SHARDED, *_OLDER) or not path.is_file():
+        return
+    limit = most_unpacked(path.stat().st_size, _ALWAYS_ALLOWED)
+    try:
+        if path.suffix == _SHARDED:
+            for shard in _shards(path):
+                check_weights(path.parent / shard)
+        elif path.suffix == _ARCHIVE:
+            with zipfile.ZipFile(path) as archive:
+                _check_archive(archive, limit)
+        else:
+            with h5py.File(path, "r") as file:
+                _held(file, limit)
+    except Exception as error:  # zip, JSON and HDF5 each have errors of their own
+        raise ValueError(
+            f"`filepath` must hold weights as Keras writes them. Received: {path} ({error}). Save "
+            "them again."
+        ) from error
+
+
+def _shards(path: Path) -> set[str]:
+    if path.stat().st_size > _LONGEST_CONFIG:
+        raise ValueError(f"it has more than {_LONGEST_CONFIG} bytes")
+    shards: set[str] = set()
+    for name in read_json(path)["weight_map"].values():
+        shards.update([name] if isinstance(name, str) else name)
+    outside = sorted(name for name in shards if name != PureWindowsPath(name).name)
+    if outside:
+        raise ValueError(f"it names {outside[0]!r}, which lies elsewhere")
+    return shards
+
+
+def _check_archive(archive: zipfile.ZipFile, limit: int) -> tuple[bytes, int]:
+    """Refuse members that are not what was written; return the configuration and weights' bytes."""
+    check_members(archive, limit)
+    names = archive.namelist()
+    weights = next((name for name in _WEIGHTS if name in names), None)
+    if _CONFIG not in names or weights is None:
+        raise ValueError(f"it must hold {_CONFIG} and {_WEIGHTS[0]}; it holds {names}")
+    length = archive.getinfo(_CONFIG).file_size
+    if length > _LONGEST_CONFIG:
+        raise ValueError(f"{_CONFIG} has {length} bytes, more than {_LONGEST_CONFIG}")
+    broken = archive.testzip()
+    if broken is not None:
+        raise ValueError(f"{broken} does not have the checksum it was written with")
+    if weights != _WEIGHTS[0]:
+        return archive.read(_CONFIG), archive.getinfo(weights).file_size
+    with h5py.File(io.BytesIO(archive.read(weights)), "r") as file:
+        return archive.read(_CONFIG), _held(file, limit)
+
+
+def _held(file: h5py.File, limit: int) -> int:
+    """The bytes of all arrays in an HDF5 file; of a few bytes on disk they can be any number."""
+    held = 0
+
+    def add(name: str, item: Any) -> None:
+        nonlocal held
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.external or item.is_virtual:
+            raise ValueError(f"{name} lies in another file")
+        if item.dtype.hasobject:
+            raise ValueError(f"{name} holds {item.dtype}, which is no array of numbers")
+        held += item.nbytes
+        if held > limit:
+            raise ValueError(
+                f"{name} claims shape {item.shape}, all arrays more than the {limit} bytes that "
+                "a file of this size may hold"
+            )
+
+    file.visititems(add)
+    return held
+
+
+def _check_config(text: str | bytes, held: int) -> None:
+    if len(text) > _LONGEST_CONFIG:
+        raise ValueError(f"its configuration has {len(text)} bytes, more than {_LONGEST_CONFIG}")
+    for key, value in _entries(json.loads(text)):
+        if not isinstance(value, (int, float)):
+            continue
+        if key in _COUNTS and value > held:
+            raise ValueError(f"`{key}` is {value:.6g}, more than the {held} bytes of its weights")
+        if key in _LISTED and value > _LONGEST_LIST:
+            raise ValueError(f"`{key}` is {value:.6g}, more than {_LONGEST_LIST}")
+
+
+def _entries(config: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value of nested dicts and lists; a stack, for no depth is too deep for it."""
+    pending = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
