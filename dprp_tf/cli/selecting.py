@@ -43,7 +43,10 @@ def select(
         int | None, typer.Option(min=0, help="Epochs of fine-tuning.", show_default="none; bsr: 30")
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak rate of the fine-tuning.")] = 0.01,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 128,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images per step.", show_default="128, of few images 64 to 16"),
+    ] = None,
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,

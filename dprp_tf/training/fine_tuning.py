@@ -40,6 +40,8 @@ Labelled = tuple[Any, Any] | Dataset | Any
 """`(x, y)`; a `Dataset`, of which the training split is meant; or a `tf.data.Dataset`, `PyDataset`
 or loader of batches `(x, y)`."""
 
+# Samples per step by default, and the steps of an epoch below which it is fewer.
+_MOST_PER_STEP, _LEAST_PER_STEP, _STEPS = 128, 16, 80
 _SCHEDULES = ("cosine", "constant")
 
 
@@ -51,7 +53,9 @@ class FineTuning:
         epochs: Epochs in all, 0 or more; 0 changes nothing. Default 10.
         learning_rate: Rate at the start. Default 0.01.
         schedule: `"cosine"` to zero over all steps, or `"constant"`. Default `"cosine"`.
-        batch_size: Samples per step. Default 128.
+        batch_size: Samples per step. Default 128; where an epoch would then have fewer than 80
+            steps, a half, a quarter or an eighth of that: a network tuned on few samples needs
+            steps more than it needs large ones.
         momentum: Nesterov's momentum, in [0, 1). Default 0.9.
         weight_decay: Decoupled weight decay. Default 0.
         augment: Whether a `Dataset` is augmented in its own way. Default True.
@@ -79,7 +83,9 @@ class FineTuning:
     epochs: int = setting(10, "Epochs in all; 0 changes nothing.", minimum=0)
     learning_rate: float = setting(0.01, "Rate at the start.", above=0)
     schedule: str = setting("cosine", "cosine or constant.", choices=_SCHEDULES)
-    batch_size: int = setting(128, "Samples per step.", minimum=1)
+    batch_size: int | None = setting(
+        None, "Samples per step.", minimum=1, none_means="128, of few images 64 to 16"
+    )
     momentum: float = setting(0.9, "Nesterov's momentum.", minimum=0, below=1)
     weight_decay: float = setting(0.0, "Decoupled weight decay.", minimum=0)
     augment: bool = setting(True, "Whether a `Dataset` is augmented in its own way.")
@@ -128,7 +134,8 @@ class FineTuning:
             source = _Stream(data) if is_stream(data) else _Arrays(data)
         samples = source.samples
         settings = self.for_model(model, source.y_train)
-        settings._compile(model, source.steps(self.batch_size))
+        size = _batch_size(samples) if self.batch_size is None else self.batch_size
+        settings._compile(model, source.steps(size))
         place = None if folder is None else Path(folder)
         state = TuningState(place, settings.identity, self.epochs, samples, model)
         begun = state.restore(model, self.seed)
@@ -139,9 +146,7 @@ class FineTuning:
         try:
             with source.reading():
                 model.fit(
-                    source.batches(
-                        self.batch_size, augment=self.augment, seed=self.seed, epoch=begun
-                    ),
+                    source.batches(size, augment=self.augment, seed=self.seed, epoch=begun),
                     epochs=self.epochs,
                     initial_epoch=begun,
                     validation_data=validation_data,
@@ -211,6 +216,13 @@ class FineTuning:
             loss=self.loss,
             metrics=metrics,
         )
+
+
+def _batch_size(samples: int) -> int:
+    size = _MOST_PER_STEP
+    while size > _LEAST_PER_STEP and samples < _STEPS * size:
+        size //= 2
+    return size
 
 
 def labels_of(data: Labelled) -> Any:
