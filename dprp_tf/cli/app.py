@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, get_args
 
 import typer
 
-__all__ = ["app", "command"]
+__all__ = ["app", "command", "in_options"]
 
 app = typer.Typer(
     name="dprp",
@@ -19,7 +22,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_state = {"debug": False}
+_state: dict[str, Any] = {"debug": False, "flags": {}}
+# What functions call a thing for which commands have an option of another name.
+_OTHER_NAMES = {
+    "source": "data",
+    "dataset": "data",
+    "calibration_data": "data",
+    "verification_data": "data",
+    "targets": "target",
+    "run_folder": "run",
+    "path": "model",
+    "name": "model",
+    "paths": "files",
+    "latency": "latency_table",
+}
 
 
 @app.callback()
@@ -50,14 +66,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
+        _state["flags"] = flags
         try:
-            function(*args, **kwargs)
+            with _told_warnings():
+                function(*args, **kwargs)
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             if _state["debug"]:
                 raise
-            message = " ".join(str(error).split())
-            message = re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), message)
-            typer.echo(f"error: {message}", err=True)
+            typer.echo(f"error: {in_options(str(error))}", err=True)
             raise typer.Exit(getattr(error, "exit_code", 2)) from error
         except KeyboardInterrupt:
             typer.echo("stopped; what is finished is kept: the same command goes on", err=True)
@@ -67,8 +83,73 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
+def in_options(message: str) -> str:
+    """Say a message of the library in the words of the command that runs, in one line.
+
+    Args:
+        message: A message that names arguments as `name`, `name=value` or `call(name=value)`.
+
+    Returns:
+        The message with the options and arguments of the command.
+
+    Example:
+
+    >>> _state["flags"] = {"mean": "--mean", "std": "--std"}
+    >>> in_options("`mean` must go with `dataset.normalized(mean=[0, 1], std=[255])`.")
+    '`--mean` must go with `--mean 0 --mean 1 --std 255`.'
+    """
+    flags = _state["flags"]
+
+    def said(found: re.Match[str]) -> str:
+        quoted = found[1]
+        name = flags.get(quoted) or flags.get(_OTHER_NAMES.get(quoted, ""))
+        return f"`{name or _given(quoted, flags) or quoted}`"
+
+    return re.sub(r"`([^`]+)`", said, " ".join(message.split()))
+
+
+def _given(quoted: str, flags: dict[str, str]) -> str | None:
+    """Options with their values for `name=value, ...`, in a call or not; None for anything else."""
+    for text in (quoted, f"call({quoted})"):
+        try:
+            call = ast.parse(text, mode="eval").body
+            if not isinstance(call, ast.Call) or call.args or not call.keywords:
+                continue
+            values = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+        except (SyntaxError, ValueError):
+            continue
+        if set(values) <= set(flags):
+            return " ".join(_option(flags[name], value) for name, value in values.items())
+    return None
+
+
+def _option(flag: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return flag if value else flag.replace("--", "--no-", 1)
+    return " ".join(
+        f"{flag} {entry:g}" if isinstance(entry, float) else f"{flag} {entry}"
+        for entry in (value if isinstance(value, (list, tuple)) else [value])
+    )
+
+
+@contextlib.contextmanager
+def _told_warnings() -> Iterator[None]:
+    """Show warnings of the library's own kinds as lines, like errors, and others as Python does."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category.__module__.startswith("dprp_tf."):
+                typer.echo(f"warning: {in_options(str(message))}", err=True)
+            else:
+                others(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
+
+
 def _flags(function: Callable[..., None]) -> dict[str, str]:
-    """The option of each parameter, as messages quote it."""
+    """How the command line calls each parameter: by its option, or as in the line of its usage."""
     flags = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         for known in get_args(parameter.annotation)[1:]:
@@ -76,7 +157,9 @@ def _flags(function: Callable[..., None]) -> dict[str, str]:
                 named = (known.default, *(known.param_decls or ()))
                 own = [name for name in named if isinstance(name, str) and name.startswith("--")]
                 flag = own[0].split("/")[0] if own else "--" + parameter.name.replace("_", "-")
-                flags[parameter.name] = f"`{flag}`"
+                flags[parameter.name] = flag
+            elif isinstance(known, typer.models.ArgumentInfo):
+                flags[parameter.name] = parameter.name.upper()
     return flags
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from dprp_tf.cli.app import in_options
+
 __all__ = ["load_keras", "print_json", "print_table", "status"]
 
 
@@ -35,7 +37,10 @@ def status() -> Iterator[Callable[[str], None]]:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on standard output."""
+    """Print a value as JSON on standard output, its warnings in the command's words."""
+    data = value.get("data") if isinstance(value, dict) else None
+    if isinstance(data, dict) and "warnings" in data:
+        value = {**value, "data": {**data, "warnings": [in_options(t) for t in data["warnings"]]}}
     typer.echo(json.dumps(value, indent=2))
 
 

@@ -87,19 +87,23 @@ def export(
     from dprp_tf import deploy
     from dprp_tf.deploy.exporters.class_scores import class_score_outputs
     from dprp_tf.runs.evaluation import plain_model
+    from dprp_tf.runs.first_look import first_look
     from dprp_tf.training.saving import load_model
 
     loaded = load_model(model)
     plain = plain_model(loaded)
-    calibration = verification = None
+    calibration = verification = seen = None
     if data is not None:
-        dataset = load_data(data, image_size, mean, std)
+        dataset = load_data(data, image_size, mean, std, plain)
+        sizes = [tensor.shape[-1] for tensor in plain.outputs]
+        # A column for each class of the data; other data may be there to calibrate with.
+        if class_score_outputs(loaded, class_scores) or sizes == [len(dataset.classes)]:
+            class_scores = True if class_scores is None else class_scores
+            look = first_look(plain, dataset)
+            look.warn()
+            seen = {**dataset.description, **look.as_dict()}
         calibration, _ = dataset.sample("train", samples)
         verification, _ = dataset.sample("test", samples)
-        if class_scores is None:
-            # A column for each class of the data; a regressor has no such data.
-            sizes = [tensor.shape[-1] for tensor in plain.outputs]
-            class_scores = True if sizes == [len(dataset.classes)] else None
     report = deploy.export(
         plain,
         output,
@@ -109,7 +113,7 @@ def export(
         class_scores=class_score_outputs(loaded, class_scores),
     )
     if as_json:
-        print_json(report.as_dict())
+        print_json(report.as_dict() | ({} if seen is None else {"data": seen}))
     else:
         typer.echo(str(report))
 
@@ -152,15 +156,18 @@ def bench(
     from dprp_tf.files.atomic import write_json
     from dprp_tf.report import NothingToPlotError, bench_report, save_bench_plots
 
-    dataset = split = None
+    dataset = split = seen = None
     if data is not None:
         load_keras()
-        dataset = load_data(data, image_size, mean, std)
+        from dprp_tf.runs.first_look import first_looks
+
+        dataset = load_data(data, image_size, mean, std, files[0])
         if dataset.streamed and samples is None:
             raise ValueError(
                 "`samples` must be given for images that stay on disk. Received: samples=None "
                 f"for {data}. Give a number of test images, such as --samples 1000."
             )
+        seen = first_looks(files, dataset)
         split = dataset.sample("test", len(dataset.y_test) if samples is None else samples)
     with status() as progress:
         found = sweep(
@@ -173,8 +180,8 @@ def bench(
             progress=progress,
         )
     content = found.as_dict()
-    if dataset is not None and split is not None:
-        content |= {"data": dataset.description, "samples": len(split[1])}
+    if seen is not None and split is not None:
+        content |= {"data": seen, "samples": len(split[1])}
     if output is not None:
         write_json(output / "bench.json", content)
         with contextlib.suppress(NothingToPlotError):

@@ -5,22 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
+    import keras
+
     from dprp_tf.data import Dataset
 
 __all__ = ["load_data", "require_suffix"]
 
 
 def load_data(
-    source: str, image_size: int | None, mean: list[float] | None, std: list[float] | None
+    source: str,
+    image_size: int | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    model: keras.Model | Path | None = None,
 ) -> Dataset:
     """Load the data that `--data` names, resized and normalized as asked.
 
     Args:
         source: A name, a `.npz` or a folder; see `dprp_tf.data.load`.
-        image_size: Height and width of the images; None for theirs.
+        image_size: Height and width of the images; None for what the model takes, which a line
+            says where images have another size, and theirs without a model.
         mean: Means per channel, with `std`; None for data as they are.
         std: Standard deviations per channel.
+        model: The model that they are for, or its exported file; None for one yet to be built.
 
     Returns:
         The data set.
@@ -39,8 +49,38 @@ def load_data(
         raise ValueError(
             f"`mean` and `std` must be given together. Received: mean={mean}, std={std}"
         )
-    dataset = data.load(source, image_size=image_size)
+    taken = None
+    if model is not None and image_size is None:
+        from dprp_tf.runs.first_look import input_size
+
+        taken = input_size(model)
+    if taken is None or source.startswith("modelnet:"):
+        dataset = data.load(source, image_size=image_size)
+    else:
+        dataset = data.load(source, image_size=taken)
+        found = _other_sizes(source, taken)
+        if found:
+            typer.echo(
+                f"images of {found} pixels are resized to {taken[0]}x{taken[1]}, which the model "
+                "takes; --image-size gives another size",
+                err=True,
+            )
     return dataset if mean is None or std is None else dataset.normalized(mean, std)
+
+
+def _other_sizes(source: str, taken: tuple[int, int]) -> str:
+    """The sizes that images have before they are resized, in words; empty for those taken."""
+    from dprp_tf import data
+
+    if Path(source).is_dir():
+        found = sorted(data.image_sizes(Path(source)) - {taken})
+    elif source.endswith(".npz"):
+        height, width = data.load(source).image_shape[:2]
+        found = [(height, width)] if (height, width) != taken else []
+    else:
+        return ""  # a named set, and a layout, have a size by default alone
+    first, *_, last = ["x".join(map(str, size)) for size in (found[:1] + found[-1:])] or ["", ""]
+    return first if len(found) < 2 else f"{first} to {last}"
 
 
 def require_suffix(output: Path, *suffixes: str) -> None:

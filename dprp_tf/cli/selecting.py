@@ -77,7 +77,7 @@ def select(
         )
     chosen = SelectionSettings(budget=budget, searches=searches, tuning=tuning, **settings)
     dense = load_model(model)
-    dataset = load_data(data, image_size, mean, std)
+    dataset = load_data(data, image_size, mean, std, dense)
     with Display() as display:
         results = select_in_folder(
             folder,

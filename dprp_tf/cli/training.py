@@ -87,6 +87,7 @@ def train(
     from dprp_tf.runs.results import finish
     from dprp_tf.runs.training import train as train_in_folder
     from dprp_tf.training.distribution import distribution
+    from dprp_tf.training.saving import load_model
 
     # Before anything is computed: TensorFlow opens its connections only then.
     place = distribution(
@@ -96,7 +97,8 @@ def train(
         synchronize_batch_norm=sync_batch_norm,
         timeout=worker_timeout,
     )
-    dataset = load_data(data, image_size, mean, std)
+    start = load_model(chosen.model) if chosen.model.endswith(".keras") else None
+    dataset = load_data(data, image_size, mean, std, start)
     if not place.is_chief:
         train_in_folder(folder, chosen, dataset, fresh=fresh, distribution=place)
         typer.echo(f"worker {place.worker}: done; worker 0 has the run folder", err=True)
