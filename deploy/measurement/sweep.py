@@ -171,6 +171,11 @@ def sweep(
         raise ValueError(f"`threads` must hold integers of 1 or more. Received: threads={counts}.")
     accuracies: list[float | None] = [None] * len(checked)
     if data is not None:
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            raise ValueError(
+                "`data` must be inputs with their labels, (x, y). Received: "
+                f"{type(data).__name__}. Give (x, y), or nothing to time without an accuracy."
+            )
         for index, path in enumerate(checked):
             progress(f"accuracy of {path.name}")
             accuracies[index] = evaluate_file(path, *data, threads=os.cpu_count() or 1)

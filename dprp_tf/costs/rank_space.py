@@ -303,6 +303,11 @@ class RankSpace:
             for name, entry in found.items()
         }
 
+    @property
+    def unit(self) -> str:
+        """What the costs in "milliseconds" count: what the latency table does."""
+        return "ms" if self._latency is None else self._latency.unit
+
     def bounds(self, budget: Budget) -> dict[str, float]:
         """Return the bounds of a budget in the costs' own units.
 

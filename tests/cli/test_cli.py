@@ -200,7 +200,10 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 TRAIN = ["train", "--data", "digits", "--folder", "{folder}/r"]
 CASES = [
-    (["train", "--model", "nope", "--data", "digits", "--folder", "{folder}/r"], "`--model`.*'nope'"),
+    (
+        ["train", "--model", "nope", "--data", "digits", "--folder", "{folder}/r"],
+        "`--model`.*'nope'",
+    ),
     (["train", "--model", "resnet20", "--data", "{npz}", "--folder", "{folder}/r"], "npz"),
     (["train", "--model", "resnet20", "--data", "{one_class}", "--folder", "{folder}/r"], "class"),
     (
