@@ -9,14 +9,31 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from typer.core import TyperGroup
 
 __all__ = ["app", "command", "in_options"]
 
+
+class _Group(TyperGroup):
+    """The commands; a path in their place is looked at."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None and _is_path(args[0]):
+            args = ["look", *args]
+        return super().resolve_command(ctx, args)
+
+
+def _is_path(word: str) -> bool:
+    return Path(word).exists() or Path(word).suffix in (".keras", ".tflite", ".onnx")
+
+
 app = typer.Typer(
     name="dprp",
+    cls=_Group,
     help="Low-rank CNNs for Keras: ranks that fall while training, folded into fast plain layers.",
     no_args_is_help=True,
     add_completion=False,
@@ -25,17 +42,34 @@ app = typer.Typer(
 _state: dict[str, Any] = {"debug": False, "flags": {}}
 # What functions call a thing for which commands have an option of another name.
 _OTHER_NAMES = {
-    "source": "data",
-    "dataset": "data",
-    "calibration_data": "data",
-    "verification_data": "data",
-    "targets": "target",
-    "run_folder": "run",
-    "path": "model",
-    "name": "model",
-    "paths": "files",
-    "latency": "latency_table",
+    "source": ("data", "things"),
+    "dataset": ("data", "things"),
+    "data": ("data", "things"),
+    "calibration_data": ("data",),
+    "training_data": ("data",),
+    "verification_data": ("data",),
+    "targets": ("target",),
+    "run_folder": ("run",),
+    "path": ("model", "file", "files", "things"),
+    "paths": ("files",),
+    "name": ("model",),
+    "model": ("model", "file", "things"),
+    "latency": ("latency_table",),
 }
+# Which command does what a message advises a function for.
+_COMMANDS = {
+    "export": "export",
+    "factorize": "train",
+    "fold": "fold",
+    "measure_latency": "latency",
+    "plan_fold": "plan",
+    "select_ranks": "select",
+    "summarize": "inspect",
+}
+_CALL = re.compile(r"`?\b(?:dprp_tf\.deploy|dprp_tf|dprp|deploy)\.(\w+)(?:\([^()]*\))?`?")
+_VALUE = re.compile(r"\b(\w+)=('[^']*'|\"[^\"]*\"|True\b|False\b|\d[\d.]*\b)")
+# What was received stays as it was.
+_RECEIVED = re.compile(r"(Received: .*?(?:[.;] |$))")
 
 
 @app.callback()
@@ -87,7 +121,8 @@ def in_options(message: str) -> str:
     """Say a message of the library in the words of the command that runs, in one line.
 
     Args:
-        message: A message that names arguments as `name`, `name=value` or `call(name=value)`.
+        message: A message that names arguments as `name`, `name=value` or `call(name=value)`, and
+            functions as dprp_tf.function.
 
     Returns:
         The message with the options and arguments of the command.
@@ -97,15 +132,28 @@ def in_options(message: str) -> str:
     >>> _state["flags"] = {"mean": "--mean", "std": "--std"}
     >>> in_options("`mean` must go with `dataset.normalized(mean=[0, 1], std=[255])`.")
     '`--mean` must go with `--mean 0 --mean 1 --std 255`.'
+    >>> in_options("Received: std=1; give std=2 or use dprp_tf.fold(model).")
+    'Received: std=1; give `--std 2` or use `dprp fold`.'
     """
     flags = _state["flags"]
 
     def said(found: re.Match[str]) -> str:
         quoted = found[1]
-        name = flags.get(quoted) or flags.get(_OTHER_NAMES.get(quoted, ""))
+        names = (quoted, *_OTHER_NAMES.get(quoted, ()))
+        name = next((flags[name] for name in names if name in flags), None)
         return f"`{name or _given(quoted, flags) or quoted}`"
 
-    return re.sub(r"`([^`]+)`", said, " ".join(message.split()))
+    def called(found: re.Match[str]) -> str:
+        return f"`dprp {_COMMANDS[found[1]]}`" if found[1] in _COMMANDS else found[0]
+
+    def valued(found: re.Match[str]) -> str:
+        value = ast.literal_eval(found[2])
+        return f"`{_option(flags[found[1]], value)}`" if found[1] in flags else found[0]
+
+    text = re.sub(r"`([^`]+)`", said, " ".join(message.split()))
+    parts = _RECEIVED.split(text)  # every other part is what was received
+    parts[::2] = [_CALL.sub(called, _VALUE.sub(valued, part)) for part in parts[::2]]
+    return "".join(parts)
 
 
 def _given(quoted: str, flags: dict[str, str]) -> str | None:

@@ -10,7 +10,8 @@ import typer
 
 from dprp_tf.cli.app import command
 from dprp_tf.cli.console import load_keras, print_json, print_table, status
-from dprp_tf.cli.inputs import load_data, require_suffix
+from dprp_tf.cli.inputs import load_data, require_low_rank, require_suffix
+from dprp_tf.cli.next_steps import data_options, say_next, steps_of_plain
 from dprp_tf.cli.options import ImageSize, Json, Mean, Std
 
 __all__ = ["bench", "export", "fold"]
@@ -37,7 +38,7 @@ def fold(
     from dprp_tf.costs.fold_plan import FoldPlan
     from dprp_tf.training.saving import load_model, save_model
 
-    loaded = load_model(model)
+    loaded = require_low_rank(load_model(model), model)
     found = None if plan is None else FoldPlan.load(plan)
     folded = fold_model(loaded, form=form, plan=found)
     save_model(folded, output)
@@ -51,6 +52,7 @@ def fold(
             f"({row['reason']})"
         )
     typer.echo(f"{output}: {folded.count_params():,} parameters")
+    say_next(*steps_of_plain(output, data_options(None)))
 
 
 @command
@@ -116,6 +118,8 @@ def export(
         print_json(report.as_dict() | ({} if seen is None else {"data": seen}))
     else:
         typer.echo(str(report))
+        words = data_options(data, image_size, mean, std) if data is not None else []
+        say_next(("its time and accuracy", ("bench", output, *words)))
 
 
 @command
@@ -191,7 +195,12 @@ def bench(
     else:
         print_table(bench_report(content))
         if output is not None:
-            typer.echo(f"{output / 'bench.json'}; its page: dprp report {output}")
+            typer.echo(str(output / "bench.json"))
+            say_next(("its page", ("report", output)))
+        else:
+            words = data_options(data, image_size, mean, std) if data is not None else []
+            kept = ("bench", *files, *words, "--output", "runs/bench")
+            say_next(("the same for a page", kept))
     if found.failures:
         places = ", ".join(dict.fromkeys(failure.target for failure in found.failures))
         raise RuntimeError(f"some targets could not measure: {places}; see the messages above")

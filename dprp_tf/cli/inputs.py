@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from dprp_tf.data import Dataset
 
-__all__ = ["load_data", "require_suffix"]
+__all__ = ["load_data", "require_low_rank", "require_suffix"]
 
 
 def load_data(
@@ -81,6 +82,37 @@ def _other_sizes(source: str, taken: tuple[int, int]) -> str:
         return ""  # a named set, and a layout, have a size by default alone
     first, *_, last = ["x".join(map(str, size)) for size in (found[:1] + found[-1:])] or ["", ""]
     return first if len(found) < 2 else f"{first} to {last}"
+
+
+def require_low_rank(model: keras.Model, path: Path) -> keras.Model:
+    """Refuse a model without low-rank layers, and say what can be done with it.
+
+    Args:
+        model: What was loaded.
+        path: Its file.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If its layers are plain.
+
+    Example:
+
+    >>> require_low_rank.__name__
+    'require_low_rank'
+    """
+    from dprp_tf.layers import factorized_layers
+
+    if factorized_layers(model):
+        return model
+    file = path.with_suffix(".tflite")
+    raise ValueError(
+        f"`model` must have low-rank layers, as `dprp train` makes them. Received: {path}, whose "
+        "layers are plain: there is nothing to plan or to fold. Next: "
+        f"{shlex.join(['dprp', 'export', str(path), str(file)])}, then "
+        f"{shlex.join(['dprp', 'bench', str(file)])}"
+    )
 
 
 def require_suffix(output: Path, *suffixes: str) -> None:

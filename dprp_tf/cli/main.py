@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 
 # Each group registers its commands when imported; `dprp --help` lists them in this order.
-from dprp_tf.cli import training  # isort: skip
+from dprp_tf.cli import looking, training  # isort: skip
 from dprp_tf.cli import selecting, planning, deploying, reporting  # isort: skip
 from dprp_tf.cli.app import app
 
-__all__ = ["app", "deploying", "main", "planning", "reporting", "selecting", "training"]
+__all__ = [
+    "app",
+    "deploying",
+    "looking",
+    "main",
+    "planning",
+    "reporting",
+    "selecting",
+    "training",
+]
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import typer
 from dprp_tf.cli.app import command
 from dprp_tf.cli.console import load_keras, print_json, print_table
 from dprp_tf.cli.inputs import load_data
+from dprp_tf.cli.next_steps import data_options, say_next, steps_of_plain
 from dprp_tf.cli.options import (
     Fresh,
     ImageSize,
@@ -96,6 +97,8 @@ def select(
     told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
     typer.echo(f"Accuracy on the {results['data']['test']} test images: {told}")
     typer.echo(f"{folder}: every candidate, the plan, a plot, and the models")
+    small = folder / ("model.keras" if "tuned" in results["accuracy"] else "cut.keras")
+    say_next(*steps_of_plain(small, data_options(data, image_size, mean, std)))
 
 
 def _searches(method: str, search: list[str] | None) -> tuple[tuple[int, int], ...]:

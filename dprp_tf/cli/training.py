@@ -10,6 +10,12 @@ import typer
 from dprp_tf.cli.app import command
 from dprp_tf.cli.console import load_keras, print_json, print_table
 from dprp_tf.cli.inputs import load_data
+from dprp_tf.cli.next_steps import (
+    data_options,
+    say_next,
+    steps_of_low_rank,
+    steps_of_plain,
+)
 from dprp_tf.cli.options import Fresh, ImageSize, Json, Mean, Std, with_settings
 from dprp_tf.runs.settings import TrainSettings
 
@@ -41,6 +47,7 @@ def demo(
     print_table(results_table(results))
     typer.echo(f"\n{results['headline']['text']}")
     typer.echo(f"Report: {folder / 'report.html'}")
+    say_next(("your own network", ("look", "MINE.keras", "PHOTOS")))
 
 
 @command
@@ -84,7 +91,7 @@ def train(
     chosen = TrainSettings(**settings)
     load_keras()
     from dprp_tf.runs.progress import Display
-    from dprp_tf.runs.results import finish
+    from dprp_tf.runs.results import FOLDED, finish
     from dprp_tf.runs.training import train as train_in_folder
     from dprp_tf.training.distribution import distribution
     from dprp_tf.training.saving import load_model
@@ -122,6 +129,11 @@ def train(
 
     print_table(results_table(results))
     typer.echo(f"Run folder: {folder}")
+    words = data_options(data, image_size, mean, std)
+    plain = folder / (FOLDED if (folder / FOLDED).exists() else "model.keras")
+    if plain.name == FOLDED:
+        say_next(steps_of_low_rank(folder / "model.keras")[0])
+    say_next(*steps_of_plain(plain, words))
 
 
 @command

@@ -113,7 +113,9 @@ class Budget:
         given = {name: value for name, value in given.items() if value is not None}
         if not given:
             raise ValueError(
-                f"A budget must have a bound on one of {(*METRICS, 'accuracy_drop')}. Received none"
+                "A budget must have a bound: "
+                + ", ".join(f"`{name}`" for name in METRICS)
+                + " or `accuracy_drop`. Received: none."
             )
         check_settings(self)
         for name in ("parameters", "macs"):

@@ -419,7 +419,7 @@ class RankSpace:
 
 def _unknown(metric: str) -> ValueError:
     remedy = (
-        "give a latency table made for it, `latency=deploy.measure_latency(...)`."
+        "give a latency table made for it, `latency`, with deploy.measure_latency(model)."
         if metric == "milliseconds"
         else "an input size is undefined, so rebuild it with a fixed input shape, or a layer's own "
         "code multiplies out of sight: `summarize(model)` shows whose MACs are None."
