@@ -69,12 +69,23 @@ class ExportReport:
         """
         return {**asdict(self), "path": str(self.path)}
 
+    @property
+    def _verdict(self) -> str:
+        """What is true of the outputs: those of rounded weights are never the same."""
+        if not self.passed:
+            return "OUTPUTS DIFFER from the Keras model's"
+        if self.precision == "float32" and self.top1_agreement in (None, 1.0):
+            return "same outputs as the Keras model"
+        if self.top1_agreement is not None:
+            return f"agrees with the Keras model in {self.top1_agreement:.2%}"
+        return "outputs near the Keras model's"
+
     def __str__(self) -> str:
         source = "random inputs" if self.inputs == "random" else self.inputs
         lines = [
             f"{self.path} ({self.format}, {self.precision}, {self.size_bytes / 1000:,.1f} kB, "
             f"{self.compressed_bytes / 1000:,.1f} kB zipped): "
-            f"{'same outputs as the Keras model' if self.passed else 'OUTPUTS DIFFER'} "
+            f"{self._verdict} "
             f"on {self.samples} samples of {source}",
             *(f"  {output}" for output in self.outputs),
             "  operators: "

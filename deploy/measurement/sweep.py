@@ -184,6 +184,11 @@ def sweep(
     scale = _scale(score, data)
     scores: list[float | None] = [None] * len(checked)
     if data is not None:
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            raise ValueError(
+                "`data` must be inputs with their labels, (x, y). Received: "
+                f"{type(data).__name__}. Give (x, y), or nothing to time without an accuracy."
+            )
         for index, path in enumerate(checked):
             progress(f"{scale.name} of {path.name}")
             found = evaluate_file(path, *data, score=score, threads=os.cpu_count() or 1)

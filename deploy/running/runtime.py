@@ -219,7 +219,7 @@ def require_model_file(path: str | Path, argument: str = "path") -> Path:
     if not path.is_file():
         raise FileNotFoundError(
             f"`{argument}` must name an existing file. Received: path={path}, which does not "
-            "exist. Write it with export_tflite or export_onnx first."
+            "exist. Write it with deploy.export first."
         )
     if path.stat().st_size == 0:
         raise ValueError(f"`{argument}` must name a model. Received: path={path}, an empty file.")
@@ -246,7 +246,7 @@ def load_file(path: str | Path, threads: int = 1) -> RuntimeModel:
     Traceback (most recent call last):
       ...
     FileNotFoundError: `path` must name an existing file. Received: path=missing.onnx, which \
-does not exist. Write it with export_tflite or export_onnx first.
+does not exist. Write it with deploy.export first.
     """
     path = require_model_file(path)
     return _RUNTIMES[path.suffix.lower()](path, threads)

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from typer.core import TyperGroup
 
-from dprp_tf.cli.console import print_error
+from dprp_tf.cli.console import print_error, told_warnings
+from dprp_tf.cli.wording import in_options, speak_of
 
 __all__ = ["app", "command"]
 
+
+class _Group(TyperGroup):
+    """The commands; a path in their place is looked at."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None and _is_path(args[0]):
+            args = ["look", *args]
+        return super().resolve_command(ctx, args)
+
+
+def _is_path(word: str) -> bool:
+    return Path(word).exists() or Path(word).suffix in (".keras", ".tflite", ".onnx")
+
+
 app = typer.Typer(
     name="dprp",
+    cls=_Group,
     help="Low-rank CNNs for Keras: ranks that fall while training, folded into fast plain layers.",
     no_args_is_help=True,
     add_completion=False,
@@ -52,8 +69,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
+        speak_of(flags)
         try:
-            function(*args, **kwargs)
+            with told_warnings():
+                function(*args, **kwargs)
         except typer.Exit:
             raise
         except KeyboardInterrupt:
@@ -62,8 +81,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if _state["debug"] or not _is_expected(error):
                 raise
-            message = re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), _said(error))
-            print_error(f"error: {message}")
+            print_error(f"error: {in_options(_said(error))}")
             raise typer.Exit(getattr(error, "exit_code", 2)) from error
 
     app.command(epilog=_example(function))(guarded)
@@ -85,7 +103,7 @@ def _said(error: Exception) -> str:
 
 
 def _flags(function: Callable[..., None]) -> dict[str, str]:
-    """The option of each parameter, as messages quote it."""
+    """How the command line calls each parameter: by its option, or as in the line of its usage."""
     flags = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         for known in get_args(parameter.annotation)[1:]:
@@ -93,7 +111,9 @@ def _flags(function: Callable[..., None]) -> dict[str, str]:
                 named = (known.default, *(known.param_decls or ()))
                 own = [name for name in named if isinstance(name, str) and name.startswith("--")]
                 flag = own[0].split("/")[0] if own else "--" + parameter.name.replace("_", "-")
-                flags[parameter.name] = f"`{flag}`"
+                flags[parameter.name] = flag
+            elif isinstance(known, typer.models.ArgumentInfo):
+                flags[parameter.name] = parameter.name.upper()
     return flags
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from dprp_tf.cli.wording import in_options
 from dprp_tf.files.json_text import to_json
 from dprp_tf.files.shown import shown
 
@@ -24,8 +25,8 @@ __all__ = [
     "print_json",
     "print_table",
     "print_text",
-    "show_warnings",
     "status",
+    "told_warnings",
 ]
 
 # What a shell sees of a program that SIGPIPE ended.
@@ -66,7 +67,10 @@ def print_text(text: Any) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on standard output."""
+    """Print a value as JSON on standard output, its warnings in the command's words."""
+    data = value.get("data") if isinstance(value, dict) else None
+    if isinstance(data, dict) and "warnings" in data:
+        value = {**value, "data": {**data, "warnings": [in_options(t) for t in data["warnings"]]}}
     _write(to_json(value, indent=2) + "\n")
 
 
@@ -88,13 +92,16 @@ def print_error(text: Any) -> None:
     typer.echo(line, err=True)
 
 
-def show_warnings() -> None:
-    """Print warnings of Python from now on as lines of ours."""
+@contextlib.contextmanager
+def told_warnings() -> Iterator[None]:
+    """Within it, warnings of Python are printed as lines of ours, in the command's words."""
 
     def show(message: Any, *place: Any, **more: Any) -> None:
-        print_error(f"warning: {message}")
+        print_error(f"warning: {in_options(str(message))}")
 
-    warnings.showwarning = show
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _write(text: str) -> None:

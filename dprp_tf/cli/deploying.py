@@ -10,7 +10,8 @@ import typer
 
 from dprp_tf.cli.app import command
 from dprp_tf.cli.console import load_keras, print_json, print_table, print_text, status
-from dprp_tf.cli.inputs import load_data, load_test_samples, require_suffix
+from dprp_tf.cli.inputs import load_data, load_test_samples, require_low_rank, require_suffix
+from dprp_tf.cli.next_steps import data_options, say_next, steps_of_plain
 from dprp_tf.cli.options import ImageSize, Json, Mean, Std
 
 __all__ = ["bench", "export", "fold"]
@@ -37,7 +38,7 @@ def fold(
     from dprp_tf.costs.fold_plan import FoldPlan
     from dprp_tf.training.saving import load_model, save_model
 
-    loaded = load_model(model)
+    loaded = require_low_rank(load_model(model), model)
     found = None if plan is None else FoldPlan.load(plan)
     folded = fold_model(loaded, form=form, plan=found)
     save_model(folded, output)
@@ -51,6 +52,7 @@ def fold(
             f"({row['reason']})"
         )
     print_text(f"{output}: {folded.count_params():,} parameters")
+    say_next(*steps_of_plain(output, data_options(None)))
 
 
 @command
@@ -87,19 +89,23 @@ def export(
     from dprp_tf import deploy
     from dprp_tf.deploy.exporters.class_scores import class_score_outputs
     from dprp_tf.runs.evaluation import plain_model
+    from dprp_tf.runs.first_look import first_look
     from dprp_tf.training.saving import load_model
 
     loaded = load_model(model)
     plain = plain_model(loaded)
-    calibration = verification = None
+    calibration = verification = seen = None
     if data is not None:
-        dataset = load_data(data, image_size, mean, std)
+        dataset = load_data(data, image_size, mean, std, plain)
+        sizes = [tensor.shape[-1] for tensor in plain.outputs]
+        # A column for each class of the data; other data may be there to calibrate with.
+        if class_score_outputs(loaded, class_scores) or sizes == [len(dataset.classes)]:
+            class_scores = True if class_scores is None else class_scores
+            look = first_look(plain, dataset)
+            look.warn()
+            seen = {**dataset.description, **look.as_dict()}
         calibration, _ = dataset.sample("train", samples)
         verification, _ = dataset.sample("test", samples)
-        if class_scores is None:
-            # A column for each class of the data; a regressor has no such data.
-            sizes = [tensor.shape[-1] for tensor in plain.outputs]
-            class_scores = True if sizes == [len(dataset.classes)] else None
     report = deploy.export(
         plain,
         output,
@@ -109,9 +115,11 @@ def export(
         class_scores=class_score_outputs(loaded, class_scores),
     )
     if as_json:
-        print_json(report.as_dict())
+        print_json(report.as_dict() | ({} if seen is None else {"data": seen}))
     else:
         print_text(report)
+        words = data_options(data, image_size, mean, std) if data is not None else []
+        say_next(("its time and accuracy", ("bench", output, *words)))
 
 
 @command
@@ -163,7 +171,9 @@ def bench(
     split, said = None, dict[str, Any]()
     if data is not None:
         load_keras()
-        split, said = load_test_samples(data, image_size, mean, std, samples=samples, score=score)
+        split, said = load_test_samples(
+            data, image_size, mean, std, samples=samples, score=score, files=files
+        )
     with status() as progress:
         found = sweep(
             files,
@@ -187,7 +197,12 @@ def bench(
     else:
         print_table(bench_report(content))
         if output is not None:
-            print_text(f"{output / 'bench.json'}; its page: dprp report {output}")
+            print_text(output / "bench.json")
+            say_next(("its page", ("report", output)))
+        else:
+            words = data_options(data, image_size, mean, std) if data is not None else []
+            kept = ("bench", *files, *words, "--output", "runs/bench")
+            say_next(("the same for a page", kept))
     if found.failures:
         places = ", ".join(dict.fromkeys(failure.target for failure in found.failures))
         raise RuntimeError(f"some targets could not measure: {places}; see the messages above")

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dprp_tf.cli.console import print_error
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import keras
     import numpy as np
 
     from dprp_tf.data import Dataset
 
-__all__ = ["load_data", "load_test_samples", "require_suffix"]
+__all__ = ["load_data", "load_test_samples", "require_low_rank", "require_suffix"]
 
 
 def load_data(
-    source: str, image_size: int | None, mean: list[float] | None, std: list[float] | None
+    source: str,
+    image_size: int | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    model: keras.Model | Path | None = None,
 ) -> Dataset:
     """Load the data that `--data` names, resized and normalized as asked.
 
     Args:
         source: A name, a `.npz` or a folder; see `dprp_tf.data.load`.
-        image_size: Height and width of the images; None for theirs.
+        image_size: Height and width of the images; None for what the model takes, which a line
+            says where images have another size, and theirs without a model.
         mean: Means per channel, with `std`; None for data as they are.
         std: Standard deviations per channel.
+        model: The model that they are for, or its exported file; None for one yet to be built.
 
     Returns:
         The data set.
@@ -41,7 +53,21 @@ def load_data(
         raise ValueError(
             f"`mean` and `std` must be given together. Received: mean={mean}, std={std}"
         )
-    dataset = data.load(source, image_size=image_size)
+    taken = None
+    if model is not None and image_size is None:
+        from dprp_tf.runs.first_look import input_size
+
+        taken = input_size(model)
+    if taken is None or source.startswith("modelnet:"):
+        dataset = data.load(source, image_size=image_size)
+    else:
+        dataset = data.load(source, image_size=taken)
+        found = _other_sizes(source, taken)
+        if found:
+            print_error(
+                f"images of {found} pixels are resized to {taken[0]}x{taken[1]}, which the model "
+                "takes; --image-size gives another size"
+            )
     return dataset if mean is None or std is None else dataset.normalized(mean, std)
 
 
@@ -53,6 +79,7 @@ def load_test_samples(
     *,
     samples: int | None,
     score: str | None,
+    files: Sequence[Path] = (),
 ) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, Any]]:
     """Load test samples to hold files against, with labels of any kind where a score is named.
 
@@ -64,6 +91,8 @@ def load_test_samples(
         std: Likewise.
         samples: How many, of every class alike; None for all.
         score: The score's name; None for top-1 accuracy.
+        files: Exported files that they are for: images take the first one's size, and classes
+            are looked at together with what each file computes. Default: none.
 
     Returns:
         Inputs and labels, and what the data are, as plain values.
@@ -95,14 +124,62 @@ def load_test_samples(
             rows = balanced_sample(np.zeros(len(y)), len(y) if samples is None else samples)
             said = {"name": Path(source).stem, "test": len(y), "image_shape": list(x.shape[1:])}
             return (x[rows], y[rows]), said
-    dataset = load_data(source, image_size, mean, std)
+    dataset = load_data(source, image_size, mean, std, files[0] if files else None)
     if dataset.streamed and samples is None:
         raise ValueError(
             "`samples` must be given for images that stay on disk. Received: samples=None "
             f"for {source}. Give a number of test images, such as --samples 1000."
         )
+    from dprp_tf.runs.first_look import first_looks
+
     count = len(dataset.y_test) if samples is None else samples
-    return dataset.sample("test", count), dataset.description
+    return dataset.sample("test", count), first_looks(files, dataset)
+
+
+def _other_sizes(source: str, taken: tuple[int, int]) -> str:
+    """The sizes that images have before they are resized, in words; empty for those taken."""
+    from dprp_tf import data
+
+    if Path(source).is_dir():
+        found = sorted(data.image_sizes(Path(source)) - {taken})
+    elif source.endswith(".npz"):
+        height, width = data.load(source).image_shape[:2]
+        found = [(height, width)] if (height, width) != taken else []
+    else:
+        return ""  # a named set, and a layout, have a size by default alone
+    first, *_, last = ["x".join(map(str, size)) for size in (found[:1] + found[-1:])] or ["", ""]
+    return first if len(found) < 2 else f"{first} to {last}"
+
+
+def require_low_rank(model: keras.Model, path: Path) -> keras.Model:
+    """Refuse a model without low-rank layers, and say what can be done with it.
+
+    Args:
+        model: What was loaded.
+        path: Its file.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If its layers are plain.
+
+    Example:
+
+    >>> require_low_rank.__name__
+    'require_low_rank'
+    """
+    from dprp_tf.layers import factorized_layers
+
+    if factorized_layers(model):
+        return model
+    file = path.with_suffix(".tflite")
+    raise ValueError(
+        f"`model` must have low-rank layers, as `dprp train` makes them. Received: {path}, whose "
+        "layers are plain: there is nothing to plan or to fold. Next: "
+        f"{shlex.join(['dprp', 'export', str(path), str(file)])}, then "
+        f"{shlex.join(['dprp', 'bench', str(file)])}"
+    )
 
 
 def require_suffix(output: Path, *suffixes: str) -> None:

@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 
 # Each group registers its commands when imported; `dprp --help` lists them in this order.
-from dprp_tf.cli import training  # isort: skip
+from dprp_tf.cli import looking, training  # isort: skip
 from dprp_tf.cli import selecting, planning, deploying, reporting  # isort: skip
 from dprp_tf.cli.app import app
-from dprp_tf.cli.console import show_warnings
+from dprp_tf.cli.console import told_warnings
 
-__all__ = ["app", "deploying", "main", "planning", "reporting", "selecting", "training"]
+__all__ = [
+    "app",
+    "deploying",
+    "looking",
+    "main",
+    "planning",
+    "reporting",
+    "selecting",
+    "training",
+]
 
 
 def main() -> None:
     """Run the command line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    show_warnings()
-    app(prog_name="dprp")
+    with told_warnings():
+        app(prog_name="dprp")
 
 
 if __name__ == "__main__":

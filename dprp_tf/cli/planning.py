@@ -9,7 +9,8 @@ import typer
 
 from dprp_tf.cli.app import command
 from dprp_tf.cli.console import load_keras, print_json, print_table, print_text, status
-from dprp_tf.cli.inputs import require_suffix
+from dprp_tf.cli.inputs import require_low_rank, require_suffix
+from dprp_tf.cli.next_steps import Step, data_options, say_next
 from dprp_tf.cli.options import (
     Exclude,
     Json,
@@ -97,13 +98,13 @@ def latency(
             progress=progress,
         )
     between = (table.dense + table.least) / 2
-    _save(
-        table,
-        output,
-        as_json,
-        f"train towards a time, such as {between:.3g}: "
-        f"dprp train --latency-table {output} --milliseconds {between:.3g}",
-    )
+    towards = ("--latency-table", output, "--milliseconds", f"{between:.3g}")
+    count = "a time" if table.unit == "ms" else f"a number of {table.unit}"
+    folder = Path("runs") / Path(model).stem
+    place = (*data_options(None), "--folder", folder, *towards)
+    trained = (f"training towards {count}", ("train", "--model", model, *place))
+    chosen = (f"ranks of a trained model for {count}", ("select", model, *place))
+    _save(table, output, as_json, *([chosen] if model.endswith(".keras") else []), trained)
 
 
 @command
@@ -130,7 +131,7 @@ def plan(
     from dprp_tf import deploy
     from dprp_tf.training.saving import load_model
 
-    loaded = load_model(model)
+    loaded = require_low_rank(load_model(model), model)
     with status() as progress:
         found = deploy.plan_fold(
             loaded,
@@ -143,14 +144,16 @@ def plan(
             refresh=refresh,
             progress=progress,
         )
-    _save(found, output, as_json, f"apply it: dprp fold {model} small.keras --plan {output}")
+    folded = model.with_name("folded.keras")
+    _save(found, output, as_json, ("plain layers", ("fold", model, folded, "--plan", output)))
 
 
-def _save(found: StoredTable, output: Path, as_json: bool, what_next: str) -> None:
+def _save(found: StoredTable, output: Path, as_json: bool, *steps: Step) -> None:
     """Write what was measured, and print it with what to do next."""
     found.save(output)
     if as_json:
         print_json(found.as_dict())
     else:
         print_table(found)
-        print_text(f"{output}; {what_next}")
+        print_text(output)
+        say_next(*steps)

@@ -9,6 +9,7 @@ import typer
 
 from dprp_tf.cli.app import command
 from dprp_tf.cli.console import load_keras, print_json, print_table, print_text
+from dprp_tf.cli.next_steps import say_next
 from dprp_tf.cli.options import Json
 
 __all__ = ["inspect", "report"]
@@ -32,6 +33,7 @@ def inspect(
         print_json(found.as_dict())
     else:
         print_table(found.table())
+        say_next(("what can be done with it", ("look", file, "PHOTOS")))
 
 
 @command

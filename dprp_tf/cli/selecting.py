@@ -10,6 +10,7 @@ import typer
 from dprp_tf.cli.app import command
 from dprp_tf.cli.console import load_keras, print_json, print_table, print_text
 from dprp_tf.cli.inputs import load_data
+from dprp_tf.cli.next_steps import data_options, say_next, steps_of_plain
 from dprp_tf.cli.options import (
     Fresh,
     ImageSize,
@@ -81,7 +82,7 @@ def select(
         )
     chosen = SelectionSettings(budget=budget, searches=searches, tuning=tuning, **settings)
     dense = load_model(model)
-    dataset = load_data(data, image_size, mean, std)
+    dataset = load_data(data, image_size, mean, std, dense)
     with Display() as display:
         results = select_in_folder(
             folder,
@@ -101,7 +102,12 @@ def select(
     told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
     print_text(f"Accuracy on the {results['data']['test']} test images: {told}")
     print_text(_speed(results))
-    print_text(f"{folder}: every candidate, the plan, a plot, and the models")
+    print_text(f"{folder}: every candidate, the plan, a plot, the models and their files")
+    if "files" in results:
+        say_next(("its page", ("report", folder)))
+        return
+    small = folder / ("model.keras" if "tuned" in results["accuracy"] else "cut.keras")
+    say_next(*steps_of_plain(small, data_options(data, image_size, mean, std)))
 
 
 def _speed(results: dict[str, Any]) -> str:

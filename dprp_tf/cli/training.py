@@ -10,6 +10,12 @@ import typer
 from dprp_tf.cli.app import command
 from dprp_tf.cli.console import load_keras, print_error, print_json, print_table, print_text
 from dprp_tf.cli.inputs import load_data
+from dprp_tf.cli.next_steps import (
+    data_options,
+    say_next,
+    steps_of_low_rank,
+    steps_of_plain,
+)
 from dprp_tf.cli.options import Fresh, ImageSize, Json, Mean, Std, with_settings
 from dprp_tf.runs.settings import TrainSettings
 
@@ -41,6 +47,7 @@ def demo(
     print_table(results_table(results))
     print_text(f"\n{results['headline']['text']}")
     print_text(f"Report: {folder / 'report.html'}")
+    say_next(("your own network", ("look", "MINE.keras", "PHOTOS")))
 
 
 @command
@@ -84,9 +91,10 @@ def train(
     chosen = TrainSettings(**settings)
     load_keras()
     from dprp_tf.runs.progress import Display
-    from dprp_tf.runs.results import finish
+    from dprp_tf.runs.results import FOLDED, finish
     from dprp_tf.runs.training import train as train_in_folder
     from dprp_tf.training.distribution import distribution
+    from dprp_tf.training.saving import load_model
 
     # Before anything is computed: TensorFlow opens its connections only then.
     place = distribution(
@@ -96,7 +104,8 @@ def train(
         synchronize_batch_norm=sync_batch_norm,
         timeout=worker_timeout,
     )
-    dataset = load_data(data, image_size, mean, std)
+    start = load_model(chosen.model) if chosen.model.endswith(".keras") else None
+    dataset = load_data(data, image_size, mean, std, start)
     if not place.is_chief:
         train_in_folder(folder, chosen, dataset, fresh=fresh, distribution=place)
         print_error(f"worker {place.worker}: done; worker 0 has the run folder")
@@ -120,6 +129,11 @@ def train(
 
     print_table(results_table(results))
     print_text(f"Run folder: {folder}")
+    words = data_options(data, image_size, mean, std)
+    plain = folder / (FOLDED if (folder / FOLDED).exists() else "model.keras")
+    if plain.name == FOLDED:
+        say_next(steps_of_low_rank(folder / "model.keras")[0])
+    say_next(*steps_of_plain(plain, words))
 
 
 @command

@@ -80,6 +80,11 @@ def class_labels(y: NDArray[Any], predictions: Any) -> NDArray[Any]:
             "`y` must hold whole numbers, the labels of classes. Received: fractions; for values "
             "pass `score`, such as score='mean_squared_error'."
         )
+    if len(shape) == 2 and y.size and (y.min() < 0 or y.max() >= shape[-1]):
+        raise ValueError(
+            f"`y` must hold labels from 0 to {shape[-1] - 1}, one for each output. Received: "
+            f"labels from {y.min():g} to {y.max():g}; give the classes that the model knows."
+        )
     return y.astype(np.int64)
 
 

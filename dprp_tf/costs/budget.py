@@ -13,7 +13,7 @@ from dprp_tf.files.setting_fields import check_settings, setting
 if TYPE_CHECKING:
     from dprp_tf.costs.latency_table import LatencyTable
 
-__all__ = ["METRICS", "Budget", "BudgetError"]
+__all__ = ["METRICS", "Budget", "BudgetError", "bounds_text", "metric_name"]
 
 METRICS = ("parameters", "macs", "activations", "milliseconds")
 
@@ -27,6 +27,7 @@ class BudgetError(ValueError):
         metric: The cost that is bounded, if it has a name.
         nearest: The nearest costs that can be had, below and above the budget, if the smallest
             one lies below it; None where there is none.
+        unit: What a latency table counts, where the metric is its. Default `"ms"`.
 
     Attributes:
         budget: What was asked for.
@@ -40,24 +41,27 @@ class BudgetError(ValueError):
         *,
         metric: str | None = None,
         nearest: tuple[float | None, float | None] | None = None,
+        unit: str = "ms",
     ) -> None:
         named = "budget" if metric is None else metric
+        of = f" {unit}" if metric == "milliseconds" else ""
+        received = f"Received: {named}={budget:.10g}{of}"
         if nearest is None:
             # Rounded up, so that the figure told is a budget that works.
             told = math.ceil(least * 1e6) / 1e6 if least < 1e6 else float(math.ceil(least))
             super().__init__(
-                f"`{named}` must be at least {told:.10g}, the cost with every layer at its "
-                f"smallest rank. Received: {named}={budget:.10g}. Raise it, or let more layers be "
-                "cut."
+                f"`{named}` must be at least {told:.10g}{of}, the cost with every layer at its "
+                f"smallest rank. {received}. Raise it, or let more layers be cut."
             )
         else:
             sides = zip(("below it", "above it"), nearest, strict=True)
-            reached = " and ".join(f"{cost:.6g} {side}" for side, cost in sides if cost is not None)
+            reached = " and ".join(
+                f"{cost:.6g}{of} {side}" for side, cost in sides if cost is not None
+            )
             found = f"the nearest found: {reached}" if reached else "none keep the other bounds too"
             super().__init__(
-                f"`{named}` must be met by some ranks, within the tolerance. Received: "
-                f"{named}={budget:.10g}; {found}. Ask for that, for a larger `tolerance`, or drop "
-                "another bound."
+                f"`{named}` must be met by some ranks, within the tolerance. {received}; {found}. "
+                "Ask for that, for a larger `tolerance`, or drop another bound."
             )
         self.budget = budget
         self.least = least
@@ -136,8 +140,8 @@ class Budget:
         given = {name: value for name, value in given.items() if value is not None}
         if not given:
             raise ValueError(
-                f"A budget must have a bound on one of {names}. Received none; time=0.5 is half "
-                "of the dense model's time."
+                f"A budget must have a bound: {', '.join(f'`{name}`' for name in names)}. "
+                "Received: none; time=0.5 is half of the dense model's time."
             )
         check_settings(self)
         for name in ("parameters", "macs", "time"):
@@ -253,3 +257,43 @@ class Budget:
         """Return the bounds and the tolerance that are given."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def metric_name(metric: str, unit: str = "ms") -> str:
+    """Return what a metric is called where people read it.
+
+    Args:
+        metric: One of `METRICS`, or a bound's name.
+        unit: What the latency table counts that goes with it. Default `"ms"`.
+
+    Returns:
+        Its name; of what a latency table costs in another unit than milliseconds that unit's.
+
+    Example:
+
+    >>> metric_name("milliseconds"), metric_name("milliseconds", "instructions")
+    ('milliseconds', 'instructions')
+    """
+    return unit if metric == "milliseconds" and unit != "ms" else metric
+
+
+def bounds_text(bounds: Mapping[str, float], unit: str = "ms") -> str:
+    """Return the bounds that were asked for as a heading says them.
+
+    Args:
+        bounds: Bounds by name, as `Budget.as_dict` gives them.
+        unit: What the latency table counts that goes with them. Default `"ms"`.
+
+    Returns:
+        Names and values, without the tolerance.
+
+    Example:
+
+    >>> bounds_text({"macs": 0.5, "milliseconds": 3297000.0, "tolerance": 0.01}, "instructions")
+    'macs 0.5, instructions 3.297e+06'
+    """
+    return ", ".join(
+        f"{metric_name(name, unit)} {value:.4g}"
+        for name, value in bounds.items()
+        if name != "tolerance"
+    )

@@ -168,8 +168,8 @@ class LatencyTable(StoredTable):
             if row.name == name:
                 return row
         raise ValueError(
-            f"`name` must be a layer of the table: {[row.name for row in self.layers]}. "
-            f"Received: name={name!r}; make the table anew for this model."
+            f"The latency table must have the layer {name!r}. Received: a table of "
+            f"{[row.name for row in self.layers]}; make the table anew for this model."
         )
 
     def model_cost(self, ranks: Mapping[str, int]) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dprp_tf.costs.budget import METRICS
+from dprp_tf.costs.budget import METRICS, bounds_text, metric_name
 from dprp_tf.decomposition import DECOMPOSITIONS
 from dprp_tf.files.tables import StoredTable, lay_out
 
@@ -79,6 +79,8 @@ class RankPlan(StoredTable):
         dense: Cost of the dense model by metric.
         accuracy: `"dense"` and `"planned"` accuracy on the data, not fine-tuned, where measured.
         history: What the method did, step by step.
+        unit: What `"milliseconds"` among the costs counts: `"ms"`, or `"instructions"` where the
+            latency table counts those.
 
     Example:
 
@@ -99,6 +101,7 @@ class RankPlan(StoredTable):
     dense: Mapping[str, float]
     accuracy: Mapping[str, float] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
+    unit: str = "ms"
 
     @property
     def ranks(self) -> dict[str, int | tuple[int, int]]:
@@ -122,9 +125,10 @@ class RankPlan(StoredTable):
     def table(self) -> Table:
         """Lay the plan out for `rich`: per layer its ranks, energy lost and weights."""
         shares = self.shares
-        asked = ", ".join(f"{k} {v:g}" for k, v in self.budget.items() if k != "tolerance")
+        asked = bounds_text(self.budget, self.unit)
         costs = ", ".join(
-            f"{name} {value:.4g}" + (f" ({shares[name]:.1%} of dense)" if name in shares else "")
+            f"{metric_name(name, self.unit)} {value:.4g}"
+            + (f" ({shares[name]:.1%} of dense)" if name in shares else "")
             for name, value in self.cost.items()
         )
         caption = f"predicted: {costs}"
@@ -203,6 +207,7 @@ class RankPlan(StoredTable):
                 dense=_costs(values["dense"]),
                 accuracy=_numbers(values["accuracy"]),
                 history=tuple(dict(entry) for entry in values["history"]),
+                unit=str(values.get("unit", "ms")),  # plans of 0.1.0 do not say it
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(

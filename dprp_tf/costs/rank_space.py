@@ -308,6 +308,11 @@ class RankSpace:
             for name, entry in found.items()
         }
 
+    @property
+    def unit(self) -> str:
+        """What the costs in "milliseconds" count: what the latency table does."""
+        return "ms" if self._latency is None else self._latency.unit
+
     def bounds(self, budget: Budget) -> dict[str, float]:
         """Return the bounds of a budget in the costs' own units.
 
@@ -419,7 +424,7 @@ class RankSpace:
 
 def _unknown(metric: str) -> ValueError:
     remedy = (
-        "give a latency table made for it, `latency=deploy.measure_latency(...)`."
+        "give a latency table made for it, `latency`, with deploy.measure_latency(model)."
         if metric == "milliseconds"
         else "an input size is undefined, so rebuild it with a fixed input shape, or a layer's own "
         "code multiplies out of sight: `summarize(model)` shows whose MACs are None."

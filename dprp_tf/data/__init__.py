@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dprp_tf.data.dataset import Dataset
+from dprp_tf.data.folders import image_sizes
 from dprp_tf.data.gtsrb import load_gtsrb
 from dprp_tf.data.imagenet import load_imagenet
 from dprp_tf.data.loading import LAYOUTS, SOURCES, load
@@ -17,6 +18,7 @@ __all__ = [
     "StreamedImages",
     "batches",
     "evaluation_batches",
+    "image_sizes",
     "load",
     "load_gtsrb",
     "load_imagenet",

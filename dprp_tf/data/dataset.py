@@ -33,6 +33,9 @@ class Dataset:
         classes: Name of each label, at least two.
         augmentation: What `batches` does to training images unless told otherwise; None for
             nothing. Defaults to `CropAndFlip()`. A `ResizedCrop` needs `StreamedImages`.
+        drawn_test_split: Whether the test images were drawn at random when the data were loaded,
+            so that a model trained elsewhere may know them. Default False.
+        normalization: The mean and the std that `normalized` applied; None for data as they are.
 
     Raises:
         ValueError: If the arrays do not fit each other or these descriptions.
@@ -51,6 +54,8 @@ class Dataset:
     y_test: np.ndarray
     classes: tuple[str, ...]
     augmentation: Augmentation | ResizedCrop | None = field(default_factory=CropAndFlip)
+    drawn_test_split: bool = False
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -145,13 +150,14 @@ class Dataset:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Name, number of classes and of images, and image shape, as plain values for a report."""
+        """Name, number of classes and of images, image shape and split, as plain values."""
         return {
             "name": self.name,
             "classes": len(self.classes),
             "train": len(self.x_train),
             "test": len(self.x_test),
             "image_shape": list(self.image_shape),
+            "drawn_test_split": self.drawn_test_split,
         }
 
     @property
@@ -222,7 +228,16 @@ class Dataset:
                 return images.normalized(shift.tolist(), scale.tolist())
             return (images.astype(np.float32) - shift) / scale
 
-        return replace(self, x_train=change(self.x_train), x_test=change(self.x_test))
+        applied = (tuple(shift.tolist()), tuple(scale.tolist()))
+        if self.normalization is not None:
+            before, by = (np.asarray(part, np.float32) for part in self.normalization)
+            applied = (tuple((before + by * shift).tolist()), tuple((by * scale).tolist()))
+        return replace(
+            self,
+            x_train=change(self.x_train),
+            x_test=change(self.x_test),
+            normalization=applied,
+        )
 
     @cached_property
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

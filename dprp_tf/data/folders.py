@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from dprp_tf.data.dataset import Dataset
 from dprp_tf.data.images import IMAGE_SUFFIXES, decode, is_image, pixels
 from dprp_tf.data.splitting import stratified_split
 
-__all__ = ["class_folders", "load_folder"]
+__all__ = ["class_folders", "image_sizes", "load_folder"]
 
 
 def load_folder(
@@ -78,6 +79,7 @@ def load_folder(
         train_images[test],
         labels[test],
         classes,
+        drawn_test_split=True,
     )
 
 
@@ -91,6 +93,30 @@ def class_folders(path: Path) -> list[Path]:
         Their paths, sorted.
     """
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def image_sizes(root: Path) -> set[tuple[int, int]]:
+    """Read the sizes that images in a folder have, from their heads alone.
+
+    Args:
+        root: A folder as `load_folder` takes it.
+
+    Returns:
+        Heights and widths; those of files that can't be read are left out.
+
+    Example:
+
+    >>> image_sizes(Path("no such folder"))
+    set()
+    """
+    from PIL import Image
+
+    found = set()
+    for path in root.rglob("*"):
+        if is_image(path.name):
+            with contextlib.suppress(Exception), Image.open(path) as image:
+                found.add((image.height, image.width))
+    return found
 
 
 def _list_images(root: Path) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,8 @@ def load_modelnet(path: Path, size: int | None = None) -> Dataset:
             arrays[key] = arrays[key].astype(np.float32)
     if classes is None:
         classes = count_classes(arrays["y_train"], str(path))
-    return Dataset(path.stem, **arrays, classes=classes, augmentation=TurnAndShift())
+    splits: dict[str, Any] = arrays
+    return Dataset(path.stem, **splits, classes=classes, augmentation=TurnAndShift())
 
 
 def _as_grids(grids: np.ndarray, key: str, path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What makes the figures of a benchmark doubtful, said once with every place it concerns."""
+"""What makes figures doubtful: of a benchmark once with every place, of data as it was seen."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dprp_tf.report.formatting import clean_name
-from dprp_tf.report.loading import records
+from dprp_tf.report.loading import mapping, records
 from dprp_tf.report.tables.benchmarks import file_name, file_of_result, run_label
 
-__all__ = ["BenchWarning", "bench_warnings"]
+__all__ = ["BenchWarning", "bench_warnings", "data_warnings"]
 
 _FIGURE = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
@@ -72,6 +72,31 @@ def bench_warnings(bench: Mapping[str, Any]) -> list[BenchWarning]:
     return [
         BenchWarning(kind, advice, sightings.told()) for (kind, advice), sightings in found.items()
     ]
+
+
+def data_warnings(part: Mapping[str, Any]) -> list[BenchWarning]:
+    """Collect what a first look at a model and its data found.
+
+    Args:
+        part: Content of `results.json` or `bench.json`, whose `data` may hold `warnings`.
+
+    Returns:
+        The warnings in their order.
+
+    Raises:
+        ValueError: If `data` isn't an object.
+
+    Example:
+
+    >>> said = "Test split: drawn at random. Give test/<class>/."
+    >>> data_warnings({"data": {"warnings": [said]}})[0].advice
+    'Give test/<class>/.'
+    """
+    found = []
+    for text in mapping(part, "data").get("warnings") or []:
+        kind, seen, advice = _split(clean_name(text))
+        found.append(BenchWarning(kind, advice, ((seen, ()),)))
+    return found
 
 
 class _Sightings:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from dprp_tf.report.bench_warnings import BenchWarning, bench_warnings
+from dprp_tf.report.bench_warnings import BenchWarning, bench_warnings, data_warnings
 from dprp_tf.report.figures.gallery import run_figures
 from dprp_tf.report.formatting import DASH, TIMES, clean_name, count_text, number
 from dprp_tf.report.loading import RunData, mapping, records
@@ -138,6 +138,7 @@ def page_contents(run: RunData) -> PageContents:
     created = str(results.get("created") or "")
     moment = _moment(created)
     sections = (
+        Section("data", "Data", warnings=tuple(data_warnings(results))),
         _tables("models", "Models", (models_table(results), _MODELS_NOTE)),
         _tables("files", "Files", _with_note(files_table(results))),
         _quantization(run),
@@ -243,7 +244,7 @@ def _benchmarks(bench: Mapping[str, Any]) -> Section:
         "benchmarks",
         "Benchmarks",
         _with_note(table, after=" ".join(said)),
-        warnings=tuple(bench_warnings(bench)),
+        warnings=(*data_warnings(bench), *bench_warnings(bench)),
         groups_above=True,
     )
 

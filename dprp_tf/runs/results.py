@@ -13,19 +13,20 @@ from dprp_tf.conversion.folding import fold
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset
-from dprp_tf.files.atomic import write_json
+from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.layers import factorized_layers
 from dprp_tf.runs.evaluation import accuracy, layer_rows, model_row
 from dprp_tf.runs.reporting import report_run
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.training.saving import save_model
 
-__all__ = ["FOLDED", "RESULTS", "TABLE", "finish"]
+__all__ = ["FOLDED", "LOOK", "RESULTS", "TABLE", "finish"]
 
 # Files of a run folder.
 TABLE = "run_latency.json"
 FOLDED = "folded.keras"
 RESULTS = "results.json"
+LOOK = "first_look.json"
 
 
 def finish(
@@ -51,13 +52,14 @@ def finish(
     'finish'
     """
     folder = Path(folder)
+    look = folder / LOOK
     trained, top_1 = model_cost(model).parameters, accuracy(model, dataset)
     label = f"{settings.model}, {settings.method}"
     results: dict[str, Any] = {
         "title": f"{settings.model} on {dataset.name}",
         "command": "dprp train",
         "settings": asdict(settings),
-        "data": dataset.description,
+        "data": {**dataset.description, **(read_json(look) if look.exists() else {})},
         "models": [model_row(settings.method, label, model, top_1, trained)],
     }
     if factorized_layers(model):

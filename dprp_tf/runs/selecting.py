@@ -25,6 +25,7 @@ from dprp_tf.report import save_rank_plan_plot
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.excluded_layers import all_but
 from dprp_tf.runs.files import format_for, timed_files
+from dprp_tf.runs.first_look import first_look
 from dprp_tf.runs.progress import Display
 from dprp_tf.runs.reporting import where_drawn
 from dprp_tf.runs.settings import SelectionSettings
@@ -117,6 +118,8 @@ def _run(
     layers: Callable[[keras.layers.Layer], bool] | None,
     display: Display,
 ) -> dict[str, Any]:
+    look = first_look(model, dataset)
+    look.warn()
     # For layers that draw from no generator of their own.
     keras.utils.set_random_seed(settings.seed)
     held_out, rest = _held_out(dataset, settings.samples, settings.seed)
@@ -175,7 +178,7 @@ def _run(
     display.step("evaluating")
     results: dict[str, Any] = {
         "settings": settings.as_dict(),
-        "data": dataset.description,
+        "data": {**dataset.description, **look.as_dict()},
         "shares": plan.shares,
         "accuracy": {"dense": accuracy(model, dataset), "cut": accuracy(small, dataset)},
     }

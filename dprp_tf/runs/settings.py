@@ -120,14 +120,14 @@ class TrainSettings:
             )
         if self.latency_table is not None and self.method != "dprp":
             raise ValueError(
-                "`latency_table` needs method='dprp', whose ranks fall. Received: "
+                "`latency_table` needs `method='dprp'`, whose ranks fall. Received: "
                 f"method={self.method!r}"
             )
         if self.method == "dprp" and self.decomposition not in MATRICIZATIONS:
             raise ValueError(
                 f"`decomposition` must be one of {MATRICIZATIONS}, whose ranks fall in training. "
-                f"Received: decomposition={self.decomposition!r}; select Tucker's ranks with "
-                "dprp_tf.select_ranks and train the result of dprp_tf.factorize(model, ranks=plan)."
+                f"Received: decomposition={self.decomposition!r}; choose Tucker's ranks for a "
+                "trained model, with dprp_tf.select_ranks."
             )
 
 

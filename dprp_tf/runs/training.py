@@ -21,12 +21,14 @@ from dprp_tf.files.lock import run_lock
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.runs.checkpoints import Recorder, check_config, load_checkpoint, read_state
 from dprp_tf.runs.excluded_layers import all_but
-from dprp_tf.runs.results import FOLDED, RESULTS, TABLE
+from dprp_tf.runs.first_look import first_look
+from dprp_tf.runs.results import FOLDED, LOOK, RESULTS, TABLE
 from dprp_tf.runs.schedules import Plateau, schedule
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.training.budget_pruning import BudgetPruning
 from dprp_tf.training.distribution import Distribution
 from dprp_tf.training.divergence import DivergenceGuard
+from dprp_tf.training.fine_tuning import classification_loss
 from dprp_tf.training.on_device import fit_on_device
 from dprp_tf.training.rank_history import RankHistory
 from dprp_tf.training.rank_pruning import RankPruning
@@ -67,7 +69,8 @@ def train(
 ) -> keras.Model:
     """Train a model in a run folder, from its last finished epoch if there is one.
 
-    The folder gets `config.json` (the settings and the data's name), `history.json`,
+    The folder gets `config.json` (the settings and the data's name), for a model that is trained
+    already `first_look.json` (`runs.first_look`), `history.json`,
     `ranks.json` for a DPRP run, `state.json` with the checkpoint it names, and `model.keras` at
     the end. Everything is written beside and renamed, the state last, so an interrupted run goes
     on from an epoch that was wholly written.
@@ -124,6 +127,11 @@ def _train(
     if not resumed:
         for stale in (state_path, history_path, folder / "ranks.json", folder / "config.json"):
             stale.unlink(missing_ok=True)
+        (folder / LOOK).unlink(missing_ok=True)
+        if settings.model.endswith(".keras"):
+            look = first_look(load_model(settings.model), dataset)
+            look.warn()
+            write_json(folder / LOOK, look.as_dict())
     keras.utils.set_random_seed(settings.seed)
     state: dict[str, Any] = {"epoch": 0, "history": [], "plateau": None, "seeds": None}
     if resumed:
@@ -273,6 +281,7 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
             preprocess=(dataset.mean, dataset.std),
             **options,
         )
+    loss: Any = classification_loss(model, dataset.y_train)
     metrics: list[Any] = ["accuracy"]
     if settings.method == "dprp":
         model = factorize(
@@ -282,14 +291,15 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
             settings=DPRPSettings(**_taken(settings, _STRUCTURE)),
         )
     else:
+        logits = loss.get_config()["from_logits"]
         metrics.append(
-            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="app_loss")
+            keras.metrics.SparseCategoricalCrossentropy(from_logits=logits, name="app_loss")
         )
     model.compile(
         optimizer=keras.optimizers.SGD(
             settings.learning_rate, momentum=settings.momentum, nesterov=settings.nesterov
         ),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss=loss,
         metrics=metrics,
         steps_per_execution=settings.steps_per_execution,
     )

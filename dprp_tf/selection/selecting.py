@@ -19,6 +19,7 @@ from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.costs.scores import Score, resolve_score
+from dprp_tf.data import Dataset
 from dprp_tf.data.gathering import is_stream
 from dprp_tf.decomposition import OutputTruncation, Truncation
 from dprp_tf.files.arguments import check_choice
@@ -33,7 +34,7 @@ from dprp_tf.selection.methods.uniform import Uniform
 from dprp_tf.selection.methods.vbmf import VariationalBayes
 from dprp_tf.selection.scoring.samples import samples_of
 from dprp_tf.selection.selector import Problem, Selector
-from dprp_tf.training.fine_tuning import Labelled
+from dprp_tf.training.fine_tuning import Labelled, labelled
 
 __all__ = ["SELECTORS", "select_ranks"]
 
@@ -194,6 +195,7 @@ def select_ranks(
         dense=cost.dense,
         accuracy=accuracy,
         history=tuple(found.history),
+        unit="ms" if latency is None else latency.unit,
     )
 
 
@@ -270,4 +272,6 @@ def _bytes(y: Any) -> bytes:
 
 
 def _split(train: Any) -> tuple[Any, Any]:
-    return train if isinstance(train, tuple) else (train.x_train, train.y_train)
+    if isinstance(train, Dataset):
+        return train.x_train, train.y_train
+    return labelled(train, "training_data")

@@ -117,8 +117,8 @@ class BudgetPruning(RankPruning):
             )
         if not budget.milliseconds < latency.dense:
             raise ValueError(
-                f"`budget` must lie between 0 and {latency.dense:.6g} {latency.unit}, what the "
-                f"dense model takes on {latency.target}. Received: "
+                f"`milliseconds` must lie between 0 and {latency.dense:.6g} {latency.unit}, what "
+                f"the dense model takes on {latency.target}. Received: "
                 f"milliseconds={budget.milliseconds}"
             )
         self.budget = budget
@@ -136,7 +136,7 @@ class BudgetPruning(RankPruning):
             )
         least = self._predicted(dict.fromkeys(self.layers_by_key().values(), self.minimum_rank))
         if _exceeds(least, self._limit):
-            raise BudgetError(self._limit, least, metric="milliseconds")
+            raise BudgetError(self._limit, least, metric="milliseconds", unit=self.latency.unit)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_end(logs)

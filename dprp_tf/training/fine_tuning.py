@@ -32,6 +32,7 @@ __all__ = [
     "Labelled",
     "classification_loss",
     "input_arrays",
+    "labelled",
     "labels_of",
 ]
 
@@ -241,7 +242,7 @@ def labels_of(data: Labelled) -> Any:
     """
     if isinstance(data, Dataset):
         return data.y_train
-    return gather(data, limit=1)[1] if is_stream(data) else data[1]
+    return gather(data, limit=1)[1] if is_stream(data) else labelled(data)[1]
 
 
 def _other_form(loss: Any, y: Any) -> bool:
@@ -293,6 +294,40 @@ def classification_loss(model: keras.Model, y: Any) -> keras.losses.Loss:
     return (kind or keras.losses.SparseCategoricalCrossentropy)(from_logits=not softmax)
 
 
+def labelled(data: Any, argument: str = "data") -> tuple[Any, Any]:
+    """Return inputs and labels that are given as a pair.
+
+    Args:
+        data: `(x, y)`.
+        argument: What a user calls it. Default `"data"`.
+
+    Returns:
+        x and y.
+
+    Raises:
+        ValueError: If it is something else, such as inputs without labels.
+
+    Example:
+
+    >>> labelled(np.zeros((4, 3)))
+    Traceback (most recent call last):
+      ...
+    ValueError: `data` must be inputs with their labels, (x, y). Received: an array of the shape \
+(4, 3), inputs without labels. Give (x, y) with a label for each sample.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2 and data[1] is not None:
+        return data[0], data[1]
+    received = type(data).__name__
+    if isinstance(data, (tuple, list)):
+        received += f" of {len(data)}"
+    elif hasattr(data, "shape"):
+        received = f"an array of the shape {tuple(data.shape)}"
+    raise ValueError(
+        f"`{argument}` must be inputs with their labels, (x, y). Received: {received}, inputs "
+        "without labels. Give (x, y) with a label for each sample."
+    )
+
+
 def input_arrays(x: Any) -> Any:
     """Return inputs as arrays.
 
@@ -335,7 +370,7 @@ class _Arrays:
     """`(x, y)` as a source of training data; nothing is augmented."""
 
     def __init__(self, data: tuple[Any, Any]) -> None:
-        x, y = data
+        x, y = labelled(data)
         x, self.y_train = input_arrays(x), input_arrays(y)
         # A list TensorFlow takes for one array.
         self.x_train = tuple(x) if isinstance(x, list) else x

@@ -226,7 +226,10 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 TRAIN = ["train", "--data", "digits", "--folder", "{folder}/r"]
 CASES = [
-    (["train", "--model", "nope", "--data", "digits", "--folder", "{folder}/r"], "`name`.*'nope'"),
+    (
+        ["train", "--model", "nope", "--data", "digits", "--folder", "{folder}/r"],
+        "`--model`.*'nope'",
+    ),
     (["train", "--model", "resnet20", "--data", "{npz}", "--folder", "{folder}/r"], "npz"),
     (["train", "--model", "resnet20", "--data", "{one_class}", "--folder", "{folder}/r"], "class"),
     (
@@ -260,16 +263,16 @@ CASES = [
     (["fold", "{folder}/missing.keras", "{folder}/o.keras"], "missing.keras"),
     (["fold", "{truncated}", "{folder}/o.keras"], "truncated"),
     (["inspect", "{truncated}"], "truncated"),
-    (["fold", "{truncated}", "{folder}/o.h5"], "`output` must end in .keras"),
-    (["export", "{truncated}", "{folder}/o.bin"], "`output` must end in .tflite or .onnx"),
-    (["bench", "{truncated}"], "`paths`.*tflite or .onnx"),
+    (["fold", "{truncated}", "{folder}/o.h5"], "`OUTPUT` must end in .keras"),
+    (["export", "{truncated}", "{folder}/o.bin"], "`OUTPUT` must end in .tflite or .onnx"),
+    (["bench", "{truncated}"], "`FILES`.*tflite or .onnx"),
     (["bench", "{tflite}", "--target", "raspberry"], "`--target` must be.*'raspberry'"),
     (["bench", "{tflite}", "--target", "ssh://nobody@127.0.0.1:1"], "127.0.0.1"),
     (["bench", "{tflite}"], "tflite"),
     (["bench", "{tflite}", "--data", "digits", "--mean", "3"], "`--mean` and `--std`"),
     (["report", "{folder}/nothing"], "nothing"),
-    (["reproduce", "nope"], "`row`.*'nope'"),
-    (["reproduce"], "`row`"),
+    (["reproduce", "nope"], "`ROW`.*'nope'"),
+    (["reproduce"], "`ROW`"),
 ]
 
 

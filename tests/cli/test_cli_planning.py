@@ -123,7 +123,7 @@ def test_a_start_that_failed_does_not_lock_the_folder(table: Path, tmp_path: Pat
         ),
         (["plan", "none.keras", "plan.json"], "none.keras"),
         (["plan", "none.keras", "plan.keras"], "must end in .json"),
-        ([*TRAIN, "--folder", "x", "--method", "dense", *BUDGET], "method='dprp'"),
+        ([*TRAIN, "--folder", "x", "--method", "dense", *BUDGET], "--method dprp"),
     ],
     ids=str,
 )

@@ -19,7 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import dprp_tf as dprp
-from dprp_tf.cli.console import print_table, show_warnings
+from dprp_tf.cli.console import print_table, told_warnings
 from dprp_tf.cli.main import app
 from dprp_tf.conversion.summaries import summarize
 from dprp_tf.costs.form import Form
@@ -148,11 +148,8 @@ def test_errors_and_warnings_show_them(
     assert said.stderr.count("\n") == 1
     assert _harmless(said.stderr)
     assert text in said.stderr.replace(r"\\", "\\") or name == "a\rb"
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    show_warnings()
-    with warnings.catch_warnings():
+    with told_warnings():
         warnings.simplefilter("always")
-        show_warnings()
         warnings.warn(f"the layer {name}", stacklevel=1)
     shown = capsys.readouterr().err
     assert _harmless(shown)

@@ -18,3 +18,6 @@ def test_top_1_accuracy_reads_every_form_of_labels() -> None:
         top_1_accuracy([1, 0], np.array([[0.1], [0.2]]))
     with pytest.raises(ValueError, match="whole numbers of shape"):
         top_1_accuracy([1, 0], scores)
+    for labels in ([2, 0, 1], [-1, 0, 1]):
+        with pytest.raises(ValueError, match=r"`y` must hold labels from 0 to 1, .* from -?\d to"):
+            top_1_accuracy(labels, scores)

@@ -7,7 +7,7 @@ from made_runs import (
     make_bench,
 )
 
-from dprp_tf.report.bench_warnings import bench_warnings
+from dprp_tf.report.bench_warnings import bench_warnings, data_warnings
 
 
 def test_a_warning_stands_once_with_every_place_it_concerns() -> None:
@@ -65,3 +65,15 @@ def test_sentences_that_differ_in_two_figures_stay_apart() -> None:
         ("held to 600 of 1,800 MHz", ("local, 1 thread",)),
         ("held to 700 of 1,500 MHz", ("local, 2 threads",)),
     )
+
+
+def test_what_was_said_of_the_data_keeps_its_kind_and_advice() -> None:
+    said = [
+        "Test split: photos has no test/ folder. A model may know them. Use <test>.",
+        "Guessing: 10% are right",
+    ]
+    split, guessing = data_warnings({"data": {"warnings": said}})
+    assert (split.kind, split.advice) == ("Test split", "A model may know them. Use <test>.")
+    assert split.seen == (("photos has no test/ folder", ()),)
+    assert (guessing.kind, guessing.advice) == ("Guessing", "")
+    assert data_warnings({"data": {"name": "photos"}}) == data_warnings({}) == []

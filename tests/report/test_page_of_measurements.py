@@ -201,3 +201,16 @@ def test_a_browser_shows_warnings_and_tables_in_both_schemes(
     assert colours[warning] > 20_000
     assert colours[card] > 100_000
     assert len(colours) > 200
+
+
+def test_what_makes_every_accuracy_doubtful_stands_first(tmp_path: Path) -> None:
+    results, bench = make_results(), make_bench()
+    for part, name in ((results, "trained"), (bench, "timed")):
+        said = f"Test split: {name} has no test/ folder. Put images into test/<class>/."
+        part["data"] = {**part.get("data", {}), "warnings": [said]}
+    page = report_of(tmp_path, results=results, bench=bench)
+    links = [found["href"].removeprefix("#") for found in page.find("a")]
+    assert links[0] == "data"
+    for name in ("trained", "timed"):
+        assert f"{name} has no test/ folder" in page.text
+    assert page.text.count("Put images into test/<class>/.") == 2

@@ -595,3 +595,40 @@ def test_a_log_is_refused_where_what_is_drawn_differs(tmp_path: Path) -> None:
     path.unlink()
     run("uniform", seed=1)
     run("uniform", seed=2)
+
+
+def test_what_a_latency_table_counts_is_called_by_its_name(network: keras.Model) -> None:
+    rows = []
+    for name, layer in RankSpace(network, "spatial").layers.items():
+        full = layer.full_ranks[0]
+        rows.append(LayerLatency(name, "spatial", full, 1e6, (1,), (2e5,), ("summed",)))
+    table = LatencyTable(
+        tuple(rows), 1e7, "qemu:cortex-a72", "litert", "int8", 1, "instructions", "a", "2"
+    )
+    budget = {"milliseconds": 9.5e6, "tolerance": 0.5}
+    plan = select_ranks(network, method="energy", budget=budget, latency=table)
+    assert plan.unit == "instructions"
+    title, caption = plan.table().title, plan.table().caption
+    assert "asked: instructions 9.5e+06" in str(title)
+    assert "instructions " in str(caption)
+    assert "milliseconds" not in f"{title} {caption}"
+    assert RankPlan.from_dict(plan.as_dict()) == plan
+    before = {name: value for name, value in plan.as_dict().items() if name != "unit"}
+    assert RankPlan.from_dict(before).unit == "ms", "files of 0.1.0"
+    with pytest.raises(BudgetError, match=r"at least \d+ instructions.*=3 instructions"):
+        select_ranks(network, method="energy", budget={"milliseconds": 3}, latency=table)
+
+
+def test_inputs_without_labels_are_named(network: keras.Model) -> None:
+    x, y = _labelled(network)
+    for data, received in (
+        (x, "an array of the shape"),
+        ((x,), "tuple of 1"),
+        ((x, None), "tuple"),
+    ):
+        with pytest.raises(ValueError, match=rf"`data` must be .* \(x, y\)\. Received: {received}"):
+            dprp.FineTuning(epochs=1).fit(network, data)
+    with pytest.raises(ValueError, match="inputs without labels"):
+        select_ranks(network, method="similarity", budget=0.5, data=(x, y), training_data=x, seed=1)
+    with pytest.raises(ValueError, match="inputs without labels"):
+        select_ranks(network, method="mbs", budget=0.5, data=x)

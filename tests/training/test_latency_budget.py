@@ -59,7 +59,7 @@ def test_a_model_costs_what_its_layers_save() -> None:
     assert table.model_cost({"a": 2, "b": 4}) == table.least == 6.0
     assert table.forms({"a": 2, "b": 8}) == {"a": "channel", "b": "dense"}
     assert "channel" in str(table)
-    with pytest.raises(ValueError, match=r"\['a', 'b'\].*'c'"):
+    with pytest.raises(ValueError, match=r"'c'.*\['a', 'b'\]"):
         table.model_cost({"c": 1})
 
 
@@ -277,7 +277,7 @@ def test_the_budget_is_a_time_and_the_table_knows_the_layers() -> None:
             dprp.BudgetPruning(budget, latency=table)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`latency` must be a LatencyTable.*None"):
         dprp.BudgetPruning(dprp.Budget(milliseconds=3.0), latency=None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"`budget` must lie between 0 and 10 ms"):
+    with pytest.raises(ValueError, match=r"`milliseconds` must lie between 0 and 10 ms"):
         _pruning(table, 40.0)
     for time in (float("nan"), 0.0, "3"):
         with pytest.raises(ValueError, match=r"`milliseconds` must be a finite number above 0"):

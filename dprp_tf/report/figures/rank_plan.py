@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dprp_tf.costs.budget import bounds_text
 from dprp_tf.report.axes import percent_ticks, short_count_ticks, style_axes, title_legend
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.formatting import clean_name
@@ -57,7 +58,7 @@ def plot_rank_plan(plan: RankPlan, theme: str = "light") -> Figure:
     figure = new_figure(9.6, min(1.6 + 0.27 * len(rows), _TALLEST), colours)
     left = figure.add_subplot(1, 2, 1)
     right = figure.add_subplot(1, 2, 2, sharey=left)
-    asked = ", ".join(f"{k} {v:g}" for k, v in plan.budget.items() if k != "tolerance")
+    asked = bounds_text(plan.budget, plan.unit)
     title = f"{plan.method}, {plan.decomposition}" + (f", asked: {asked}" if asked else "")
     style_axes(left, colours, title, x="Rank, % of the full rank", grid="x")
     style_axes(right, colours, " ", x="Kernel weights", grid="x")

@@ -383,7 +383,13 @@ class _Search:
         bounds = self._budget.bounds
         tight = max(bounds, key=lambda metric: shares[metric] / bounds[metric])
         nearest = (None, shares[tight])  # not the least there is: ranks have grown
-        raise BudgetError(bounds[tight], shares[tight], metric=tight, nearest=nearest)
+        raise BudgetError(
+            bounds[tight],
+            shares[tight],
+            metric=tight,
+            nearest=nearest,
+            unit=self._problem.space.unit,
+        )
 
 
 def _similarity_at(

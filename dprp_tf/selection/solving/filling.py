@@ -50,7 +50,7 @@ def require_feasible(space: RankSpace, budget: Budget) -> None:
         least = least_cost(space, metric)
         if least > bound * (1 + _ROUNDING):
             unit = 1.0 if metric == "milliseconds" else space.cost({}).dense[metric]
-            raise BudgetError(bound / unit, least / unit, metric=metric)
+            raise BudgetError(bound / unit, least / unit, metric=metric, unit=space.unit)
 
 
 def least_cost(space: RankSpace, metric: str) -> float:
@@ -215,6 +215,7 @@ def _exchanged(space: RankSpace, ranks: Mapping[str, Ranks], budget: Budget) -> 
         least_cost(space, tight) / unit,
         metric=tight,
         nearest=(below, beyond),
+        unit=space.unit,
     )
 
 

@@ -122,12 +122,15 @@ def test_a_regressor_has_a_limit_on_its_error_and_no_agreement(suffix: str, tmp_
     assert [output.kind for output in report.outputs] == ["values", "values"]
     assert [output.tolerance for output in report.outputs] == [0.25, 0.25]
     assert report.top1_agreement is None
+    assert "outputs near the Keras model's on 96 samples" in str(report)
     chosen = {"class_scores": "kind", "minimum_agreement": 0.5}
     report = deploy.export(_two_heads(), tmp_path / f"a{suffix}", **options, **chosen)
     assert [output.kind for output in report.outputs] == ["values", "class scores"]
     assert report.top1_agreement is not None
     assert report.outputs[1].noise_limit == 0.4
     assert "top-1 agreement" in str(report)
+    assert f"agrees with the Keras model in {report.top1_agreement:.2%} on" in str(report)
+    assert "same outputs" not in str(report)
 
 
 @pytest.mark.parametrize("suffix", [".tflite", ".onnx"])
