@@ -104,11 +104,6 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
     Raises:
         ValueError: If it holds something else, or can't be read; the message names what differs.
     """
-    if not path.exists():
-        raise ValueError(
-            f"`folder` must hold the configuration of its run. Received: {path.parent} with a "
-            f"state and without {path.name}. Restore it, or start anew with `fresh`."
-        )
     found = _read_json(path)
     known = {entry.name for entry in fields(TrainSettings)}
     settings = found.get("settings")

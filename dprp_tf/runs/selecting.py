@@ -15,12 +15,13 @@ import numpy as np
 from dprp_tf.conversion.cutting import cut
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.data import Dataset, StreamedImages
-from dprp_tf.files.atomic import read_json, remove_leftovers, write_json
+from dprp_tf.files.atomic import remove_leftovers, write_json
 from dprp_tf.files.lock import run_lock
 from dprp_tf.files.settings import require_same_settings
 from dprp_tf.report import save_rank_plan_plot
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.excluded_layers import all_but
+from dprp_tf.runs.ownership import SELECTION, require_own
 from dprp_tf.runs.progress import Display
 from dprp_tf.runs.reporting import where_drawn
 from dprp_tf.runs.settings import SelectionSettings
@@ -74,6 +75,7 @@ def select_in_folder(
         ValueError: If the folder is of another selection, or a setting is unusable.
     """
     place = Path(folder)
+    require_own(place, SELECTION)
     place.mkdir(parents=True, exist_ok=True)
     with run_lock(place):
         remove_leftovers(place)
@@ -86,7 +88,7 @@ def select_in_folder(
             # Other settings may be tried in the same folder, if nothing came of these.
             log = place / "candidates.jsonl"
             empty = not log.exists() or len(log.read_bytes().splitlines()) == 1
-            if empty and not (place / "rank_plan.json").exists():
+            if empty and {*SELECTION.held(place)} <= {_CONFIG, log.name}:
                 log.unlink(missing_ok=True)
                 (place / _CONFIG).unlink(missing_ok=True)
             raise
@@ -222,23 +224,11 @@ def _held_out(
 def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> None:
     path = place / _CONFIG
     if fresh:
-        # A training run's `model.keras` may be the only copy of the model to cut.
-        if path.exists() and "decomposition" not in dict(read_json(path)):
-            raise ValueError(
-                f"`folder` must be new or hold a selection. Received: {place}, which holds "
-                "something else; use another folder."
-            )
-        for name in (
-            "candidates.jsonl",
-            "bsr.json",
-            "rank_plan.json",
-            "rank_plan.png",
-            "cut.keras",
-            "model.keras",
-            _RESULTS,
-        ):
-            (place / name).unlink(missing_ok=True)
-        for name in ("regularized", "tuned", "similarity"):
-            shutil.rmtree(place / name, ignore_errors=True)
+        for name in SELECTION.held(place):
+            if (place / name).is_dir():
+                shutil.rmtree(place / name, ignore_errors=True)
+            elif name != _CONFIG:
+                (place / name).unlink()
+        # Last: what is left by an interruption is still a selection's.
         path.unlink(missing_ok=True)
     require_same_settings(path, settings.as_dict(), "a selection")
