@@ -90,8 +90,8 @@ def train(
         The trained model, on one device; its history is in `history.json`.
 
     Raises:
-        ValueError: If the folder holds a run with other settings, what is no run, or the model to
-            start from; or if its files are unusable.
+        ValueError: If the folder holds a run with other settings or what is no run, the model to
+            start from is the run's own, or its files are unusable.
         RuntimeError: If another process is training in the folder; `WorkerLostError` if another
             worker has stopped.
 
@@ -103,9 +103,10 @@ def train(
     place = Distribution() if distribution is None else distribution
     if place.replicas > 1:
         _require_shareable(place, settings, dataset)
-    if Path(folder).resolve() in Path(settings.model).resolve().parents:
+    start = Path(settings.model).resolve()
+    if start in {Path(folder, name).resolve() for name in TRAINING.held(Path(folder))}:
         raise ValueError(
-            "`model` must lie outside `folder`, whose files the run replaces. Received: "
+            "`model` must not be a file that the run in `folder` replaces. Received: "
             f"model={settings.model!r}, folder={str(folder)!r}; choose another folder."
         )
     with place.watch(), place.run_folder(folder, fresh=fresh) as own:
@@ -273,7 +274,7 @@ def _fit_from_host(
 
 
 def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
-    if settings.model.endswith(".keras"):
+    if settings.starts_trained:
         model = load_model(settings.model)
     else:
         takes_shortcut = zoo.accepts(settings.model, "shortcut")

@@ -124,13 +124,13 @@ def test_a_damaged_mark_is_nobodys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_the_model_to_start_from_is_not_in_the_folder(
+def test_the_model_to_start_from_is_not_one_that_the_run_replaces(
     fresh: bool, digits: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text('{"settings": {}, "data": "digits"}')
     (tmp_path / "model.keras").write_bytes(b"trained for a week")
     settings = TrainSettings(model=str(tmp_path / "model.keras"), epochs=1)
-    with pytest.raises(ValueError, match="`model` must lie outside `folder`"):
+    with pytest.raises(ValueError, match="`model` must not be a file that the run"):
         train(tmp_path, settings, digits, fresh=fresh)
     assert (tmp_path / "model.keras").read_bytes() == b"trained for a week"
 
@@ -142,8 +142,10 @@ def test_a_model_that_cannot_be_made_takes_no_earlier_run_with_it(
     for name in ("state.json", "history.json", "ranks.json", "model.keras"):
         (tmp_path / name).write_text("{}")
     before = _content(tmp_path)
+    # A model beside the run's files is no such file.
+    absent = str(tmp_path / "absent.keras")
     with pytest.raises(FileNotFoundError):
-        train(tmp_path, TrainSettings(model="absent.keras"), digits, fresh=True)
+        train(tmp_path, TrainSettings(model=absent), digits, fresh=True)
     assert _content(tmp_path).items() - {(".lock", b"")} == before.items()
 
 
