@@ -26,6 +26,7 @@ from dprp_tf.files.arguments import check_choice
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.files.shown import shown
 from dprp_tf.report import save_plots
+from dprp_tf.runs.ownership import REPRODUCTION, require_own
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.runs.training import train
 
@@ -138,7 +139,8 @@ def reproduce(
         What was written: the paper's figures, ours, and epochs run of how many.
 
     Raises:
-        ValueError: If there is no such row, or its run folder holds other settings.
+        ValueError: If there is no such row, its run folder holds other settings, or one of its
+            folders holds something else.
 
     Example:
 
@@ -148,6 +150,7 @@ def reproduce(
     settings = settings_of(row, epochs=epochs, structure=structure, seed=seed)
     name = row if structure == "retraction" or settings.method == "dense" else f"{row}-{structure}"
     folder, target = Path(work) / name, Path(results) / name
+    require_own(target, REPRODUCTION)
     writer = _Writer(row, settings, dataset.name, folder, target / "result.json")
     train(folder, settings, dataset, callbacks=[writer, *callbacks])
     if (folder / "ranks.json").exists():

@@ -25,7 +25,7 @@ class Setting:
     Attributes:
         help: What it means, in one sentence without the default.
         kind: `int`, `float`, `bool`, `str`, or `tuple` for several strings.
-        optional: Whether it may be None.
+        optional: Whether it may be None: by its type, or since None is its default.
         minimum: The least that a number may be; None for no limit.
         above: What a number must exceed; None for no limit.
         below: What a number must stay below; None for no limit.
@@ -89,7 +89,11 @@ def settings_of(cls: type) -> Iterator[tuple[str, Any, Setting]]:
             yield (
                 entry.name,
                 entry.default,
-                replace(declared, kind=_KINDS[kind], optional="None" in others),
+                replace(
+                    declared,
+                    kind=_KINDS[kind],
+                    optional="None" in others or entry.default is None,
+                ),
             )
 
 

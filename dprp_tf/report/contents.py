@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dprp_tf.report.bench_warnings import BenchWarning, bench_warnings, data_warnings
 from dprp_tf.report.figures.gallery import run_figures
 from dprp_tf.report.formatting import DASH, TIMES, clean_name, count_text, number
-from dprp_tf.report.loading import RunData, mapping, records
+from dprp_tf.report.loading import RunData, mapping, records, texts
 from dprp_tf.report.pictures import png_bytes
 from dprp_tf.report.tables.benchmarks import bench_table, run_label
 from dprp_tf.report.tables.cells import Cell, Table
@@ -98,8 +98,9 @@ class PageContents:
         created: When the run was, as people write it; empty where unknown.
         created_iso: The same for machines; empty where the run's time can't be read.
         command: The command that started it.
-        verdict: Its verdict; `None` for measurements without a run.
+        verdict: Its verdict; `None` where it recorded none, and for measurements without a run.
         headline: Heading and cell of the main figures below the verdict.
+        notes: What a reader must know of it, in sentences.
         sections: The parts that have something to show.
     """
 
@@ -111,6 +112,7 @@ class PageContents:
     command: str
     verdict: Verdict | None
     headline: tuple[tuple[str, Cell], ...]
+    notes: tuple[str, ...]
     sections: tuple[Section, ...]
 
 
@@ -157,8 +159,9 @@ def page_contents(run: RunData) -> PageContents:
         created=moment,
         created_iso=created if moment != clean_name(created) else "",
         command=str(results.get("command") or ""),
-        verdict=None if run.results is None else verdict(results),
+        verdict=verdict(results) if results.get("headline") else None,
         headline=_headline(results),
+        notes=tuple(map(clean_name, texts(results, "notes"))),
         sections=tuple(section for section in sections if section.has_something),
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dprp_tf.files.atomic import read_json
 
-__all__ = ["RunData", "load_run", "mapping", "records"]
+__all__ = ["RunData", "load_run", "mapping", "records", "texts"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,19 @@ def mapping(source: Mapping[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(
             f"`{key}` must be an object. Received: {key}={_short(value)}. "
+            "Repeat the run that wrote it."
+        )
+    return value
+
+
+def texts(source: Mapping[str, Any], key: str) -> list[str]:
+    """Return `source[key]` as a list of texts, empty where the key is absent."""
+    value = source.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(
+            f"`{key}` must be a list of texts. Received: {key}={_short(value)}. "
             "Repeat the run that wrote it."
         )
     return value

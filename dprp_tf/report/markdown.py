@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dprp_tf.report.formatting import clean_name
+from dprp_tf.report.loading import texts
 from dprp_tf.report.tables.cells import Cell, Table
 from dprp_tf.report.tables.files import files_table
 from dprp_tf.report.tables.models import models_table
@@ -15,7 +16,7 @@ __all__ = ["results_markdown"]
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
-    """Write verdict, models and files of a run as Markdown.
+    """Write verdict, models, files and notes of a run as Markdown.
 
     Args:
         results: Content of `results.json`.
@@ -48,6 +49,8 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     for table in (models_table(results), files_table(results)):
         if table.rows:
             lines += [f"## {table.title}", "", *_markdown_rows(table), ""]
+    for note in texts(results, "notes"):
+        lines += [_markdown_text(clean_name(note)), ""]
     while lines and not lines[-1]:
         lines.pop()
     return "\n".join(lines) + "\n"

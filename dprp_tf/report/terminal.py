@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dprp_tf.report.bench_warnings import bench_warnings
+from dprp_tf.report.formatting import clean_name
+from dprp_tf.report.loading import texts
 from dprp_tf.report.tables.benchmarks import run_tables
 from dprp_tf.report.tables.cells import Cell, Table
 from dprp_tf.report.tables.files import files_table
@@ -35,8 +37,8 @@ def results_table(results: Mapping[str, Any]) -> Group:
         results: Content of `results.json`.
 
     Returns:
-        A renderable: the verdict with its checks, the models table and the files table, each
-        only where the run has it.
+        A renderable: the verdict with its checks, the models table, the files table and the notes,
+        each only where the run has it.
 
     Raises:
         ValueError: If a list in `results` doesn't hold objects.
@@ -64,6 +66,8 @@ def results_table(results: Mapping[str, Any]) -> Group:
     for table in (models_table(results), files_table(results)):
         if table.rows:
             parts += [Text(), _FittedTable(table)]
+    for note in texts(results, "notes"):
+        parts += [Text(), Text(clean_name(note))]
     return Group(*parts)
 
 

@@ -16,7 +16,7 @@ from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.seeds import are_seed_states, seed_states, set_seed_states
 from dprp_tf.runs.schedules import Plateau
-from dprp_tf.runs.settings import TrainSettings
+from dprp_tf.runs.settings import TrainSettings, stop_by_default
 from dprp_tf.training.divergence import broken_slots
 from dprp_tf.training.saving import load_model, save_model
 
@@ -105,11 +105,6 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
     Raises:
         ValueError: If it holds something else, or can't be read; the message names what differs.
     """
-    if not path.exists():
-        raise ValueError(
-            f"`folder` must hold the configuration of its run. Received: {path.parent} with a "
-            f"state and without {path.name}. Restore it, or start anew with `fresh`."
-        )
     found = _read_json(path)
     known = {entry.name for entry in fields(TrainSettings)}
     settings = found.get("settings")
@@ -123,6 +118,8 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
     changed = [name for name in now if name in before and before[name] != now[name]]
     # The run has its own copy of the table.
     changed = [name for name in changed if name != "latency_table"]
+    if "stop_epoch" in changed and _stops_by_default(before, now) and _stops_by_default(now, now):
+        changed.remove("stop_epoch")  # it moves with the epochs
     changed = [name for name in changed if name != "epochs" or before["epochs"] > now["epochs"]]
     if changed or found.get("data") != config["data"]:
         details = ", ".join(f"{name}: {before[name]!r} -> {now[name]!r}" for name in changed)
@@ -130,6 +127,11 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
             f"`folder` holds a run with other settings. Received: {path.parent} "
             f"({details or 'other data'}). Choose another folder, or start anew with `fresh`."
         )
+
+
+def _stops_by_default(settings: dict[str, Any], now: dict[str, Any]) -> bool:
+    found = stop_by_default(settings.get("epochs", 1), now["start_epoch"])
+    return bool(settings["stop_epoch"] == found)
 
 
 def read_state(path: Path) -> dict[str, Any]:

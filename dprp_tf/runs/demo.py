@@ -13,6 +13,7 @@ import keras
 from dprp_tf import data
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.runs.evaluation import compare_models
+from dprp_tf.runs.ownership import DEMO, require_own
 from dprp_tf.runs.progress import Display
 from dprp_tf.runs.reporting import report_run
 from dprp_tf.runs.settings import TrainSettings
@@ -70,6 +71,7 @@ def run_demo(
 
     Raises:
         OSError: If the folder can't be written.
+        ValueError: If the folder holds what is no demo.
         ParityError: If a file computes something else than its model.
 
     Example:
@@ -78,8 +80,10 @@ def run_demo(
     ('dense', 'dprp')
     """
     folder = Path(folder)
+    require_own(folder, DEMO)
     display = display or Display(quiet=True)
     began = time.perf_counter()
+    write_json(folder / DEMO.mark, {"demo": DENSE.model})
     display.step("loading digits")
     dataset = data.load("digits")
     models: dict[str, keras.Model] = {}

@@ -20,12 +20,13 @@ from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.data.sampling import balanced_sample
 from dprp_tf.files.atomic import remove_leftovers, write_json
 from dprp_tf.files.lock import run_lock
-from dprp_tf.files.settings import read_settings, require_same_settings
+from dprp_tf.files.settings import require_same_settings
 from dprp_tf.report import save_rank_plan_plot
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.excluded_layers import all_but
 from dprp_tf.runs.files import format_for, timed_files
 from dprp_tf.runs.first_look import first_look
+from dprp_tf.runs.ownership import SELECTION, require_own
 from dprp_tf.runs.progress import Display
 from dprp_tf.runs.reporting import where_drawn
 from dprp_tf.runs.settings import SelectionSettings
@@ -90,6 +91,7 @@ def select_in_folder(
     if latency is not None:
         measured_for = ("target", "runtime", "precision", "threads")
         settings = replace(settings, **{name: getattr(latency, name) for name in measured_for})
+    require_own(place, SELECTION)
     place.mkdir(parents=True, exist_ok=True)
     with run_lock(place):
         remove_leftovers(place)
@@ -102,7 +104,7 @@ def select_in_folder(
             # Other settings may be tried in the same folder, if nothing came of these.
             log = place / "candidates.jsonl"
             empty = not log.exists() or len(log.read_bytes().splitlines()) == 1
-            if empty and not (place / "rank_plan.json").exists():
+            if empty and {*SELECTION.held(place)} <= {_CONFIG, log.name}:
                 log.unlink(missing_ok=True)
                 (place / _LATENCY).unlink(missing_ok=True)
                 (place / _CONFIG).unlink(missing_ok=True)
@@ -291,24 +293,11 @@ def _held_out(
 def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> None:
     path = place / _CONFIG
     if fresh:
-        # A training run's `model.keras` may be the only copy of the model to cut.
-        if path.exists() and "decomposition" not in read_settings(path, "a selection"):
-            raise ValueError(
-                f"`folder` must be new or hold a selection. Received: {place}, which holds "
-                "something else; use another folder."
-            )
-        for name in (
-            "candidates.jsonl",
-            "bsr.json",
-            "rank_plan.json",
-            "rank_plan.png",
-            "cut.keras",
-            "model.keras",
-            _LATENCY,
-            _RESULTS,
-        ):
-            (place / name).unlink(missing_ok=True)
-        for name in ("regularized", "tuned", "similarity"):
-            shutil.rmtree(place / name, ignore_errors=True)
+        for name in SELECTION.held(place):
+            if (place / name).is_dir():
+                shutil.rmtree(place / name, ignore_errors=True)
+            elif name != _CONFIG:
+                (place / name).unlink()
+        # Last: what is left by an interruption is still a selection's.
         path.unlink(missing_ok=True)
     require_same_settings(path, settings.as_dict(), "a selection")

@@ -6,6 +6,8 @@ Nothing here imports Keras, so that `dprp --help` does not wait for it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,33 @@ from dprp_tf.files.setting_fields import check_settings, setting
 if TYPE_CHECKING:
     from dprp_tf.training.fine_tuning import FineTuning
 
-__all__ = ["SelectionSettings", "TrainSettings"]
+__all__ = ["FROM_SCRATCH", "TRAINED", "SelectionSettings", "TrainSettings", "stop_by_default"]
+
+# What a setting of None stands for, by what is trained. The paper's 0.1 would wreck trained
+# weights within an epoch; its pressure needs tens of thousands of steps to cut anything, so a
+# short training of such a model is cut by energy besides, a little every second epoch.
+FROM_SCRATCH: Mapping[str, Any] = {
+    "epochs": 20,
+    "learning_rate": 0.1,
+    "compression_weight": 0.1,
+    "threshold": 0.1,
+    "discarded_energy": 0.0,
+    "frequency": 1,
+}
+TRAINED: Mapping[str, Any] = {
+    "epochs": 12,
+    "learning_rate": 0.01,
+    "compression_weight": 5.0,
+    "threshold": 0.1,
+    "discarded_energy": 0.05,
+    "frequency": 2,
+}
+
+
+def _by_model(name: str, help: str, **limits: Any) -> Any:
+    """Declare a field whose default is looked up by what is trained, and say both in the help."""
+    means = f"{FROM_SCRATCH[name]:g}; from a trained .keras {TRAINED[name]:g}"
+    return setting(None, help, none_means=means, **limits)
 
 
 @dataclass(frozen=True)
@@ -27,9 +55,9 @@ class TrainSettings:
     Attributes:
         model: A network of the zoo, or a path to a `.keras` file whose weights are the start.
         method: `"dense"` or `"dprp"`. Default `"dprp"`.
-        epochs: Epochs in all, 1 or more.
+        epochs: Epochs in all, 1 or more. Default 20; 12 from a trained `.keras`.
         batch_size: Images per step.
-        learning_rate: Peak learning rate of SGD.
+        learning_rate: Peak learning rate of SGD. Default 0.1; 0.01 from a trained `.keras`.
         momentum: Momentum of SGD, Nesterov's if `nesterov`.
         schedule: `"constant"`, `"cosine"` to zero, or `"plateau"`: a tenth after
             `patience` epochs without a lower application loss.
@@ -44,28 +72,35 @@ class TrainSettings:
         steps_per_execution: Steps per dispatch.
         on_device: Whether the data lie on the device and are augmented there; for accelerators.
         exclude: Names of layers that stay dense, such as a small classifier.
-        decomposition, structure, compression, compression_weight, threshold,
-            retraction_period: As `dprp_tf.factorize`.
-        discarded_energy, start_epoch, stop_epoch, frequency, minimum_rank,
-            minimum_removed: As `dprp_tf.RankPruning`.
+        decomposition, structure, compression, retraction_period: As `dprp_tf.factorize`.
+        compression_weight, threshold: As `dprp_tf.factorize`. Default 0.1 and 0.1; from a trained
+            `.keras` 5 and 0.1.
+        discarded_energy: As `dprp_tf.RankPruning`. Default 0; from a trained `.keras` 0.05, but 0
+            with `milliseconds`, which says itself how much is cut.
+        stop_epoch: As `dprp_tf.RankPruning`. Default: none; from a trained `.keras` two thirds of
+            the epochs, so that the rest recovers what the cuts cost.
+        frequency: As `dprp_tf.RankPruning`. Default 1; from a trained `.keras` 2.
+        start_epoch, minimum_rank, minimum_removed: As `dprp_tf.RankPruning`.
         latency_table: A file that `LatencyTable.save` wrote; the run folder keeps a copy.
         milliseconds: With it, the time the folded model may take, in the table's unit; see
             `dprp_tf.BudgetPruning`.
+
+    A setting of None that has a default by what is trained gets it when the settings are made.
 
     Raises:
         ValueError: If a value is out of range; the messages name it.
 
     Example:
 
-    >>> TrainSettings(model="resnet20", epochs=2).method
-    'dprp'
+    >>> TrainSettings(model="resnet20").learning_rate, TrainSettings(model="a.keras").learning_rate
+    (0.1, 0.01)
     """
 
     model: str = setting("resnet20", "A network of the zoo, or a .keras file.")
     method: str = setting("dprp", "dprp or dense.", choices=("dprp", "dense"))
-    epochs: int = setting(20, "Epochs in all.", minimum=1)
+    epochs: int = _by_model("epochs", "Epochs in all.", minimum=1)
     batch_size: int = setting(128, "Images per step.", minimum=1)
-    learning_rate: float = setting(0.1, "Peak learning rate of SGD.", minimum=0)
+    learning_rate: float = _by_model("learning_rate", "Peak learning rate of SGD.", minimum=0)
     momentum: float = setting(0.9, "Momentum of SGD.", minimum=0)
     nesterov: bool = setting(False, "Whether the momentum is Nesterov's.")
     schedule: str = setting(
@@ -91,19 +126,22 @@ class TrainSettings:
         "Pressure on the singular values: tail, l1, l2, funnel, nuclear_norm, elastic_net, "
         "schatten_norm, logarithm, log_nuclear_norm, geman, laplace or none.",
     )
-    compression_weight: float = setting(0.1, "lambda of Eq. 12.", minimum=0)
-    threshold: float = setting(0.1, "epsilon, between 0 and 1.", above=0, below=1)
+    compression_weight: float = _by_model("compression_weight", "lambda of Eq. 12.", minimum=0)
+    threshold: float = _by_model("threshold", "epsilon, between 0 and 1.", above=0, below=1)
     retraction_period: int | None = setting(
         None, "Steps between retractions.", minimum=1, none_means="1; for wide layers 10"
     )
-    discarded_energy: float = setting(
-        0.0, "Share of energy cut besides; for channel and separable.", minimum=0
+    discarded_energy: float = _by_model(
+        "discarded_energy", "Share of a layer's energy that a shrink cuts besides.", minimum=0
     )
     start_epoch: int = setting(0, "First epoch that may shrink.", minimum=0)
     stop_epoch: int | None = setting(
-        None, "First epoch that no longer shrinks.", minimum=1, none_means="none"
+        None,
+        "First epoch that no longer shrinks.",
+        minimum=1,
+        none_means="none; from a trained .keras two thirds of the epochs",
     )
-    frequency: int = setting(1, "Epochs between shrinks.", minimum=1)
+    frequency: int = _by_model("frequency", "Epochs between shrinks.", minimum=1)
     minimum_rank: int = setting(1, "Rank no layer falls below.", minimum=1)
     minimum_removed: int = setting(1, "Values that justify a shrink.", minimum=1)
     latency_table: str | None = setting(None, "What `dprp latency` wrote; with --milliseconds.")
@@ -111,8 +149,20 @@ class TrainSettings:
         None, "What the folded model may take, in the unit of --latency-table.", above=0
     )
 
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the weights of a `.keras` file are the start."""
+        return self.model.endswith(".keras")
+
     def __post_init__(self) -> None:
+        for name, value in (TRAINED if self.starts_trained else FROM_SCRATCH).items():
+            if name == "discarded_energy" and self.milliseconds is not None:
+                value = 0.0
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         check_settings(self)
+        if self.stop_epoch is None and self.starts_trained:
+            object.__setattr__(self, "stop_epoch", stop_by_default(self.epochs, self.start_epoch))
         if (self.latency_table is None) != (self.milliseconds is None):
             raise ValueError(
                 "`latency_table` and `milliseconds` must be given together. Received: "
@@ -129,6 +179,24 @@ class TrainSettings:
                 f"Received: decomposition={self.decomposition!r}; choose Tucker's ranks for a "
                 "trained model, with dprp_tf.select_ranks."
             )
+
+
+def stop_by_default(epochs: int, start_epoch: int) -> int:
+    """Return the epoch in which a trained model's ranks no longer fall, where none is given.
+
+    Args:
+        epochs: Epochs in all.
+        start_epoch: First epoch that may shrink.
+
+    Returns:
+        Two thirds of the way from `start_epoch` to `epochs`, rounded up; above `start_epoch`.
+
+    Example:
+
+    >>> stop_by_default(12, 0), stop_by_default(1, 0)
+    (8, 1)
+    """
+    return start_epoch + max(1, math.ceil((epochs - start_epoch) * 2 / 3))
 
 
 @dataclass(frozen=True)

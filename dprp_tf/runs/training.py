@@ -14,6 +14,7 @@ import keras
 from dprp_tf import zoo
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.costs.budget import Budget
+from dprp_tf.costs.compiled_loss import is_categorical
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.data import Dataset, batches, evaluation_batches, reading_errors
 from dprp_tf.files.atomic import remove_leftovers, write_json
@@ -22,13 +23,14 @@ from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.runs.checkpoints import Recorder, check_config, load_checkpoint, read_state
 from dprp_tf.runs.excluded_layers import all_but
 from dprp_tf.runs.first_look import first_look
+from dprp_tf.runs.ownership import TRAINING, require_own
 from dprp_tf.runs.results import FOLDED, LOOK, RESULTS, TABLE
 from dprp_tf.runs.schedules import Plateau, schedule
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.training.budget_pruning import BudgetPruning
 from dprp_tf.training.distribution import Distribution
 from dprp_tf.training.divergence import DivergenceGuard
-from dprp_tf.training.fine_tuning import classification_loss
+from dprp_tf.training.fine_tuning import FineTuning, classification_loss
 from dprp_tf.training.on_device import fit_on_device
 from dprp_tf.training.rank_history import RankHistory
 from dprp_tf.training.rank_pruning import RankPruning
@@ -90,7 +92,8 @@ def train(
         The trained model, on one device; its history is in `history.json`.
 
     Raises:
-        ValueError: If the folder holds a run with other settings, or its files are unusable.
+        ValueError: If the folder holds a run with other settings or what is no run, the model to
+            start from is the run's own, or its files are unusable.
         RuntimeError: If another process is training in the folder; `WorkerLostError` if another
             worker has stopped.
 
@@ -102,11 +105,19 @@ def train(
     place = Distribution() if distribution is None else distribution
     if place.replicas > 1:
         _require_shareable(place, settings, dataset)
-    with place.watch(), place.run_folder(folder, fresh=fresh) as own, run_lock(own):
-        remove_leftovers(own)
-        with place.running():
-            model = _train(own, settings, dataset, callbacks, verbose, fresh, place)
-        return model if place.strategy is None else load_model(own / _MODEL)
+    start = Path(settings.model).resolve()
+    if start in {Path(folder, name).resolve() for name in TRAINING.held(Path(folder))}:
+        raise ValueError(
+            "`model` must not be a file that the run in `folder` replaces. Received: "
+            f"model={settings.model!r}, folder={str(folder)!r}; choose another folder."
+        )
+    with place.watch(), place.run_folder(folder, fresh=fresh) as own:
+        require_own(own, TRAINING)
+        with run_lock(own):
+            remove_leftovers(own)
+            with place.running():
+                model = _train(own, settings, dataset, callbacks, verbose, fresh, place)
+            return model if place.strategy is None else load_model(own / _MODEL)
 
 
 def _train(
@@ -124,14 +135,6 @@ def _train(
     if resumed:
         check_config(folder / "config.json", config)
     table = _latency_table(folder / TABLE, settings, resumed)
-    if not resumed:
-        for stale in (state_path, history_path, folder / "ranks.json", folder / "config.json"):
-            stale.unlink(missing_ok=True)
-        (folder / LOOK).unlink(missing_ok=True)
-        if settings.model.endswith(".keras"):
-            look = first_look(load_model(settings.model), dataset)
-            look.warn()
-            write_json(folder / LOOK, look.as_dict())
     keras.utils.set_random_seed(settings.seed)
     state: dict[str, Any] = {"epoch": 0, "history": [], "plateau": None, "seeds": None}
     if resumed:
@@ -148,7 +151,16 @@ def _train(
     else:
         with place.scope():
             model = _new_model(settings, dataset)
+        # Only now: a model that can't be made takes no earlier run with it.
+        for stale in (state_path, history_path, folder / "ranks.json", folder / LOOK):
+            stale.unlink(missing_ok=True)
+        if settings.starts_trained:
+            look = first_look(load_model(settings.model), dataset)
+            look.warn()
+            write_json(folder / LOOK, look.as_dict())
     write_json(folder / "config.json", config)
+    if table is not None:
+        table.save(folder / TABLE)
     # A run that is made longer: what it ended with before is not what it ends with now.
     for name in (_MODEL, FOLDED, RESULTS):
         (folder / name).unlink(missing_ok=True)
@@ -268,7 +280,7 @@ def _fit_from_host(
 
 
 def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
-    if settings.model.endswith(".keras"):
+    if settings.starts_trained:
         model = load_model(settings.model)
     else:
         takes_shortcut = zoo.accepts(settings.model, "shortcut")
@@ -281,7 +293,7 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
             preprocess=(dataset.mean, dataset.std),
             **options,
         )
-    loss: Any = classification_loss(model, dataset.y_train)
+    loss = _loss(model, dataset)
     metrics: list[Any] = ["accuracy"]
     if settings.method == "dprp":
         model = factorize(
@@ -306,12 +318,20 @@ def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
     return model
 
 
+def _loss(model: keras.Model, dataset: Dataset) -> keras.losses.SparseCategoricalCrossentropy:
+    """The cross-entropy the model was compiled with; else from logits or not, as it ends."""
+    found = FineTuning().for_model(model, dataset.y_train).loss
+    if isinstance(found, keras.losses.SparseCategoricalCrossentropy):
+        return found
+    if is_categorical(found):  # by its name, which takes probabilities
+        return keras.losses.SparseCategoricalCrossentropy()
+    return classification_loss(model, dataset.y_train)
+
+
 def _latency_table(own: Path, settings: TrainSettings, resumed: bool) -> LatencyTable | None:
     """The run's own copy if it goes on: a table measured anew must not change a run."""
     if settings.latency_table is None:
         return None
     if resumed and own.exists():
         return LatencyTable.load(own)
-    table = LatencyTable.load(settings.latency_table)
-    table.save(own)
-    return table
+    return LatencyTable.load(settings.latency_table)

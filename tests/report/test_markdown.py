@@ -34,3 +34,8 @@ def test_markdown_escapes_what_would_break_a_table() -> None:
     results["models"][0]["label"] = "a|b\n<script>*x*"
     row = next(line for line in results_markdown(results).splitlines() if "script" in line)
     assert row.startswith("| a\\|b &lt;script&gt;\\*x\\* | 98.61 % |")
+
+
+def test_markdown_shows_notes_last() -> None:
+    text = results_markdown({**make_results(), "notes": ["Nothing was *cut*."]})
+    assert text.endswith("|\n\nNothing was \\*cut\\*.\n")

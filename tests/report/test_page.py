@@ -160,9 +160,24 @@ def test_a_missed_goal_is_amber_and_names_the_check(tmp_path: Path) -> None:
     assert "Faster failed" in page.text
 
 
+def test_without_a_verdict_the_figures_and_notes_stand_alone(tmp_path: Path) -> None:
+    results = make_results()
+    del results["headline"]
+    notes = ["Nothing was cut.", "No file was timed: dprp bench <folder>"]
+    page = report_of(tmp_path, results={**results, "notes": notes})
+    assert "verdict" not in page.find("section")[0].get("class", "")
+    assert "No verdict" not in page.text
+    assert page.find("section")[0]["aria-label"] == "Result"
+    assert len(page.find("dl", class_="tiles")) == 1
+    assert page.text.index("Nothing was cut.") < page.text.index("Skipped layers")
+    assert "No file was timed: dprp bench <folder>" in page.text
+    with pytest.raises(ValueError, match="`notes` must be a list of texts"):
+        report_of(tmp_path / "bad", results={**results, "notes": [3]})
+
+
 def test_everything_optional_can_be_absent(tmp_path: Path) -> None:
     page = report_of(tmp_path, results={})
-    assert page.find("section")[0]["class"] == "verdict unknown"
+    assert page.find("section") == []
     assert page.tables == {}
     assert page.find("img") == []
     assert page.title == "DPRP run · report"

@@ -69,3 +69,8 @@ def test_markup_in_names_is_printed_as_it_is() -> None:
 def test_an_empty_run_prints_nothing_and_does_not_fail() -> None:
     assert printed({}).strip() == ""
     assert results_markdown({}) == "\n"
+
+
+def test_the_terminal_shows_notes_last() -> None:
+    text = printed({**make_results(), "notes": ["Nothing was [red]cut[/red]."]})
+    assert text.rstrip().endswith("Nothing was [red]cut[/red].")

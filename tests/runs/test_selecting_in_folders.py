@@ -445,22 +445,19 @@ def test_what_a_search_fine_tuned_is_not_fine_tuned_again(
     assert found["accuracy"]["cut"] != found["accuracy"]["tuned"]
 
 
-def test_fresh_takes_nothing_from_a_training(
+def test_fresh_discards_what_an_earlier_selection_left(
     dense: keras.Model, digits: Dataset, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text('{"settings": {"decomposition": "spatial"}}')
-    (tmp_path / "model.keras").write_bytes(b"trained for a week")
+    (tmp_path / "config.json").write_text('{"budget": {"macs": 0.5}, "decomposition": "tucker"}')
+    (tmp_path / "selection.json").write_text("{}")
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
     settings = SelectionSettings(method="energy", budget=dprp.Budget(parameters=0.01))
-    for fresh in (False, True):
-        with pytest.raises(ValueError, match="`folder` must"):
-            select_in_folder(tmp_path, dense, digits, settings, fresh=fresh)
-    assert (tmp_path / "model.keras").read_bytes() == b"trained for a week"
-    folder = tmp_path / "ranks"
-    folder.mkdir()
-    (folder / "selection.json").write_text("{}")
+    with pytest.raises(ValueError, match="`folder` must hold a selection with the same settings"):
+        select_in_folder(tmp_path, dense, digits, settings)
     with pytest.raises(ValueError, match="`parameters` must be at least"):
-        select_in_folder(folder, dense, digits, settings, fresh=True)
-    assert not (folder / "selection.json").exists()
+        select_in_folder(tmp_path, dense, digits, settings, fresh=True)
+    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"notes.txt"}
 
 
 def test_images_on_disk_are_not_read_to_hold_some_out(tmp_path: Path) -> None:

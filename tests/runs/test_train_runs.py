@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -244,6 +245,59 @@ def test_other_data_is_refused(
     )
     with pytest.raises(ValueError, match=r"`folder` holds a run with other settings.*data"):
         train(_copy(whole, tmp_path), settings, other)
+
+
+# --- the loss ----------------------------------------------------------------------------------
+
+ENDS: dict[str, Callable[[Any], Any]] = {
+    "logits": lambda x: layers.Dense(10)(x),
+    "softmax": lambda x: layers.Dense(10, activation="softmax")(x),
+    "a softmax layer": lambda x: layers.Softmax()(layers.Dense(10)(x)),
+    # Numbers of a softmax whose last layer does not tell.
+    "a layer of its own": lambda x: layers.Identity()(layers.Dense(10, activation="softmax")(x)),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "end", "compiled", "logits"),
+    [
+        ("dense", "softmax", None, False),
+        ("dprp", "a softmax layer", None, False),
+        ("dense", "a layer of its own", "sparse_categorical_crossentropy", False),
+        ("dense", "softmax", "categorical_crossentropy", False),
+        ("dense", "logits", "mse", True),
+    ],
+)
+def test_the_loss_is_the_models(
+    method: str, end: str, compiled: Any, logits: bool, digits: Dataset, tmp_path: Path
+) -> None:
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input(digits.image_shape)
+    outputs = ENDS[end](layers.Flatten()(layers.Rescaling(1 / 16.0)(inputs)))
+    model = keras.Model(inputs, outputs)
+    if compiled is not None:
+        model.compile("adam", compiled)
+    model.save(tmp_path / "start.keras")
+    told = model.predict(digits.x_test.astype("float32"), verbose=0).astype(np.float64)
+    if logits:
+        told = np.exp(told - told.max(axis=1, keepdims=True))
+        told /= told.sum(axis=1, keepdims=True)
+    expected = -np.mean(np.log(told[np.arange(len(told)), digits.y_test]))
+    settings = TrainSettings(
+        model=str(tmp_path / "start.keras"),
+        method=method,
+        epochs=1,
+        batch_size=48,
+        learning_rate=0.0,
+        compression=None,
+        threshold=1e-6,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*from_logits.*")
+        trained = train(tmp_path / "run", settings, digits)
+    (row,) = json.loads((tmp_path / "run" / "history.json").read_text())["runs"][method]
+    assert row["val_app_loss"] == pytest.approx(expected, rel=1e-4)
+    assert trained.loss.get_config()["from_logits"] is logits
 
 
 def _truncate(path: Path) -> None:

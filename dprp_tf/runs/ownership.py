@@ -1,0 +1,122 @@
+"""Whose folder it is: no command writes over what another one, or a person, has put there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dprp_tf.files.atomic import read_json
+
+__all__ = ["DEMO", "REPRODUCTION", "SELECTION", "TRAINING", "Owner", "require_own"]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a command keeps in its folder.
+
+    Attributes:
+        what: What the folder holds then, such as "a training run".
+        mark: The file that says so, written before any other.
+        keys: Entries of that file which no other owner's has.
+        writes: What the command writes over or removes there, as patterns.
+    """
+
+    what: str
+    mark: str
+    keys: tuple[str, ...]
+    writes: tuple[str, ...]
+
+    def owns(self, folder: Path) -> bool:
+        """Say whether the folder has the mark."""
+        try:
+            found = read_json(folder / self.mark)
+        except (OSError, ValueError):
+            return False
+        return isinstance(found, dict) and set(self.keys) <= set(found)
+
+    def held(self, folder: Path) -> list[str]:
+        """Return what the folder holds of what the owner writes, the mark's file among it."""
+        found = (path for entry in (self.mark, *self.writes) for path in folder.glob(entry))
+        return sorted({path.relative_to(folder).as_posix() for path in found})
+
+
+_REPORT = ("report.html", "plots/*.png")
+_FILES = ("tflite", "onnx")
+_CHECKPOINTS = "checkpoint-[0-9][0-9][0-9][0-9]*.keras"
+
+TRAINING = Owner(
+    "a training run",
+    "config.json",
+    ("settings", "data"),
+    (
+        *("state.json", "history.json", "ranks.json", "results.json", "run_latency.json"),
+        *("first_look.json",),
+        *("model.keras", "folded.keras", _CHECKPOINTS, *_REPORT),
+    ),
+)
+SELECTION = Owner(
+    "a selection",
+    "config.json",
+    ("budget", "decomposition"),
+    (
+        *("candidates.jsonl", "bsr.json", "rank_plan.json", "rank_plan.png", "selection.json"),
+        *("latency.json", "cut.keras", "model.keras", "regularized", "tuned", "similarity"),
+        *(f"{model}_*.{kind}" for model in ("dense", "cut", "tuned") for kind in _FILES),
+        *_REPORT,
+    ),
+)
+DEMO = Owner(
+    "a demo",
+    "config.json",
+    ("demo",),
+    (
+        *("history.json", "ranks.json", "results.json", "plan.json", "plans/*.json"),
+        *("dense_*.tflite", "dense_*.onnx", "dprp_*.tflite", "dprp_*.onnx", *_REPORT),
+    ),
+)
+REPRODUCTION = Owner(
+    "results of a row",
+    "result.json",
+    ("row", "paper"),
+    ("history.json", "ranks.json", "plots/*.png"),
+)
+_OWNERS = (TRAINING, SELECTION, DEMO, REPRODUCTION)
+
+
+def require_own(folder: str | os.PathLike[str], owner: Owner) -> None:
+    """Refuse a folder in which a command would write over what is not its own.
+
+    Args:
+        folder: The folder; it may be missing.
+        owner: Who is to write there.
+
+    Raises:
+        ValueError: If the folder lacks the owner's mark, and holds the mark's file or one that
+            the owner would write; the message names them, and whose they are.
+
+    Example:
+
+    >>> import tempfile
+    >>> place = Path(tempfile.mkdtemp())
+    >>> require_own(place, TRAINING)
+    >>> _ = (place / "model.keras").write_bytes(b"someone's")
+    >>> try:
+    ...     require_own(place, TRAINING)
+    ... except ValueError as error:
+    ...     print(str(error).replace(str(place), "runs/mine"))
+    `folder` must be new or hold a training run. Received: runs/mine, which holds files of \
+another origin: model.keras; give another folder, or move them away.
+    """
+    place = Path(folder)
+    if owner.owns(place):
+        return
+    held = owner.held(place)
+    if not held:
+        return
+    others = [other.what for other in _OWNERS if other.owns(place)]
+    raise ValueError(
+        f"`folder` must be new or hold {owner.what}. Received: {place}, which holds "
+        f"{others[0] if others else 'files of another origin'}: {', '.join(held)}; give another "
+        "folder, or move them away."
+    )
