@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dprp_tf.cli.main import app
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -25,6 +30,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert code.count("epochs=30") == 2
     assert code.count("plan_fold(lowrank, target=target)") == 1
     assert code.count("measure_latency(lowrank, target=target)") == 1
+    assert code.count("measure_latency(lowrank, **place)") == 1
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (320, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, (320, 1))
@@ -41,6 +47,9 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             "measure_latency(lowrank, target=target, rounds=3, ranks=(2,))",
         ),
         ("stop_epoch=24", "stop_epoch=1"),
+        ("FineTuning(epochs=20)", "FineTuning(epochs=1)"),
+        ("measure_latency(lowrank, **place)", "measure_latency(lowrank, **place, rounds=3)"),
+        ("Budget(time=0.5)", "Budget(time=0.98, tolerance=1)"),
         # So few timings may come out with rank 1 at more than the printed share of dense.
         ("0.6 * table.dense", "0.98 * table.dense"),
     ):
@@ -51,5 +60,54 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     small = names["small"]
     assert isinstance(small, keras.Model)
     assert {type(layer).__module__.split(".")[0] for layer in small.layers} == {"keras"}
+    assert (tmp_path / "tuned.tflite").stat().st_size < (tmp_path / "dense.tflite").stat().st_size
     assert (tmp_path / "small.tflite").stat().st_size > 100_000
     assert (tmp_path / "small.onnx").stat().st_size > 100_000
+
+
+@pytest.mark.slow
+def test_the_commands_for_a_trained_model_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = README.read_text(encoding="utf-8")
+    section = text[text.index("## From a trained model") :]
+    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    commands = [shlex.split(line, comments=True) for line in block[1].splitlines()]
+    assert [words[:2] for words in commands] == [
+        ["dprp", "mine.keras"],
+        ["dprp", "select"],
+        ["dprp", "report"],
+    ]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DPRP_TF_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for split, images in (("train", 150), ("test", 30)):
+        for label in range(4):
+            place = tmp_path / "photos" / split / f"class{label}"
+            place.mkdir(parents=True)
+            for number in range(images):
+                pixels = rng.integers(0, 100, (32, 32, 3), dtype=np.uint8)
+                pixels[8 * label : 8 * label + 8] += 100
+                Image.fromarray(pixels).save(place / f"{number}.png")
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    for filters in (32, 64, 64):
+        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+        x = keras.layers.MaxPooling2D()(x)
+    outputs = keras.layers.Dense(4, activation="softmax")(keras.layers.Flatten()(x))
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    data = keras.utils.image_dataset_from_directory(
+        "photos/train", image_size=(32, 32), seed=0, verbose=False
+    )
+    model.fit(data, epochs=2, verbose=0)
+    model.save("mine.keras")
+    for words in commands:
+        quick = ["1" if word == "20" else "0.8" if word == "0.5" else word for word in words[1:]]
+        result = CliRunner().invoke(app, quick)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "runs/mine/tuned_int8.tflite").exists()
+    page = (tmp_path / "runs/mine/report.html").read_text(encoding="utf-8")
+    assert "tuned_int8.tflite" in page
