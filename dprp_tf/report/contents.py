@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,20 @@ from dprp_tf.report.figures.gallery import run_figures
 from dprp_tf.report.formatting import DASH, TIMES, clean_name, count_text, number
 from dprp_tf.report.loading import RunData, mapping, records, texts
 from dprp_tf.report.pictures import png_bytes
+from dprp_tf.report.selection import selection_results
 from dprp_tf.report.tables.benchmarks import bench_table, run_label
 from dprp_tf.report.tables.cells import Cell, Table
 from dprp_tf.report.tables.files import files_by_format, files_table
 from dprp_tf.report.tables.fold_plan import plan_figures, plan_notes, plan_table
 from dprp_tf.report.tables.layers import layers_table, skipped_layers_table
 from dprp_tf.report.tables.measured_forms import measured_forms_table
-from dprp_tf.report.tables.models import baseline_first, models_table
+from dprp_tf.report.tables.models import BASELINE, baseline_first, models_table
 from dprp_tf.report.tables.quantization import quantization_table
+from dprp_tf.report.tables.rank_plan import (
+    rank_plan_about,
+    rank_plan_figures,
+    rank_plan_table,
+)
 from dprp_tf.report.tables.scores import bench_score, score_title
 from dprp_tf.report.tables.timing import timing_table
 from dprp_tf.report.verdict import Verdict, verdict
@@ -35,6 +41,10 @@ __all__ = ["PageContents", "Picture", "Section", "page_contents"]
 _MODELS_NOTE = (
     "Parameters and MACs are those of the folded network that is exported; the small figures "
     "are the change from the first row."
+)
+
+_RANK_PLAN_NOTE = (
+    "Weights are those of the kernels as cut; the energy lost is the share that the cut takes."
 )
 
 
@@ -135,6 +145,8 @@ def page_contents(run: RunData) -> PageContents:
     'Digits'
     """
     results = run.results or {}
+    if run.results is None and run.selection is not None:
+        results = selection_results(run.selection, run.rank_plan or {})
     untitled = "DPRP measurements" if run.results is None else "DPRP run"
     data = mapping(results, "data")
     created = str(results.get("created") or "")
@@ -143,6 +155,7 @@ def page_contents(run: RunData) -> PageContents:
         Section("data", "Data", warnings=tuple(data_warnings(results))),
         _tables("models", "Models", (models_table(results), _MODELS_NOTE)),
         _tables("files", "Files", _with_note(files_table(results))),
+        _rank_plan(run),
         _quantization(run),
         _benchmarks(run.bench or {}),
         _fold_plan(run.plan or {}),
@@ -190,18 +203,20 @@ def _moment(created: str) -> str:
 
 
 def _headline(results: Mapping[str, Any]) -> tuple[tuple[str, Cell], ...]:
-    """The DPRP model's main figures, each with its change, where a dense one is beside it."""
+    """The main figures of what came out, each with its change, where a dense one is beside it."""
     figures: list[tuple[str, Cell]] = []
     models = [model.get("name") for model in baseline_first(records(results, "models"), "name")]
-    if {"dense", "dprp"} <= set(models):
-        cells = _cells(models_table(results), models.index("dprp"))
+    row = _outcome(models)
+    if row is not None:
+        cells = _cells(models_table(results), row)
         titles = ("Accuracy", "Parameters", "MACs")
         figures += [(title, cells[title]) for title in titles if title in cells]
     for format_name, files in files_by_format(results).items():
         held = [file.get("model") for file in files]
-        if {"dense", "dprp"} <= set(held):
+        row = _outcome(held)
+        if row is not None:
             # The first format of the run stands for all; the table below has the others.
-            cells = _cells(files_table({**results, "files": files}), held.index("dprp"))
+            cells = _cells(files_table({**results, "files": files}), row)
             figures += [
                 (f"{title.split()[0]}, {format_name}", cells[title])
                 for title in ("Size", "Latency ratio")
@@ -209,6 +224,13 @@ def _headline(results: Mapping[str, Any]) -> tuple[tuple[str, Cell], ...]:
             ]
             break
     return tuple(figures)
+
+
+def _outcome(names: Sequence[Any]) -> int | None:
+    """The place of what came out beside a dense one: DPRP, else the last in order."""
+    if names[:1] != [BASELINE] or len(names) < 2:
+        return None
+    return names.index("dprp") if "dprp" in names else len(names) - 1
 
 
 def _cells(table: Table, row: int) -> dict[str, Cell]:
@@ -225,6 +247,20 @@ def _tables(key: str, title: str, *tables: tuple[Table, str], **parts: Any) -> S
 def _with_note(table: Table, before: str = "", after: str = "") -> tuple[Table, str]:
     """Put below a table what is to be known of its columns, and what of this run."""
     return table, " ".join(part for part in (before, table.note, after) if part)
+
+
+def _rank_plan(run: RunData) -> Section:
+    plan = run.rank_plan
+    if not plan:
+        return Section("rank-plan", "Rank plan")
+    looked = f"{count_text(run.candidates)} candidates evaluated" if run.candidates else ""
+    return _tables(
+        "rank-plan",
+        "Rank plan",
+        (rank_plan_table(plan), _RANK_PLAN_NOTE),
+        about=" · ".join(part for part in (rank_plan_about(plan), looked) if part),
+        figures=tuple(rank_plan_figures(plan)),
+    )
 
 
 def _quantization(run: RunData) -> Section:
@@ -284,6 +320,8 @@ def _setting(value: Any) -> str:
         return "yes" if value else "no"
     if value is None:
         return DASH
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_setting(part)}" for name, part in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

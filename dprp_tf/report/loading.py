@@ -25,6 +25,9 @@ class RunData:
         bench: Content of `bench.json`, which `dprp bench --output` writes, or `None`.
         plan: Content of `plan.json`, a fold plan, or `None`.
         quantization: Content of `quantization.json`, a list of rows, or `None`.
+        selection: Content of `selection.json`, which `dprp select` writes, or `None`.
+        rank_plan: Content of `rank_plan.json`, the ranks it chose, or `None`.
+        candidates: How many candidates its log holds; `None` without one.
 
     Example:
 
@@ -39,13 +42,16 @@ class RunData:
     bench: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
     quantization: list[dict[str, Any]] | None = None
+    selection: dict[str, Any] | None = None
+    rank_plan: dict[str, Any] | None = None
+    candidates: int | None = None
 
 
 def load_run(run_folder: str | os.PathLike[str]) -> RunData:
     """Read every JSON file of a run folder that a report can show.
 
     Args:
-        run_folder: Folder that a training run, the demo or a benchmark wrote.
+        run_folder: Folder that a training run, a selection, the demo or a benchmark wrote.
 
     Returns:
         The contents; `None` for each file that is not there.
@@ -70,17 +76,20 @@ def load_run(run_folder: str | os.PathLike[str]) -> RunData:
             f"`run_folder` must be a folder that a run wrote. Received: run_folder={folder}, "
             f"{what}. Run `dprp demo` or `dprp train` first, or give the folder it named."
         )
-    names = ("ranks", "history", "results", "bench", "plan")
+    names = ("ranks", "history", "results", "bench", "plan", "selection", "rank_plan")
     parts = {name: _read_object(folder / f"{name}.json") for name in names}
     quantization = _read_rows(folder / "quantization.json")
     if quantization is None and all(part is None for part in parts.values()):
         raise FileNotFoundError(
-            "`run_folder` must hold ranks.json, history.json or results.json, or at least "
-            f"bench.json, plan.json or quantization.json. Received: run_folder={folder}, which "
-            "holds none of them. Give the folder that `dprp demo` or `dprp train` named at its "
-            "end, or the one given to `dprp bench --output`."
+            "`run_folder` must hold ranks.json, history.json, results.json or selection.json, or "
+            "at least bench.json, plan.json, rank_plan.json or quantization.json. Received: "
+            f"run_folder={folder}, which holds none of them. Give the folder that `dprp demo`, "
+            "`dprp train` or `dprp select` wrote, or the one given to `dprp bench --output`."
         )
-    return RunData(folder, **parts, quantization=quantization)
+    log = folder / "candidates.jsonl"
+    # The first line is a heading, and one torn by a crash has no end.
+    candidates = max(0, log.read_bytes().count(b"\n") - 1) if log.exists() else None
+    return RunData(folder, **parts, quantization=quantization, candidates=candidates)
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:

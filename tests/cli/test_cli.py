@@ -68,8 +68,10 @@ def test_train_goes_on_where_it_was(run: Path) -> None:
     after = json.loads((run / "history.json").read_text())["runs"]["dprp"]
     assert after[:2] == before
     assert [entry["epoch"] for entry in after] == [1, 2, 3]
-    trained, folded = results["models"]
-    assert trained["accuracy"] == pytest.approx(folded["accuracy"], abs=0.003)
+    dense, folded = results["models"]
+    assert folded["accuracy"] == pytest.approx(after[-1]["val_accuracy"], abs=0.003)
+    assert folded["parameters"] < dense["parameters"]
+    assert results["ranks"]["after"] == after[-1]["total_rank"] < results["ranks"]["before"]
 
 
 @pytest.fixture(scope="module")

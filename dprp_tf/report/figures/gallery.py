@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.figures.benchmarks import describe_bench, plot_bench
 from dprp_tf.report.figures.cost_by_epoch import describe_cost_by_epoch, plot_cost_by_epoch
+from dprp_tf.report.figures.rank_plan import describe_rank_plan, draw_rank_plan
 from dprp_tf.report.figures.ranks_by_layer import describe_ranks_by_layer, plot_ranks_by_layer
 from dprp_tf.report.figures.singular_values import describe_singular_values, plot_singular_values
 from dprp_tf.report.figures.tradeoff import describe_tradeoff, plot_tradeoff
@@ -58,6 +59,14 @@ GALLERY = (
         "to the left is better.",
         plot_tradeoff,
         describe_tradeoff,
+    ),
+    RunFigure(
+        "rank_plan",
+        "rank_plan",
+        "Chosen ranks",
+        "Each layer's rank as a share of its full rank, and its weights dense and as chosen.",
+        draw_rank_plan,
+        describe_rank_plan,
     ),
     RunFigure(
         "bench",

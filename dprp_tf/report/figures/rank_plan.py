@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dprp_tf.costs.budget import bounds_text
+from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.report.axes import percent_ticks, short_count_ticks, style_axes, title_legend
 from dprp_tf.report.errors import NothingToPlotError
-from dprp_tf.report.formatting import clean_name
+from dprp_tf.report.formatting import clean_name, count_text
 from dprp_tf.report.pictures import save_picture
 from dprp_tf.report.theme import FONT_SIZE, Theme, new_figure, theme_named
 
 if TYPE_CHECKING:
-    # For types alone: a report needs no Keras.
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 
-__all__ = ["plot_rank_plan", "save_rank_plan_plot"]
+__all__ = ["describe_rank_plan", "draw_rank_plan", "plot_rank_plan", "save_rank_plan_plot"]
 
 _NAME_LIMIT = 30
 _TALLEST = 40.0
@@ -90,6 +90,37 @@ def save_rank_plan_plot(plan: RankPlan, path: str | os.PathLike[str]) -> Path:
         The path.
     """
     return save_picture(plot_rank_plan(plan), path)
+
+
+def draw_rank_plan(values: Mapping[str, Any], theme: str = "light") -> Figure:
+    """Draw a plan from the content of its file, as `plot_rank_plan` does.
+
+    Args:
+        values: Content of `rank_plan.json`.
+        theme: `"light"` or `"dark"`. Defaults to `"light"`.
+
+    Raises:
+        NothingToPlotError: If the plan has no layers.
+        ValueError: If it isn't a rank plan, or `theme` is unknown.
+    """
+    return plot_rank_plan(RankPlan.from_dict(values), theme)
+
+
+def describe_rank_plan(values: Mapping[str, Any]) -> str:
+    """Say in words what the picture of a plan shows.
+
+    Args:
+        values: Content of `rank_plan.json`.
+    """
+    plan = RankPlan.from_dict(values)
+    dense, chosen = (
+        sum(getattr(row, name) for row in plan.layers)
+        for name in ("dense_parameters", "parameters")
+    )
+    return (
+        f"{len(plan.ranks)} of {len(plan.layers)} layers are cut; kernel weights from "
+        f"{count_text(dense)} to {count_text(chosen)}."
+    )
 
 
 def _draw_shares(axes: Axes, place: int, row: PlannedRanks, colours: Theme) -> None:

@@ -1,0 +1,109 @@
+"""The page of a selection's folder, read back; inputs are synthetic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_reader import Page
+
+from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
+from dprp_tf.report import save_plots, write_report
+
+PLAN = RankPlan(
+    method="activation",
+    decomposition="channel",
+    truncation="output",
+    budget={"parameters": 0.4, "macs": 0.6, "tolerance": 0.01},
+    layers=(
+        PlannedRanks("<b>first</b>", "channel", (3, 3, 4, 8), (8,), (2,), 0.125, 88, 288),
+        PlannedRanks("kept", "channel", (1, 1, 8, 8), (8,), None, 0.0, 64, 64),
+    ),
+    cost={"parameters": 160.0, "macs": 4000.0, "milliseconds": 0.25},
+    dense={"parameters": 400.0, "macs": 8000.0, "milliseconds": 1.0},
+)
+SELECTION: dict[str, Any] = {
+    "settings": {"budget": {"parameters": 0.4, "macs": 0.6}, "method": "activation", "seed": 0},
+    "data": {"name": "garments", "classes": 10, "train": 3000, "test": 4000},
+    "shares": PLAN.shares,
+    "accuracy": {"dense": 0.8, "cut": 0.7, "tuned": 0.79},
+}
+
+
+def _write(folder: Path, **parts: Any) -> Path:
+    folder.mkdir()
+    for name, value in parts.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return folder
+
+
+def _page(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def test_the_page_has_accuracies_costs_plan_and_picture(tmp_path: Path) -> None:
+    folder = _write(tmp_path / "run", selection=SELECTION, rank_plan=PLAN.as_dict())
+    (folder / "candidates.jsonl").write_text("heading\nfirst\nsecond\ntorn")
+    page = _page(folder)
+    assert page.title == "Selected ranks on garments · report"
+    assert page.tables["Models"] == [
+        ["Model", "Accuracy", "Parameters", "MACs"],
+        ["Dense", "80.00 %", "400", "8,000"],
+        [
+            "Cut, not fine-tuned",
+            "70.00 % / \u221210.00 pt",
+            "160 / \u221260 %",
+            "4,000 / \u221250 %",
+        ],
+        ["Cut and fine-tuned", "79.00 % / \u22121.00 pt", "160 / \u221260 %", "4,000 / \u221250 %"],
+    ]
+    assert page.tables["Rank plan"] == [
+        [
+            *("Layer", "Decomposition", "Rank of full rank", "Energy lost"),
+            *("Dense weights", "Chosen weights"),
+        ],
+        ["<b>first</b>", "channel", "2 of 8", "12.50 %", "288", "88 / \u221269 %"],
+        ["kept", "stays dense", "\u2013", "\u2013", "64", "64 / ±0 %"],
+        ["Together", "352", "152 / \u221257 %"],
+    ]
+    told = "activation · channel · asked: parameters 0.4, macs 0.6 · 2 candidates evaluated"
+    assert told in page.text
+    assert [figure["id"] for figure in page.find("figure")] == ["plot-rank_plan"]
+    (image,) = page.find("img")
+    assert image["alt"] == "1 of 2 layers are cut; kernel weights from 352 to 152."
+    # What came out is shown large: the fine-tuned model, then what the plan predicts.
+    assert len(page.find("dl", class_="tiles")) == 2
+    assert page.text.index("79.00 %") < page.text.index("Cut, not fine-tuned")
+    assert "0.25" in page.text
+    assert "verdict" not in {found.get("class") for found in page.find("section")}
+    assert [path.name for path in save_plots(folder)] == ["rank_plan.png"]
+
+
+def test_files_are_shown_where_there_are_some(tmp_path: Path) -> None:
+    files = [
+        {"model": model, "format": "TFLite int8", "file": f"{model}.tflite", "size_bytes": size}
+        for model, size in (("dense", 300_000), ("tuned", 120_000))
+    ]
+    selection = {**SELECTION, "files": files}
+    page = _page(_write(tmp_path / "run", selection=selection, rank_plan=PLAN.as_dict()))
+    assert page.tables["Files"][1:] == [
+        ["TFLite int8", "Dense / dense.tflite", "300 kB"],
+        ["Cut and fine-tuned / tuned.tflite", "120 kB / \u221260 %"],
+    ]
+    assert "Size, TFLite int8" in page.text
+
+
+def test_what_is_not_there_yet_is_left_out(tmp_path: Path) -> None:
+    page = _page(_write(tmp_path / "searched", rank_plan=PLAN.as_dict()))
+    assert set(page.tables) == {"Rank plan"}
+    page = _page(_write(tmp_path / "without a plan", selection=SELECTION))
+    assert set(page.tables) == {"Models"}
+    assert page.tables["Models"][0] == ["Model", "Accuracy"]
+
+
+def test_a_damaged_plan_is_named(tmp_path: Path) -> None:
+    damaged = {**PLAN.as_dict(), "truncation": "sideways"}
+    with pytest.raises(ValueError, match="A rank plan must have"):
+        write_report(_write(tmp_path / "run", selection=SELECTION, rank_plan=damaged))
