@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from dprp_tf.cli.console import print_json
 from dprp_tf.cli.main import app
 from dprp_tf.cli.options import with_settings
 from dprp_tf.costs.budget import Budget
@@ -147,3 +149,9 @@ def test_errors_name_the_options() -> None:
     result = CliRunner().invoke(app, [*words.split(), "--threshold", "3"])
     assert result.exit_code == 2
     assert result.stderr.startswith("error: `--threshold` must be")
+
+
+def test_json_on_the_command_line_knows_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"val_accuracy": float("nan"), "rank": 3})
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert told == {"val_accuracy": None, "rank": 3}

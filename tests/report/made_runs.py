@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from pathlib import Path
 from typing import Any
+
+from dprp_tf.files.atomic import write_json
 
 
 def make_ranks(layers: int = 7, epochs: int = 20, full_rank: int = 9) -> dict[str, Any]:
@@ -360,5 +361,5 @@ def write_run(folder: Path, **parts: dict[str, Any] | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in parts.items():
         if value is not None:
-            (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+            write_json(folder / f"{name}.json", value)
     return folder

@@ -136,7 +136,7 @@ def test_figures_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
     bench = make_bench()
     bench["runs"][0]["results"][0]["median_ms"] = math.nan
     bench["files"][0]["accuracy"] = math.inf
-    folder = write_run(tmp_path, bench=json.loads(json.dumps(bench)))
+    folder = write_run(tmp_path, bench=bench)
     assert bench_table(load_run(folder).bench or {}).rows[0][2].text == "\u2013"
     write_report(folder)
 

@@ -476,6 +476,7 @@ def test_ssh_device_that_chatters_is_ended_there(server: Server, files: dict[str
     assert not _outlive(server.sessions(), 20), "the device goes on"
 
 
+@pytest.mark.slow
 def test_ssh_device_that_hangs_is_given_up_and_ended_there(
     server: Server, files: dict[str, Path]
 ) -> None:
