@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dprp_tf.costs.rank_space import Ranks
-from dprp_tf.files.atomic import write_text
+from dprp_tf.files.atomic import json_text, write_text
 
 __all__ = ["CandidateLog"]
 
@@ -90,7 +91,7 @@ class CandidateLog:
         if self._path is not None:
             line = {"kind": kind, "ranks": self._vector(ranks), **values}
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json_text(line) + "\n")
 
     def _vector(self, ranks: Mapping[str, Ranks]) -> list[list[int] | None]:
         found = (ranks.get(name) for name in self._layers)
@@ -119,6 +120,8 @@ class CandidateLog:
                 kind, vector = str(values.pop("kind")), values.pop("ranks")
                 if len(vector) != len(self._layers):
                     raise ValueError("ranks of other layers")
+                if "accuracy" in values and values["accuracy"] is None:
+                    values["accuracy"] = -math.inf  # it was not finite, which JSON can't say
             except (ValueError, KeyError, TypeError, AttributeError):
                 break
             self._known[f"{kind} {json.dumps(vector)}"] = values
