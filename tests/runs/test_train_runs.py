@@ -336,6 +336,40 @@ def test_a_state_of_another_form_is_refused(
         train(folder, settings, digits)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, "0.5", [1], True])
+@pytest.mark.parametrize("entry", ["history", "plateau"])
+def test_a_state_with_what_is_no_finite_number_is_refused(
+    broken_off: Path,
+    settings: TrainSettings,
+    digits: Dataset,
+    tmp_path: Path,
+    entry: str,
+    value: Any,
+) -> None:
+    folder = _copy(broken_off, tmp_path)
+    state = json.loads((folder / "state.json").read_text())
+    if entry == "history":
+        state["history"][0]["loss"] = value
+    else:
+        state["plateau"] = {"best": value, "wait": 0.0, "cooldown_counter": 0.0}
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=rf"state\.json, in which {entry} is missing or does not"):
+        train(folder, settings, digits)
+
+
+def test_a_checkpoint_whose_optimizer_is_not_finite_is_refused(
+    broken_off: Path, settings: TrainSettings, digits: Dataset, tmp_path: Path
+) -> None:
+    folder = _copy(broken_off, tmp_path)
+    path = next(folder.glob("checkpoint-*"))
+    model = keras.saving.load_model(path)
+    slot = next(v for v in model.optimizer.variables if "momentum" in v.path)
+    slot.assign(np.full(slot.shape, np.inf, "float32"))
+    model.save(path)
+    with pytest.raises(ValueError, match=r"sound checkpoint.*the optimizer's .*momentum"):
+        train(folder, settings, digits)
+
+
 def test_a_folder_that_is_a_file_is_refused(
     settings: TrainSettings, digits: Dataset, tmp_path: Path
 ) -> None:

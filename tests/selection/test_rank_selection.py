@@ -571,6 +571,18 @@ def test_a_tuning_goes_on_from_its_own_checkpoint_alone(tmp_path: Path) -> None:
         tuning.fit(model, (x, y), folder=tmp_path)
 
 
+def test_an_accuracy_that_is_not_finite_stays_the_worst_in_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = CandidateLog(path, ["a"], "model")
+    for rank, accuracy in ((1, float("-inf")), (2, float("nan")), (3, 0.25)):
+        log.candidate({"a": (rank,)}, accuracy=accuracy, cross_entropy=float("nan"))
+    for line in path.read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"holds {name}"))
+    again = CandidateLog(path, ["a"], "model")
+    found = [(again.known({"a": (rank,)}) or {})["accuracy"] for rank in (1, 2, 3)]
+    assert found == [float("-inf"), float("-inf"), 0.25]
+
+
 def test_a_log_is_refused_where_what_is_drawn_differs(tmp_path: Path) -> None:
     model, x, y = _two_inputs()
     path = tmp_path / "candidates.jsonl"
