@@ -10,7 +10,7 @@ from typing import Any
 
 from dprp_tf.files.atomic import read_json
 
-__all__ = ["RunData", "load_run", "mapping", "records"]
+__all__ = ["RunData", "load_run", "mapping", "records", "texts"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,25 @@ def mapping(source: Mapping[str, Any], key: str) -> dict[str, Any]:
             "Repeat the run that wrote it."
         )
     return value
+
+
+def texts(source: Mapping[str, Any], key: str) -> list[Any]:
+    """Return `source[key]` as a list of what is to be told; one text counts as a list of it.
+
+    Example:
+
+    >>> texts({"notes": "measured on noise"}, "notes"), texts({}, "notes")
+    (['measured on noise'], [])
+    """
+    value = source.get(key)
+    if not value:
+        return []
+    if not isinstance(value, list | str):
+        raise ValueError(
+            f"`{key}` must be a list of texts. Received: {key}={_short(value)}. "
+            "Repeat the run that wrote it."
+        )
+    return [value] if isinstance(value, str) else value
 
 
 def _short(value: Any) -> str:
