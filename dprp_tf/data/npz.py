@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,6 +80,17 @@ def read_npz(
             "Received: "
             f"shape={classes.shape}, dtype={classes.dtype} in {path}."
         )
+    if classes.dtype.kind == "U" and not _is_text(classes):
+        raise ValueError(
+            f"`classes` must hold text. Received: numbers that are no letters of Unicode in {path}."
+        )
     if classes.dtype.kind == "S":
         classes = np.char.decode(classes, "utf-8", "replace")
     return arrays, tuple(classes.tolist())
+
+
+def _is_text(texts: np.ndarray) -> bool:
+    """Whether every letter is one; NumPy takes any 32 bits, and ends Python's own reading."""
+    number = np.dtype(np.uint32).newbyteorder(texts.dtype.byteorder)
+    letters = np.frombuffer(texts.tobytes(), number)
+    return not ((letters > sys.maxunicode) | ((letters >= 0xD800) & (letters < 0xE000))).any()

@@ -48,6 +48,8 @@ def read_arrays(
     ({'x': array([1., 1., 1.])}, ['x', 'y'])
     """
     path = Path(path)
+    if not path.is_file():  # a device or a pipe may never end
+        raise ValueError("it is no regular file")
     with path.open("rb") as file:
         if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
             raise ValueError("it holds a single array without a name")

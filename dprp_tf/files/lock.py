@@ -10,7 +10,7 @@ from pathlib import Path
 
 import filelock
 
-from dprp_tf.files.atomic import naming_failures
+from dprp_tf.files.atomic import write_text
 
 __all__ = ["alone_in", "run_lock"]
 
@@ -59,8 +59,8 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno not in _UNSUPPORTED:
             raise
     try:
-        with naming_failures(holder):
-            holder.write_text(str(os.getpid()), encoding="utf-8")
+        # Renamed there, it replaces a link that would lead elsewhere.
+        write_text(holder, str(os.getpid()))
         yield
     finally:
         holder.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dprp_tf.report.formatting import clean_name
-from dprp_tf.report.loading import mapping, records
+from dprp_tf.report.loading import mapping, records, texts
 from dprp_tf.report.tables.benchmarks import file_name, file_of_result, run_label
 
 __all__ = ["BenchWarning", "bench_warnings", "data_warnings"]
@@ -64,7 +64,7 @@ def bench_warnings(bench: Mapping[str, Any]) -> list[BenchWarning]:
     for run in records(bench, "runs"):
         results = records(run, "results")
         for index, result in enumerate(results):
-            for text in result.get("warnings") or []:
+            for text in texts(result, "warnings"):
                 kind, seen, advice = _split(clean_name(text))
                 sightings = found.setdefault((kind, advice), _Sightings())
                 name = file_name(file_of_result(files, index, result))

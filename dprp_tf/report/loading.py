@@ -146,8 +146,18 @@ def mapping(source: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def texts(source: Mapping[str, Any], key: str) -> list[str]:
-    """Return `source[key]` as a list of texts, empty where the key is absent."""
+    """Return `source[key]` as a list of texts, empty where the key is absent.
+
+    One text counts as a list of it.
+
+    Example:
+
+    >>> texts({"notes": "measured on noise"}, "notes"), texts({}, "notes")
+    (['measured on noise'], [])
+    """
     value = source.get(key)
+    if isinstance(value, str):
+        return [value]
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

@@ -121,6 +121,8 @@ class CandidateLog:
                 kind, vector = str(values.pop("kind")), values.pop("ranks")
                 if len(vector) != len(self._layers):
                     raise ValueError("ranks of other layers")
+                if not _are_figures(kind, values):
+                    raise ValueError("no figures of a candidate")
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break
             # A figure that no JSON holds was written as missing.
@@ -130,3 +132,11 @@ class CandidateLog:
         if whole < self._path.stat().st_size:
             with self._path.open("r+b") as file:
                 file.truncate(whole)
+
+
+def _are_figures(kind: str, values: Mapping[str, Any]) -> bool:
+    """Whether a line holds what searches take from it: numbers, or None for those it has not."""
+    needed = {"similarity": ["similarity"], "similarity search": ["similarity", "accuracy"]}
+    present = all(name in values for name in needed.get(kind, ["accuracy"]))
+    numbers = (value for value in values.values() if value is not None)
+    return present and all(type(value) in (int, float) for value in numbers)

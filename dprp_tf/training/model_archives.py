@@ -32,6 +32,8 @@ _COUNTS = ("filters", "units", "rank", "depth_multiplier", "output_dim", "num_he
 # Of these Keras makes a list for every one, without a weight.
 _LISTED = ("num_thresholds",)
 _LONGEST_LIST = 10**5
+# The largest networks have about a thousand, and a chain is built anew for every one of its layers.
+_MOST_LAYERS, _LONGEST_CHAIN = 10_000, 1_000
 
 
 def largest_model(path: Path) -> int:
@@ -146,13 +148,29 @@ def _held(file: h5py.File, limit: int) -> int:
 def _check_config(text: str | bytes, held: int) -> None:
     if len(text) > _LONGEST_CONFIG:
         raise ValueError(f"its configuration has {len(text)} bytes, more than {_LONGEST_CONFIG}")
-    for key, value in _entries(json.loads(text)):
+    layers = 0
+    # Under a key of its own, so that the outermost is looked at as those inside it are.
+    for key, value in _entries({"model": json.loads(text)}):
+        if key == "layers" and isinstance(value, list):
+            layers += len(value)
+        if layers > _MOST_LAYERS or (isinstance(value, dict) and _is_long_chain(value)):
+            raise ValueError(
+                f"it has more layers than {_MOST_LAYERS}, or {_LONGEST_CHAIN} in a row"
+            )
         if not isinstance(value, (int, float)):
             continue
         if key in _COUNTS and value > held:
             raise ValueError(f"`{key}` is {value:.6g}, more than the {held} bytes of its weights")
         if key in _LISTED and value > _LONGEST_LIST:
             raise ValueError(f"`{key}` is {value:.6g}, more than {_LONGEST_LIST}")
+
+
+def _is_long_chain(entry: dict[str, Any]) -> bool:
+    config = entry.get("config")
+    layers = config.get("layers") if isinstance(config, dict) else config  # a list in old files
+    if entry.get("class_name") != "Sequential" or not isinstance(layers, list):
+        return False
+    return len(layers) > _LONGEST_CHAIN
 
 
 def _entries(config: Any) -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,44 @@ def test_a_small_file_does_not_grow_without_limit(
         data.load(path)
 
 
+def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(ValueError, match=rf"{name}\.npz.*no regular file"):
+            data.load(tmp_path / f"{name}.npz")
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_compressions_are_refused(tmp_path: Path, compression: int) -> None:
     path = _file(tmp_path / "a.npz", compression, x=_member("|u1", (1000,), bytes(1000)))
     with pytest.raises(ValueError, match="neither stored nor deflated"):
         read_arrays(path, ["x"])
+
+
+@pytest.mark.parametrize("letter", [0x7FFFFFFF, 0x110000, 0xD800, 0xDFFF])
+@pytest.mark.parametrize("order", "<>")
+def test_letters_that_are_none_are_refused(tmp_path: Path, letter: int, order: str) -> None:
+    images, labels = np.zeros((2, 4, 4), "uint8"), np.array([0, 1])
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    good = np.array(["a", chr(0x10FFFF)], f"{order}U1")
+    np.savez(tmp_path / "a.npz", classes=good, **arrays)
+    assert data.load(tmp_path / "a.npz").classes == ("a", chr(0x10FFFF))
+    content = letter.to_bytes(4, "little" if order == "<" else "big") * 2
+    np.savez(tmp_path / "a.npz", **arrays)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("classes.npy", _member(f"{order}U1", (2,), content))
+    with pytest.raises(ValueError, match=r"`classes` must hold text.*a\.npz"):
+        data.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 8), (1,) * 6])
+def test_what_is_no_image_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images, labels = np.zeros((2, 4, 4), "uint8"), np.array([0, 1])
+    arrays = {"x_train": np.zeros(shape), "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match="`x_train` must hold images"):
+        data.load(tmp_path / "a.npz")
 
 
 def test_more_names_of_classes_than_images_can_have_are_refused(tmp_path: Path) -> None:

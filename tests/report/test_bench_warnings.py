@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from made_runs import (
     DRIFT,
     make_bench,
 )
 
 from dprp_tf.report.bench_warnings import bench_warnings, data_warnings
+from dprp_tf.report.tables.fold_plan import plan_notes
 
 
 def test_a_warning_stands_once_with_every_place_it_concerns() -> None:
@@ -77,3 +79,22 @@ def test_what_was_said_of_the_data_keeps_its_kind_and_advice() -> None:
     assert split.seen == (("photos has no test/ folder", ()),)
     assert (guessing.kind, guessing.advice) == ("Guessing", "")
     assert data_warnings({"data": {"name": "photos"}}) == data_warnings({}) == []
+
+
+@pytest.mark.parametrize("junk", [3, True, 1.5, {"a": 1}])
+def test_warnings_that_are_no_texts_are_one_clear_error(junk: object) -> None:
+    bench = make_bench()
+    bench["runs"][0]["results"][0]["warnings"] = junk
+    with pytest.raises(ValueError, match="`warnings` must be a list of texts"):
+        bench_warnings(bench)
+    with pytest.raises(ValueError, match="`notes` must be a list of texts"):
+        plan_notes({"notes": junk})
+
+
+def test_one_text_is_a_list_of_it() -> None:
+    bench = make_bench()
+    for run in bench["runs"]:
+        for result in run["results"]:
+            result["warnings"] = "Noise: much. Wait."
+    assert [warning.kind for warning in bench_warnings(bench)] == ["Not measured", "Noise"]
+    assert plan_notes({"notes": "much"}) == ["much"]

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -463,6 +464,30 @@ def test_a_log_holds_json_where_a_score_is_no_number(tmp_path: Path) -> None:
     again = CandidateLog(path, ["a"], "model")
     assert all(map(math.isnan, (again.known({"a": (1,)}) or {}).values()))
     assert again.known({"a": (2,)}) == {"accuracy": 0.5, "cross_entropy": 1.25}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"accuracy": []},
+        {"accuracy": "0.9"},
+        {"accuracy": True},
+        {"accuracy": 0.5, "cross_entropy": {}},
+        {"similarity": 0.5},
+        {},
+        {"kind": "similarity", "accuracy": 0.5},
+        {"kind": "similarity search", "accuracy": 0.5},
+    ],
+)
+def test_a_log_takes_no_line_without_figures(tmp_path: Path, line: dict[str, Any]) -> None:
+    path = tmp_path / "candidates.jsonl"
+    CandidateLog(path, ["a"], "model").candidate({"a": (2,)}, accuracy=0.5)
+    before = path.read_text(encoding="utf-8")
+    path.write_text(
+        before + json.dumps({"kind": "candidate", "ranks": [[1]], **line}) + "\n", encoding="utf-8"
+    )
+    assert len(CandidateLog(path, ["a"], "model")) == 1
+    assert path.read_text(encoding="utf-8") == before
 
 
 def test_layers_that_can_not_fold_stay_out() -> None:

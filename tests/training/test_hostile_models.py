@@ -150,6 +150,13 @@ def test_lists_that_a_metric_makes_are_limited(members: dict[str, bytes], tmp_pa
     _refused(_write(tmp_path / "many.keras", {**members, CONFIG: config}), "`num_thresholds` is 1e")
 
 
+def test_chains_of_many_layers_are_refused(members: dict[str, bytes], tmp_path: Path) -> None:
+    # The time to build one grows with the square of their number.
+    many = [_layer("Activation", name=f"a{index}", activation="relu") for index in range(1001)]
+    path = _write(tmp_path / "long.keras", {**members, CONFIG: _configured(members, *many)})
+    _refused(path, "more layers than")
+
+
 # --- members --------------------------------------------------------------------------------------
 
 

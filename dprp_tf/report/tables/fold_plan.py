@@ -16,7 +16,7 @@ from dprp_tf.report.formatting import (
     number,
     ratio_text,
 )
-from dprp_tf.report.loading import mapping, records
+from dprp_tf.report.loading import mapping, records, texts
 from dprp_tf.report.tables.cells import (
     Cell,
     Column,
@@ -104,8 +104,7 @@ Cell(text='3', note='', tone='')),)
 
 def plan_notes(plan: Mapping[str, Any]) -> list[str]:
     """Return what the planner has to say, such as why it kept every layer dense."""
-    notes = plan.get("notes") or []
-    return [clean_name(note) for note in ([notes] if isinstance(notes, str) else notes)]
+    return [clean_name(note) for note in texts(plan, "notes")]
 
 
 def form_text(form: Any) -> str:
