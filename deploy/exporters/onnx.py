@@ -163,7 +163,7 @@ def _check_arguments(quantization: str | None, calibration_data: Any, opset: int
     if quantization == "int8" and calibration_data is None:
         raise ValueError(
             "`calibration_data` must be given for quantization='int8': typical inputs, 100 or "
-            "more, e.g. calibration_data=x_train[:256]. Received: calibration_data=None."
+            "more, such as the first training images. Received: calibration_data=None."
         )
     check_integer("opset", opset, *_OPSETS)
     with quiet():

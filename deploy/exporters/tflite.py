@@ -177,7 +177,7 @@ def _check_quantization(quantization: str | None, calibration_data: Any, integer
     if quantization == "int8" and calibration_data is None:
         raise ValueError(
             "`calibration_data` must be given for quantization='int8': typical inputs, 100 or "
-            "more, e.g. calibration_data=x_train[:256]. Received: calibration_data=None."
+            "more, such as the first training images. Received: calibration_data=None."
         )
     if integer_io and quantization != "int8":
         raise ValueError(

@@ -38,8 +38,8 @@ def fold(
     from dprp_tf.costs.fold_plan import FoldPlan
     from dprp_tf.training.saving import load_model, save_model
 
-    loaded = require_low_rank(load_model(model), model)
     found = None if plan is None else FoldPlan.load(plan)
+    loaded = require_low_rank(load_model(model), model)
     folded = fold_model(loaded, form=form, plan=found)
     save_model(folded, output)
     rows = [asdict(row) for row in choose_forms(loaded, form=form, plan=found)]

@@ -37,7 +37,8 @@ _COMMANDS = {
 }
 _CALL = re.compile(r"`?\b(?:dprp_tf\.deploy|dprp_tf|dprp|deploy)\.(\w+)(?:\([^()]*\))?`?")
 _VALUE = re.compile(r"\b(\w+)=('[^']*'|\"[^\"]*\"|True\b|False\b|\d[\d.]*\b)")
-# What was received stays as it was.
+# What was received keeps the form of its values.
+_NAMED = re.compile(r"\b(\w+)=")
 _RECEIVED = re.compile(r"(Received: .*?(?:[.;] |$))")
 _spoken_of: dict[str, str] = {}
 
@@ -74,15 +75,13 @@ def in_options(message: str) -> str:
     >>> in_options("`mean` must go with `dataset.normalized(mean=[0, 1], std=[255])`.")
     '`--mean` must go with `--mean 0 --mean 1 --std 255`.'
     >>> in_options("Received: std=1; give std=2 or use dprp_tf.fold(model).")
-    'Received: std=1; give `--std 2` or use `dprp fold`.'
+    'Received: --std 1; give `--std 2` or use `dprp fold`.'
     """
     flags = _spoken_of
 
     def said(found: re.Match[str]) -> str:
         quoted = found[1]
-        names = (quoted, *_OTHER_NAMES.get(quoted, ()))
-        name = next((flags[name] for name in names if name in flags), None)
-        return f"`{name or _given(quoted, flags) or quoted}`"
+        return f"`{_flag(quoted, flags) or _given(quoted, flags) or quoted}`"
 
     def called(found: re.Match[str]) -> str:
         return f"`dprp {_COMMANDS[found[1]]}`" if found[1] in _COMMANDS else found[0]
@@ -91,10 +90,21 @@ def in_options(message: str) -> str:
         value = ast.literal_eval(found[2])
         return f"`{_option(flags[found[1]], value)}`" if found[1] in flags else found[0]
 
+    def named(found: re.Match[str]) -> str:
+        flag = _flag(found[1], flags)
+        return found[0] if flag is None else f"{flag} "
+
     text = re.sub(r"`([^`]+)`", said, " ".join(message.split()))
     parts = _RECEIVED.split(text)  # every other part is what was received
     parts[::2] = [_CALL.sub(called, _VALUE.sub(valued, part)) for part in parts[::2]]
+    parts[1::2] = [_NAMED.sub(named, part) for part in parts[1::2]]
     return "".join(parts)
+
+
+def _flag(name: str, flags: dict[str, str]) -> str | None:
+    """How the command line calls a parameter, perhaps by another name; None for none of its own."""
+    names = (name, *_OTHER_NAMES.get(name, ()))
+    return next((flags[known] for known in names if known in flags), None)
 
 
 def _given(quoted: str, flags: dict[str, str]) -> str | None:

@@ -124,7 +124,8 @@ class FineTuning:
         Raises:
             DivergenceError: If the loss, a weight or the optimizer is no longer finite; the last
                 good checkpoint stays.
-            ValueError: If the folder is of another training, or its files are unsound.
+            ValueError: If the folder is of another training or its files are unsound, the data have
+                no labels, or a label stands for no output of the model.
         """
         if self.epochs == 0:
             return []
@@ -135,6 +136,7 @@ class FineTuning:
             source = _Stream(data) if is_stream(data) else _Arrays(data)
         samples = source.samples
         settings = self.for_model(model, source.y_train)
+        _require_known_classes(model, settings.loss, source.y_train)
         size = _batch_size(samples) if self.batch_size is None else self.batch_size
         settings._compile(model, source.steps(size))
         place = None if folder is None else Path(folder)
@@ -252,6 +254,23 @@ def _other_form(loss: Any, y: Any) -> bool:
     labels = np.asarray(y)
     rows = labels.ndim > 1 and labels.shape[-1] > 1 and bool((labels.sum(axis=-1) == 1).all())
     return rows == ("sparse" in str(described(loss)).lower())
+
+
+def _require_known_classes(model: keras.Model, loss: Any, y: Any) -> None:
+    """Refuse numbers of classes beyond the outputs, which a loss would turn into NaN or worse."""
+    outputs = list(getattr(graph_of(model), "outputs", None) or ())
+    sparse = is_categorical(loss) and "sparse" in str(described(loss)).lower()
+    if not sparse or len(outputs) != 1 or isinstance(y, (dict, list, tuple)):
+        return
+    count, labels = outputs[0].shape[-1], np.asarray(y)
+    if count is None or len(outputs[0].shape) != 2 or not labels.size:
+        return
+    if labels.min() < 0 or labels.max() >= count:
+        raise ValueError(
+            f"`data` must hold labels from 0 to {count - 1}, one for each output of the model. "
+            f"Received: labels from {labels.min()} to {labels.max()} for {model.name!r}. Give the "
+            "classes that the model was trained on."
+        )
 
 
 def classification_loss(model: keras.Model, y: Any) -> keras.losses.Loss:

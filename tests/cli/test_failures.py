@@ -26,9 +26,10 @@ JUNK = ("[]", "null", "3", '"text"', "true", "[[]]", "", "{", "[" * 10**5, "NaN"
 def _refused(*arguments: object) -> str:
     said = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert said.exit_code == 2, (said.exception, said.output)
-    assert said.stderr.startswith("error: ")
-    assert said.stderr.count("\n") == 1
-    return str(said.stderr)
+    *warnings, error = said.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert all(line.startswith("warning: ") for line in warnings)
+    return str(error)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,8 @@ def test_settings_of_a_selection_that_are_none(model: Path, tmp_path: Path, cont
     (tmp_path / "config.json").write_text(content, encoding="utf-8")
     for more in ((), ("--fresh",)):
         line = _refused(*_select(model, tmp_path, *more))
-        assert str(tmp_path / "config.json") in line.replace("\\\\", "\\")
+        assert str(tmp_path) in line.replace("\\\\", "\\")
+        assert "config.json" in line
     assert (tmp_path / "config.json").read_text(encoding="utf-8") == content
 
 

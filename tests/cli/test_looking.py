@@ -130,10 +130,10 @@ def test_only_paths_may_stand_for_a_command(tmp_path: Path, dense: Path) -> None
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ("`source` must exist. Received: source='x'", "`--data` must exist. Received: source='x'"),
+        ("`source` must exist. Received: source='x'", "`--data` must exist. Received: --data 'x'"),
         (
             "Use quantization='int8' or `image_size=32`. Received: samples=3; give samples=4.",
-            "Use `--quantization int8` or `--image-size 32`. Received: samples=3; give "
+            "Use `--quantization int8` or `--image-size 32`. Received: --samples 3; give "
             "`--samples 4`.",
         ),
         ("make one with dprp_tf.fold(model).", "make one with `dprp fold`."),

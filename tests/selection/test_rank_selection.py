@@ -665,6 +665,8 @@ def test_inputs_without_labels_are_named(network: keras.Model) -> None:
     ):
         with pytest.raises(ValueError, match=rf"`data` must be .* \(x, y\)\. Received: {received}"):
             dprp.FineTuning(epochs=1).fit(network, data)
+    with pytest.raises(ValueError, match=r"`data` must hold labels from 0 to \d+, .* to 99 for"):
+        dprp.FineTuning(epochs=1).fit(network, (x, np.where(y == y[0], 99, y)))
     with pytest.raises(ValueError, match="inputs without labels"):
         select_ranks(network, method="similarity", budget=0.5, data=(x, y), training_data=x, seed=1)
     with pytest.raises(ValueError, match="inputs without labels"):
