@@ -72,6 +72,10 @@ def configurations(
                 structure=structure,
                 compression_weight=15.0,
                 threshold=0.3,
+                discarded_energy=0.0,
+                # To the end, every epoch.
+                stop_epoch=epochs,
+                frequency=1,
             )
             if matricization != "spatial":
                 base = replace(

@@ -273,7 +273,7 @@ def test_the_loss_is_the_models(
 ) -> None:
     keras.utils.set_random_seed(1)
     inputs = keras.Input(digits.image_shape)
-    outputs = ENDS[end](layers.Flatten()(layers.Rescaling(1 / 16.0)(inputs)))
+    outputs = ENDS[end](layers.Flatten()(layers.Rescaling(1 / 255.0)(inputs)))
     model = keras.Model(inputs, outputs)
     if compiled is not None:
         model.compile("adam", compiled)
@@ -291,6 +291,7 @@ def test_the_loss_is_the_models(
         learning_rate=0.0,
         compression=None,
         threshold=1e-6,
+        discarded_energy=0.0,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*from_logits.*")
