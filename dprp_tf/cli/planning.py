@@ -34,7 +34,9 @@ def latency(
     runtime: Runtime = "litert",
     precision: Precision = "float32",
     threads: Threads = 1,
-    decomposition: Annotated[str, typer.Option(help="spatial, channel or separable.")] = "spatial",
+    decomposition: Annotated[
+        str, typer.Option(help="separable, channel or spatial.")
+    ] = "separable",
     exclude: Exclude = None,
     input_shape: Annotated[
         str, typer.Option(help="Height, width, channels; for a network of the zoo.")

@@ -102,9 +102,8 @@ def select(
     told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
     print_text(f"Accuracy on the {results['data']['test']} test images: {told}")
     print_text(_speed(results))
-    print_text(f"{folder}: every candidate, the plan, a plot, the models and their files")
+    print_text(f"{folder}: report.html, every candidate, the plan, the models and their files")
     if "files" in results:
-        say_next(("its page", ("report", folder)))
         return
     small = folder / ("model.keras" if "tuned" in results["accuracy"] else "cut.keras")
     say_next(*steps_of_plain(small, data_options(data, image_size, mean, std)))

@@ -28,7 +28,7 @@ from dprp_tf.runs.files import format_for, timed_files
 from dprp_tf.runs.first_look import first_look
 from dprp_tf.runs.ownership import SELECTION, require_own
 from dprp_tf.runs.progress import Display
-from dprp_tf.runs.reporting import where_drawn
+from dprp_tf.runs.reporting import report_run, where_drawn
 from dprp_tf.runs.settings import SelectionSettings
 from dprp_tf.selection.compressing import bsr
 from dprp_tf.selection.methods.beam import BeamSearch
@@ -211,6 +211,7 @@ def _run(
         write_json(place / _RESULTS, results)
     with where_drawn(place):
         save_rank_plan_plot(plan, place / "rank_plan.png")
+    report_run(place)
     display.finish()
     return results
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dprp_tf.costs.budget import Budget
+from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.decomposition.matricization import MATRICIZATIONS
 from dprp_tf.decomposition.truncation import DECOMPOSITIONS
 from dprp_tf.files.setting_fields import check_settings, setting
@@ -23,7 +24,8 @@ __all__ = ["FROM_SCRATCH", "TRAINED", "SelectionSettings", "TrainSettings", "sto
 
 # What a setting of None stands for, by what is trained. The paper's 0.1 would wreck trained
 # weights within an epoch; its pressure needs tens of thousands of steps to cut anything, so a
-# short training of such a model is cut by energy besides, a little every second epoch.
+# short training of such a model is cut by energy besides, a little every second epoch, in a form
+# whose two stages pay at every rank.
 FROM_SCRATCH: Mapping[str, Any] = {
     "epochs": 20,
     "learning_rate": 0.1,
@@ -31,6 +33,7 @@ FROM_SCRATCH: Mapping[str, Any] = {
     "threshold": 0.1,
     "discarded_energy": 0.0,
     "frequency": 1,
+    "decomposition": "spatial",
 }
 TRAINED: Mapping[str, Any] = {
     "epochs": 12,
@@ -39,12 +42,17 @@ TRAINED: Mapping[str, Any] = {
     "threshold": 0.1,
     "discarded_energy": 0.05,
     "frequency": 2,
+    "decomposition": "separable",
 }
 
 
 def _by_model(name: str, help: str, **limits: Any) -> Any:
     """Declare a field whose default is looked up by what is trained, and say both in the help."""
-    means = f"{FROM_SCRATCH[name]:g}; from a trained .keras {TRAINED[name]:g}"
+    scratch, trained = (
+        value if isinstance(value, str) else f"{value:g}"
+        for value in (FROM_SCRATCH[name], TRAINED[name])
+    )
+    means = f"{scratch}; from a trained .keras {trained}"
     return setting(None, help, none_means=means, **limits)
 
 
@@ -72,7 +80,9 @@ class TrainSettings:
         steps_per_execution: Steps per dispatch.
         on_device: Whether the data lie on the device and are augmented there; for accelerators.
         exclude: Names of layers that stay dense, such as a small classifier.
-        decomposition, structure, compression, retraction_period: As `dprp_tf.factorize`.
+        decomposition: As `dprp_tf.factorize`. Default: that of the latency table if there is one;
+            else `"spatial"`, the paper's, or `"separable"` from a trained `.keras`.
+        structure, compression, retraction_period: As `dprp_tf.factorize`.
         compression_weight, threshold: As `dprp_tf.factorize`. Default 0.1 and 0.1; from a trained
             `.keras` 5 and 0.1.
         discarded_energy: As `dprp_tf.RankPruning`. Default 0; from a trained `.keras` 0.05, but 0
@@ -119,7 +129,7 @@ class TrainSettings:
     steps_per_execution: int = setting(1, "Steps per dispatch.", minimum=1)
     on_device: bool = setting(False, "Keep the data on the accelerator and augment them there.")
     exclude: tuple[str, ...] = setting((), "A layer that stays dense; repeat for more.")
-    decomposition: str = setting("spatial", "spatial, channel or separable.")
+    decomposition: str | None = _by_model("decomposition", "spatial, channel or separable.")
     structure: str = setting("retraction", "retraction, smoothed or paper.")
     compression: str | None = setting(
         "tail",
@@ -155,6 +165,8 @@ class TrainSettings:
         return self.model.endswith(".keras")
 
     def __post_init__(self) -> None:
+        if self.decomposition is None and self.latency_table is not None:
+            object.__setattr__(self, "decomposition", decomposition_of(self.latency_table))
         for name, value in (TRAINED if self.starts_trained else FROM_SCRATCH).items():
             if name == "discarded_energy" and self.milliseconds is not None:
                 value = 0.0
@@ -179,6 +191,24 @@ class TrainSettings:
                 f"Received: decomposition={self.decomposition!r}; choose Tucker's ranks for a "
                 "trained model, with dprp_tf.select_ranks."
             )
+
+
+def decomposition_of(latency_table: str) -> str | None:
+    """Return the decomposition whose ranks a latency table knows.
+
+    Args:
+        latency_table: The file.
+
+    Returns:
+        The decomposition; None where there is no file, or one that only a training refuses.
+    """
+    try:
+        rows = LatencyTable.load(latency_table).layers
+    except (OSError, ValueError):
+        return None
+    # Layers of one position are in channel form whatever was asked for.
+    kinds = sorted({row.decomposition for row in rows}, key=lambda kind: kind == "channel")
+    return kinds[0] if kinds else None
 
 
 def stop_by_default(epochs: int, start_epoch: int) -> int:
