@@ -73,15 +73,15 @@ def _as_images(images: np.ndarray, key: str, name: str) -> np.ndarray:
             f"`{key}` must hold images, (images, height, width[, channels]). Received: "
             f"shape={images.shape} in {name}. Voxel grids load as modelnet:PATH."
         )
-    if images.ndim not in (3, 4):
-        raise ValueError(
-            f"`{key}` must hold images, (images, height, width[, channels]). Received: "
-            f"shape={images.shape} in {name}."
-        )
     if images.dtype.kind not in "uif":
         raise ValueError(
             f"`{key}` must hold numbers. Received: dtype={images.dtype} in {name}. Save uint8 or "
             "float32."
+        )
+    if images.ndim not in (3, 4):
+        raise ValueError(
+            f"`{key}` must hold images, (images, height, width[, channels]). Received: "
+            f"shape={images.shape} in {name}."
         )
     if images.ndim == 3:
         images = images[..., None]
