@@ -14,7 +14,6 @@ from dprp_tf.deploy.quantization.keras2 import load_keras2
 from dprp_tf.deploy.quantization.training import cluster_weights, sparsify, train_quantized
 from dprp_tf.training.divergence import DivergenceError
 
-pytest.importorskip("tensorflow_model_optimization")
 STEPS, BATCH = 3, 4
 
 
