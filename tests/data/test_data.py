@@ -433,7 +433,8 @@ def test_what_keras_keeps_is_loaded_and_a_failed_download_says_to_pass_a_file(
     )
     assert (
         "FOUND {'name': 'fashion_mnist', 'classes': 10, 'train': 20, 'test': 10, "
-        "'image_shape': [28, 28, 1]} [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] ankle boot"
+        "'image_shape': [28, 28, 1], 'drawn_test_split': False} "
+        "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9] ankle boot"
     ) in finished.stdout
     assert f"SUM {images.sum()}\n" in finished.stdout
     (line,) = [text for text in finished.stdout.splitlines() if "CAUGHT" in text]

@@ -226,6 +226,19 @@ def test_the_size_that_a_model_takes(tmp_path: Path) -> None:
     assert input_size(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])) is None
 
 
+@pytest.mark.parametrize("activation", ["softmax", "linear"])
+def test_a_training_takes_outputs_for_what_they_are(activation: str, tmp_path: Path) -> None:
+    model = nearest_color(COLORS)
+    model.layers[-1].activation = getattr(keras.activations, activation)
+    model.save(tmp_path / "mine.keras")
+    chosen = TrainSettings(
+        model=str(tmp_path / "mine.keras"), method="dense", epochs=1, batch_size=40
+    )
+    trained = train(tmp_path / "run", chosen, colors())
+    assert trained.loss.get_config()["from_logits"] is (activation == "linear")
+    assert json.loads((tmp_path / "run" / "first_look.json").read_text())["warnings"] == []
+
+
 def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
