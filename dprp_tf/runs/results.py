@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import keras
@@ -98,7 +99,7 @@ def _dense_rows(settings: TrainSettings, dataset: Dataset, cost: ModelCost) -> l
     }
     # A run that went on elsewhere may be without the file.
     if settings.starts_trained and Path(settings.model).exists():
-        row["label"] = f"{Path(settings.model).name}, before"
+        row["label"] = f"{Path(settings.model).name}, before training"
         return [{**row, "accuracy": accuracy(load_model(settings.model), dataset)}]
     return [row] if settings.starts_trained or settings.method == "dprp" else []
 
@@ -137,7 +138,7 @@ def _timing_note(folder: Path, settings: TrainSettings) -> str:
     models = {"small": str(folder / kept)}
     if settings.starts_trained:
         models = {"dense": settings.model, **models}
-    steps = [f"dprp export {path} {stem}.tflite" for stem, path in models.items()]
-    files = " ".join(f"{stem}.tflite" for stem in models)
-    steps += [f"dprp bench {files} --output {folder}", f"dprp report {folder}"]
+    steps = [f"dprp export {quote(path)} {stem}.tflite" for stem, path in models.items()]
+    files, place = " ".join(f"{stem}.tflite" for stem in models), quote(str(folder))
+    steps += [f"dprp bench {files} --output {place}", f"dprp report {place}"]
     return f"No file was timed. To add sizes and times to the report: {'; '.join(steps)}"

@@ -68,7 +68,7 @@ def test_a_trained_model_is_the_baseline(start: Path, digits: Dataset, tmp_path:
     found = _results(start, digits, tmp_path, discarded_energy=0.5, exclude=("first", "head"))
     before, folded = found["models"]
     assert before["name"] == "dense"
-    assert before["label"] == "mine.keras, before"
+    assert before["label"] == "mine.keras, before training"
     assert before["accuracy"] == pytest.approx(_accuracy(dense, digits))
     assert before["parameters"] == dense.count_params()
     assert before["macs"] == 36 * 9 * 12 + 16 * 9 * 12 * 12 + 120
