@@ -166,7 +166,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if self.decomposition is None and self.latency_table is not None:
-            object.__setattr__(self, "decomposition", decomposition_of(self.latency_table))
+            object.__setattr__(self, "decomposition", _decomposition_of(self.latency_table))
         for name, value in (TRAINED if self.starts_trained else FROM_SCRATCH).items():
             if name == "discarded_energy" and self.milliseconds is not None:
                 value = 0.0
@@ -193,7 +193,7 @@ class TrainSettings:
             )
 
 
-def decomposition_of(latency_table: str) -> str | None:
+def _decomposition_of(latency_table: str) -> str | None:
     """Return the decomposition whose ranks a latency table knows.
 
     Args:

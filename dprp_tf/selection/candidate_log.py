@@ -125,8 +125,12 @@ class CandidateLog:
                     raise ValueError("no figures of a candidate")
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break
-            # A figure that no JSON holds was written as missing.
-            values = {name: math.nan if v is None else v for name, v in values.items()}
+            # A figure that no JSON holds was written as missing; such an accuracy is the worst.
+            gaps = {"accuracy": -math.inf}
+            values = {
+                name: gaps.get(name, math.nan) if value is None else value
+                for name, value in values.items()
+            }
             self._known[f"{kind} {json.dumps(vector)}"] = values
             whole += len(line) + 1
         if whole < self._path.stat().st_size:
@@ -135,8 +139,16 @@ class CandidateLog:
 
 
 def _are_figures(kind: str, values: Mapping[str, Any]) -> bool:
-    """Whether a line holds what searches take from it: numbers, or None for those it has not."""
+    """Whether a line holds what searches take from it: numbers, or None for those it has not.
+
+    A search by similarity has one number for each layer.
+    """
     needed = {"similarity": ["similarity"], "similarity search": ["similarity", "accuracy"]}
     present = all(name in values for name in needed.get(kind, ["accuracy"]))
-    numbers = (value for value in values.values() if value is not None)
-    return present and all(type(value) in (int, float) for value in numbers)
+    by_layer = values.get("similarity") if kind == "similarity search" else {}
+    if not isinstance(by_layer, dict):
+        return False
+    numbers = [*by_layer.values(), *(values[name] for name in values.keys() - {"similarity"})]
+    if kind == "similarity":
+        numbers.append(values.get("similarity"))
+    return present and all(value is None or type(value) in (int, float) for value in numbers)

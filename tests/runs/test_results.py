@@ -49,7 +49,13 @@ def start(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
 
 def _results(start: Path | str, digits: Dataset, folder: Path, **options: Any) -> dict[str, Any]:
     settings = TrainSettings(
-        model=str(start), epochs=1, batch_size=48, learning_rate=1e-5, augment=False, **options
+        model=str(start),
+        epochs=1,
+        batch_size=48,
+        learning_rate=1e-5,
+        augment=False,
+        decomposition="spatial",
+        **options,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is whole but for its pictures")

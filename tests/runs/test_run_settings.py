@@ -57,7 +57,11 @@ def test_the_help_states_both_defaults() -> None:
     for name in TRAINED:
         flag = f"--{name.replace('_', '-')} "
         (line,) = (one for one in done.output.splitlines() if one.strip("│* ").startswith(flag))
-        assert f"{FROM_SCRATCH[name]:g}; from a trained .keras {TRAINED[name]:g}" in line
+        scratch, trained = (
+            value if isinstance(value, str) else f"{value:g}"
+            for value in (FROM_SCRATCH[name], TRAINED[name])
+        )
+        assert f"{scratch}; from a trained .keras {trained}" in line
 
 
 def _config(path: Path, **settings: Any) -> dict[str, Any]:

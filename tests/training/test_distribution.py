@@ -383,7 +383,7 @@ def test_a_worker_that_dies_or_stands_still_ends_the_other(
     ("options", "message"),
     [
         (["--strategy", "mirror"], "`--strategy` must be one of"),
-        (["--workers", "a:1", "--worker-index", "0"], "go with strategy='multiworker'"),
+        (["--workers", "a:1", "--worker-index", "0"], "go with `--strategy multiworker`"),
         (["--strategy", "multiworker", "--workers", "a:1"], "must be given together"),
     ],
 )
@@ -514,7 +514,7 @@ def test_an_unknown_strategy_is_refused(name: str) -> None:
 
 
 def test_workers_go_with_the_strategy_that_has_some() -> None:
-    with pytest.raises(ValueError, match="go with strategy='multiworker'"):
+    with pytest.raises(ValueError, match="go with `--strategy multiworker`"):
         distribution("mirrored", workers=["a:1"], worker_index=0)
 
 

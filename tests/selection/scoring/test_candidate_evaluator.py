@@ -225,8 +225,8 @@ def _check_program(program: Program, cases: int) -> None:
     children = [parent, *(_changed(parent, space, rng) for _ in range(cases))]
     for child, found in zip(children, evaluator.predictions(children, parent), strict=True):
         outputs = _built(model, child, "separable")(x if len(x) > 1 else x[0], training=False)
-        found = found if isinstance(found, list) else [found]
-        for ours, theirs in zip(found, keras.tree.flatten(outputs), strict=True):
+        pairs = zip(keras.tree.flatten(found), keras.tree.flatten(outputs), strict=True)
+        for ours, theirs in pairs:
             scale = 1e-5 * max(1.0, float(np.abs(theirs).max()))
             np.testing.assert_allclose(ours, np.asarray(theirs), rtol=1e-4, atol=scale)
 
