@@ -510,9 +510,14 @@ def test_a_wait_can_be_broken_off(stage: Stage) -> None:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        target.measure([stage.path], repeats=_ROUNDS)
+    # A shell's background jobs are started with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            target.measure([stage.path], repeats=_ROUNDS)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not [pid for pid in stage.pids() if psutil.pid_exists(pid)], "left behind"
 
 
