@@ -175,10 +175,11 @@ def _steps(
     if model["low_rank"]:
         return [*look, *steps_of_low_rank(path)]
     folder, trained = Path("runs") / path.stem, Path("runs") / f"{path.stem}-trained"
-    smaller = ("--parameters", 0.5, "--epochs", 3)
+    # Half of the time can be too little for a small network; a drop of accuracy can always be met.
+    faster = ("--accuracy-drop", 0.02, "--epochs", 20)
     return [
         *look,
-        ("half the parameters", ("select", path, *words, "--folder", folder, *smaller)),
+        ("a faster int8 file", ("select", path, *words, "--folder", folder, *faster)),
         ("ranks that fall in training", ("train", "--model", path, *words, "--folder", trained)),
         *steps_of_plain(path, words),
     ]

@@ -103,10 +103,13 @@ def select(
     print_text(f"Accuracy on the {results['data']['test']} test images: {told}")
     print_text(_speed(results))
     print_text(f"{folder}: report.html, every candidate, the plan, the models and their files")
+    words = data_options(data, image_size, mean, std)
     if "files" in results:
+        files = [folder / row["file"] for row in results["files"]]
+        say_next(("the same on your device (--target)", ("bench", files[0], files[-1], *words)))
         return
     small = folder / ("model.keras" if "tuned" in results["accuracy"] else "cut.keras")
-    say_next(*steps_of_plain(small, data_options(data, image_size, mean, std)))
+    say_next(*steps_of_plain(small, words))
 
 
 def _speed(results: dict[str, Any]) -> str:

@@ -64,9 +64,10 @@ def select_in_folder(
     `model.keras` (where the search itself fine-tunes, the model that met the accuracy), and
     `selection.json` with the accuracies on the test split, which is used for nothing else.
 
-    Unless `settings.precision` is None, all of them become files for the target, verified and timed
-    in turns with the dense model's file. Where the budget is one of time, or of accuracy alone,
-    the ranks are chosen by what each layer takes there: `latency.json`, measured if it isn't given.
+    Unless `settings.precision` is None, the last of them becomes a file for the target, verified
+    and timed in turns with the dense model's file. Where the budget is one of time, or of accuracy
+    alone, the ranks are chosen by what each layer takes there: `latency.json`, measured if it isn't
+    given.
 
     Args:
         folder: The folder; the same call goes on in it after an interruption.
@@ -195,7 +196,8 @@ def _run(
         )
     if tuned is not None:
         save_model(tuned, place / "model.keras")
-        models["tuned"] = tuned
+        # What ships; the model that was cut is, by now, often this very one.
+        models = {"dense": model, "tuned": tuned}
         results["accuracy"]["tuned"] = accuracy(tuned, dataset)
     write_json(place / _RESULTS, results)
     if settings.precision is not None:

@@ -164,6 +164,7 @@ def test_what_is_printed_can_be_done(
     select = next(words for words in pending if words[0] == "select")
     train = next(words for words in pending if words[0] == "train")
     train += ["--epochs", "1", "--learning-rate", "0.01"]
+    select += ["--epochs", "1"]
     pending = [select, train]
     while pending:
         words = pending.pop(0)

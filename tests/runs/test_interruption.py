@@ -178,7 +178,7 @@ def _selection(start: Path, folder: Path) -> list[str]:
         "select", str(start), "--data", "digits", "--image-size", "8", "--folder", str(folder),
         "--parameters", "0.8", "--tolerance", "0.1", "--method", "mbs", "--search", "1,3",
         "--samples", "64", "--decomposition", "channel", "--epochs", "3", "--batch-size", "64",
-        "--seed", "0",
+        "--seed", "0", "--precision", "none",
     ]  # fmt: skip
 
 

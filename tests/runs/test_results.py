@@ -148,7 +148,7 @@ def test_the_command_has_the_facts_in_the_terminal_and_on_the_page(
 ) -> None:
     arguments = ["train", "--model", start, "--data", "digits", "--image-size", 8, "--epochs", 1]
     arguments += ["--learning-rate", 1e-5, "--discarded-energy", 0, "--compression", "none"]
-    arguments += ["--threshold", 1e-9, "--folder", tmp_path / "run"]
+    arguments += ["--threshold", 1e-9, "--folder", tmp_path / "run", "--decomposition", "spatial"]
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
     told = " ".join(done.output.split())

@@ -201,6 +201,24 @@ def test_a_share_of_the_time_is_measured_for_kept_and_shown(
     assert len(known_costs) == 1
 
 
+@pytest.mark.slow
+def test_the_file_beside_the_dense_one_is_the_tuned_models(
+    dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    settings = SelectionSettings(
+        budget=dprp.Budget(parameters=0.3, tolerance=0.1),
+        method="energy",
+        precision="float32",
+        samples=64,
+        tuning=dprp.FineTuning(epochs=2, learning_rate=0.05),
+    )
+    found = select_in_folder(tmp_path, dense, digits, settings)
+    assert [row["model"] for row in found["files"]] == ["dense", "tuned"]
+    assert found["accuracy"]["cut"] != found["accuracy"]["tuned"]
+    for row in found["files"]:
+        assert row["accuracy"] == pytest.approx(found["accuracy"][row["model"]], abs=0.005)
+
+
 def test_a_table_says_what_the_files_are_for(
     dense: keras.Model,
     digits: Dataset,
