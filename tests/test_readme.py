@@ -48,6 +48,8 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ),
         ("stop_epoch=24", "stop_epoch=1"),
         ("FineTuning(epochs=20)", "FineTuning(epochs=1)"),
+        # Of a network that has learned nothing, the largest of ten scores is a matter of rounding.
+        ("class_scores=True", "class_scores=False"),
         ("measure_latency(lowrank, **place)", "measure_latency(lowrank, **place, rounds=3)"),
         ("Budget(time=0.5)", "Budget(time=0.98, tolerance=1)"),
         # So few timings may come out with rank 1 at more than the printed share of dense.
