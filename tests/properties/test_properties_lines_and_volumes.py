@@ -12,6 +12,7 @@ LINES = Tally("random networks, 1 axis")
 VOLUMES = Tally("random networks, 3 axes")
 
 
+@pytest.mark.slow
 @searching(32)
 @given(program=programs(1))
 def test_random_networks_on_sequences(program: Program) -> None:

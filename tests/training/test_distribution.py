@@ -514,7 +514,7 @@ def test_an_unknown_strategy_is_refused(name: str) -> None:
 
 
 def test_workers_go_with_the_strategy_that_has_some() -> None:
-    with pytest.raises(ValueError, match="go with `--strategy multiworker`"):
+    with pytest.raises(ValueError, match="go with strategy='multiworker'"):
         distribution("mirrored", workers=["a:1"], worker_index=0)
 
 
