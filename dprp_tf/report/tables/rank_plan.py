@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dprp_tf.costs.budget import bounds_text
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.report.formatting import DASH, TIMES, clean_name, count_text, number, percent_text
 from dprp_tf.report.tables.cells import Cell, Column, Table, less_is_better_cell
@@ -45,8 +46,8 @@ def rank_plan_about(plan: Mapping[str, Any]) -> str:
     'energy · channel · asked: parameters 0.4'
     """
     found = RankPlan.from_dict(plan)
-    asked = (f"{name} {value:g}" for name, value in found.budget.items() if name != "tolerance")
-    said = (found.method, found.decomposition, "asked: " + ", ".join(asked))
+    asked = bounds_text(found.budget, found.unit)
+    said = (found.method, found.decomposition, f"asked: {asked}")
     return " · ".join(map(clean_name, said))
 
 
