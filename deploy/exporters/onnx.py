@@ -97,6 +97,8 @@ def export_onnx(
     >>> export_onnx(model, Path(tempfile.mkdtemp()) / "dense.onnx").passed
     True
     """
+    from dprp_tf.conversion.chosen_forms import form_doubts
+
     path = Path(path)
     if path.suffix.lower() != ".onnx":
         raise ValueError(f"`path` must end in .onnx. Received: path={path}.")
@@ -118,6 +120,7 @@ def export_onnx(
         _check_file(temporary)
         operators = dict(Counter(node.op_type for node in converted.graph.node))
         notes = _in_float(temporary) if quantization == "int8" else ()
+        notes += form_doubts(model, "onnxruntime", quantization or "float32")
         return check.compare(temporary, path, operators, notes)
 
 

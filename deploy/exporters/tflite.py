@@ -91,6 +91,7 @@ def export_tflite(
     >>> report.passed, report.operators
     (True, {'CONV_2D': 1})
     """
+    from dprp_tf.conversion.chosen_forms import form_doubts
     from dprp_tf.keras_internals.unrolling import has_loops
 
     path = Path(path)
@@ -115,6 +116,7 @@ def export_tflite(
         if quantization == "int8" and has_loops(source.model):
             notes += ("recurrent layers are unrolled, step after step, as int8 needs them",)
         temporary.write_bytes(content)
+        notes += form_doubts(model, "litert", quantization or "float32")
         return check.compare(temporary, path, operators.counts, notes)
 
 

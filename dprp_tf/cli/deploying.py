@@ -52,7 +52,15 @@ def fold(
             f"({row['reason']})"
         )
     print_text(f"{output}: {folded.count_params():,} parameters")
-    say_next(*steps_of_plain(output, data_options(None)))
+    if found is None:
+        print_text("Nothing was timed: `dprp plan` finds the fastest form of each layer.")
+        say_next(*steps_of_plain(output, data_options(None)))
+        return
+    print_text(
+        f"Chosen by times in {found.precision} on {found.target}: for a file in another precision "
+        "plan anew."
+    )
+    say_next(*steps_of_plain(output, data_options(None), found.precision, found.runtime))
 
 
 @command

@@ -209,7 +209,7 @@ def _run(folder: Path, words: Sequence[object]) -> tuple[dict[str, Any], list[St
         ]
         folded = folder / "folded.keras"
         if folded.exists():
-            steps = [steps_of_low_rank(folder / "model.keras")[0], *steps_of_plain(folded, words)]
+            steps = steps_of_low_rank(folder / "model.keras")
         elif results:
             steps = steps_of_plain(folder / "model.keras", words)
         else:

@@ -60,12 +60,16 @@ def data_options(
     return words
 
 
-def steps_of_plain(model: Path, data: Sequence[object]) -> list[Step]:
+def steps_of_plain(
+    model: Path, data: Sequence[object], precision: str = "int8", runtime: str = "litert"
+) -> list[Step]:
     """Return the steps from plain layers to a timed file.
 
     Args:
         model: The `.keras` file.
         data: What `data_options` returned.
+        precision: What the file computes in: that in which its forms were timed, if they were.
+        runtime: What runs it, `"litert"` or `"onnxruntime"`; likewise.
 
     Returns:
         Export and bench.
@@ -75,15 +79,17 @@ def steps_of_plain(model: Path, data: Sequence[object]) -> list[Step]:
     >>> [words[0] for _, words in steps_of_plain(Path("small.keras"), data_options("digits"))]
     ['export', 'bench']
     """
-    file = model.with_suffix(".tflite")
+    file = model.with_suffix(".tflite" if runtime == "litert" else ".onnx")
+    quantized = () if precision == "float32" else ("--quantization", precision)
+    purpose = "a file of whole numbers" if precision == "int8" else f"a file in {precision}"
     return [
-        ("a file of whole numbers", ("export", model, file, "--quantization", "int8", *data)),
+        (purpose, ("export", model, file, *quantized, *data)),
         ("its time and accuracy", ("bench", file, *data)),
     ]
 
 
 def steps_of_low_rank(model: Path) -> list[Step]:
-    """Return the steps from low-rank layers to plain ones.
+    """Return the steps from low-rank layers to plain ones, whose forms are timed before.
 
     Args:
         model: The `.keras` file.
@@ -98,7 +104,7 @@ def steps_of_low_rank(model: Path) -> list[Step]:
     """
     plan, folded = model.with_name("plan.json"), model.with_name("folded.keras")
     return [
-        ("the fastest form of each layer", ("plan", model, plan)),
+        ("the fastest form of each layer in int8", ("plan", model, plan, "--precision", "int8")),
         ("plain layers", ("fold", model, folded, "--plan", plan)),
     ]
 

@@ -130,10 +130,11 @@ def train(
     print_table(results_table(results))
     print_text(f"Run folder: {folder}")
     words = data_options(data, image_size, mean, std)
-    plain = folder / (FOLDED if (folder / FOLDED).exists() else "model.keras")
-    if plain.name == FOLDED:
-        say_next(steps_of_low_rank(folder / "model.keras")[0])
-    say_next(*steps_of_plain(plain, words))
+    if (folder / FOLDED).exists():
+        # What training folded went by weights; a file should go by times.
+        say_next(*steps_of_low_rank(folder / "model.keras"))
+    else:
+        say_next(*steps_of_plain(folder / "model.keras", words))
 
 
 @command

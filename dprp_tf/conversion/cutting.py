@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from dprp_tf.conversion.chosen_forms import ChosenForms, remember_choice
 from dprp_tf.conversion.compilation import compiled_like
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.conversion.folding import fold
@@ -61,4 +62,8 @@ def cut(
         return compiled_like(rewrite(model, lambda layer: None, result_class), model)
     lowrank = factorize(model, ranks=plan, calibration_data=calibration_data, model_class=DPRPModel)
     forms = None if latency is None else latency.forms(plan.ranks)
-    return compiled_like(fold(lowrank, forms=forms, model_class=result_class), model)
+    small = fold(lowrank, forms=forms, model_class=result_class)
+    if latency is not None and any(kind != "dense" for kind in latency.forms(plan.ranks).values()):
+        choice = ChosenForms(latency.target, latency.runtime, latency.precision)
+        remember_choice(small, choice)
+    return compiled_like(small, model)

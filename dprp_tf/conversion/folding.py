@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from dprp_tf.conversion.assembly import build_form
+from dprp_tf.conversion.chosen_forms import ChosenForms, remember_choice
 from dprp_tf.conversion.compilation import compiled_like
 from dprp_tf.conversion.form_weights import form_error
 from dprp_tf.conversion.model_class import plain_class
@@ -197,7 +198,16 @@ def fold(
         ),
         result_class,
     )
+    if not forms and any(chosen.kind != "dense" for _, chosen in rows):
+        remember_choice(result, _choice(plan))
     return compiled_like(result, model)
+
+
+def _choice(plan: FoldPlan | str | os.PathLike[str] | None) -> ChosenForms:
+    if plan is None:
+        return ChosenForms()
+    plan = plan if isinstance(plan, FoldPlan) else FoldPlan.load(plan)
+    return ChosenForms(plan.target, plan.runtime, plan.precision)
 
 
 def require_finite_factors(model: keras.Model) -> None:

@@ -51,7 +51,7 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         named = holder.read_text(encoding="utf-8").strip() if holder.exists() else ""
         raise RuntimeError(
             f"`folder` must not be in use. Received: {folder}, in which process "
-            f"{named or 'unknown'} is training. Wait for it, stop it, or choose another folder."
+            f"{named or 'unknown'} is at work. Wait for it, stop it, or choose another folder."
         ) from error
     except NotImplementedError:
         pass  # filelock's answer on a drive without locks: the run goes on without one

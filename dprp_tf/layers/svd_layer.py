@@ -162,11 +162,8 @@ class SVDLayer(FactorizedLayer):
         )
         if notice is not None:
             s = _notice_gradient(s, notice)
-        if self.balanced_gradients:
-            scale = _balance(s)
-            u, v = _scale_gradient(u, scale), _scale_gradient(v, scale)
-        # (h, r) * (r,) @ (r, w) -> (h, w) -> kernel shape
-        matrix = ops.matmul(u * s, ops.transpose(v))
+        # (h, r), (r,), (w, r) -> (h, w) -> kernel shape
+        matrix = _balanced_product(u, s, v) if self.balanced_gradients else _product(u, s, v)
         return decomposition.dematricize(matrix, self.kernel_shape, self.matricization, ops=ops)
 
     def load_own_variables(self, store: Any) -> None:
@@ -240,11 +237,34 @@ def low_rank_keys(model: keras.Model) -> dict[str, SVDLayer]:
     return {key: layer for key, layer in layer_keys(model).items() if isinstance(layer, SVDLayer)}
 
 
-def _balance(s: Any) -> Any:
-    """Return 1 / (s_j^2 + (0.1 max|s|)^2), shape (r,), without gradient."""
-    s = ops.stop_gradient(s)
-    floor = _DAMPING * ops.max(ops.abs(s))
-    return 1.0 / (ops.square(s) + ops.square(floor) + 1e-6)
+def _product(u: Any, s: Any, v: Any) -> Any:
+    """Return U diag(s) V^T, shape (h, w); s goes with the shorter factor."""
+    u, v = (u * s, v) if u.shape[0] < v.shape[0] else (u, v * s)
+    return ops.matmul(u, ops.transpose(v))
+
+
+@ops.custom_gradient
+def _balanced_product(u: Any, s: Any, v: Any) -> tuple[Any, Any]:
+    """The product; the gradients of U and V are divided by s_j^2 + (0.1 max|s|)^2.
+
+    Written out, since a train step is longer by its number of operations: nothing of the taller
+    factor's size is multiplied but by the gradient.
+    """
+
+    def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any, Any]:
+        # (h, w). TensorFlow and JAX pass it by position, other backends by name.
+        arriving = args[0] if upstream is None else upstream
+        squared = ops.square(s)
+        scaled = s / (squared + (_DAMPING**2 * ops.max(squared) + 1e-6))
+        if u.shape[0] < v.shape[0]:
+            along = ops.matmul(arriving, v)
+            turned = ops.matmul(ops.transpose(arriving), u * scaled)
+            return along * scaled, ops.sum(u * along, axis=0), turned
+        along = ops.matmul(ops.transpose(arriving), u)
+        turned = ops.matmul(arriving, v * scaled)
+        return turned, ops.sum(v * along, axis=0), along * scaled
+
+    return _product(u, s, v), gradient
 
 
 def _notice_gradient(value: Any, notice: Callable[[], None]) -> Any:
@@ -259,15 +279,3 @@ def _notice_gradient(value: Any, notice: Callable[[], None]) -> Any:
         return ops.copy(value), gradient
 
     return noticed(value)
-
-
-@ops.custom_gradient
-def _scale_gradient(value: Any, scale: Any) -> tuple[Any, Any]:
-    """The value itself, whose gradient is multiplied by `scale`."""
-
-    def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
-        # TensorFlow and JAX pass it by position, other backends by name.
-        arriving = args[0] if upstream is None else upstream
-        return arriving * scale, ops.zeros_like(scale)
-
-    return value, gradient

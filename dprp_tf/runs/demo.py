@@ -12,6 +12,7 @@ import keras
 
 from dprp_tf import data
 from dprp_tf.files.atomic import read_json, write_json
+from dprp_tf.files.lock import run_lock
 from dprp_tf.runs.evaluation import compare_models
 from dprp_tf.runs.ownership import DEMO, require_own
 from dprp_tf.runs.progress import Display
@@ -73,6 +74,7 @@ def run_demo(
         OSError: If the folder can't be written.
         ValueError: If the folder holds what is no demo.
         ParityError: If a file computes something else than its model.
+        RuntimeError: If another process is at work in the folder.
 
     Example:
 
@@ -81,7 +83,13 @@ def run_demo(
     """
     folder = Path(folder)
     require_own(folder, DEMO)
-    display = display or Display(quiet=True)
+    with run_lock(folder):
+        return _run(folder, epochs, seed, fresh, display or Display(quiet=True))
+
+
+def _run(
+    folder: Path, epochs: int | None, seed: int, fresh: bool, display: Display
+) -> dict[str, Any]:
     began = time.perf_counter()
     write_json(folder / DEMO.mark, {"demo": DENSE.model})
     display.step("loading digits")

@@ -94,7 +94,7 @@ def train(
     Raises:
         ValueError: If the folder holds a run with other settings or what is no run, the model to
             start from is the run's own, or its files are unusable.
-        RuntimeError: If another process is training in the folder; `WorkerLostError` if another
+        RuntimeError: If another process is at work in the folder; `WorkerLostError` if another
             worker has stopped.
 
     Example:

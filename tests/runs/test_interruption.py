@@ -266,7 +266,7 @@ def test_a_second_process_is_refused_and_a_dead_one_forgotten(tmp_path: Path) ->
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(RuntimeError, match=f"process {holder.pid} is training"), run_lock(tmp_path):
+    with pytest.raises(RuntimeError, match=f"process {holder.pid} is at work"), run_lock(tmp_path):
         pass
     holder.kill()
     holder.communicate()

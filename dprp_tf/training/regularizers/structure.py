@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from keras import ops
 
 __all__ = ["gram_error", "gram_matrices", "gram_matrix", "orthogonality", "sorting"]
@@ -61,9 +60,6 @@ def gram_matrix(factor: Any) -> Any:
 def gram_matrices(factors: Sequence[Any]) -> Any:
     """Return Q^T Q of n factors Q, shapes (h_i, r) -> (n, r, r), in float32.
 
-    Factors of one height are multiplied at once: a train step is longer by its number of
-    operations rather than by these small products.
-
     Args:
         factors: Tensors of shape (h_i, r), one or more, of equal r.
 
@@ -77,17 +73,8 @@ def gram_matrices(factors: Sequence[Any]) -> Any:
     >>> [float(gram[0, 0]) for gram in gram_matrices([tall, wide, tall])]
     [4.0, 3.0, 4.0]
     """
-    by_height: dict[int, list[int]] = {}
-    for index, factor in enumerate(factors):
-        by_height.setdefault(factor.shape[0], []).append(index)
-    # (m, h, r) -> (m, r, r) for the m factors of each height
-    grams = [
-        gram_matrix(ops.stack([ops.cast(factors[i], "float32") for i in indices]))
-        for indices in by_height.values()
-    ]
-    order = [index for indices in by_height.values() for index in indices]
-    places = sorted(range(len(order)), key=order.__getitem__)
-    return ops.take(ops.concatenate(grams), np.asarray(places), axis=0)
+    # One product each: a stack of tall factors costs more to make, and to multiply, than it saves.
+    return ops.stack([gram_matrix(factor) for factor in factors])
 
 
 def gram_error(gram: Any, softening: Any = 0.0) -> Any:
