@@ -6,9 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dprp_tf.channels.groups import ChannelGroup, ChannelGroups, channel_groups
     from dprp_tf.conversion.cutting import cut
     from dprp_tf.conversion.factorizing import factorize
     from dprp_tf.conversion.folding import FoldedLayer, choose_forms, fold
+    from dprp_tf.conversion.removing import remove_channels
     from dprp_tf.conversion.summaries import Summary, summarize
     from dprp_tf.costs.budget import Budget, BudgetError
     from dprp_tf.costs.fold_plan import FoldPlan
@@ -42,6 +44,8 @@ __all__ = [
     "Budget",
     "BudgetError",
     "BudgetPruning",
+    "ChannelGroup",
+    "ChannelGroups",
     "Compressed",
     "DPRPModel",
     "DPRPSettings",
@@ -66,12 +70,14 @@ __all__ = [
     "TuckerConv2D",
     "TuckerConv3D",
     "bsr",
+    "channel_groups",
     "choose_forms",
     "cut",
     "distribution",
     "factorize",
     "fold",
     "load_model",
+    "remove_channels",
     "save_model",
     "select_ranks",
     "summarize",
@@ -83,6 +89,8 @@ _HOMES = {
     "Budget": "costs.budget",
     "BudgetError": "costs.budget",
     "BudgetPruning": "training.budget_pruning",
+    "ChannelGroup": "channels.groups",
+    "ChannelGroups": "channels.groups",
     "Compressed": "selection.compressing",
     "DPRPModel": "training.model",
     "DPRPSettings": "training.settings",
@@ -107,12 +115,14 @@ _HOMES = {
     "TuckerConv2D": "layers",
     "TuckerConv3D": "layers",
     "bsr": "selection.compressing",
+    "channel_groups": "channels.groups",
     "choose_forms": "conversion.folding",
     "cut": "conversion.cutting",
     "distribution": "training.distribution",
     "factorize": "conversion.factorizing",
     "fold": "conversion.folding",
     "load_model": "training.saving",
+    "remove_channels": "conversion.removing",
     "save_model": "training.saving",
     "select_ranks": "selection.selecting",
     "summarize": "conversion.summaries",

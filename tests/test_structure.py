@@ -24,6 +24,7 @@ FLOORS = {
     "data": 1,
     "keras_internals": 1,
     "layers": 2,
+    "channels": 3,
     "costs": 3,
     "training": 4,
     "conversion": 5,

@@ -96,6 +96,12 @@ class Step:
     _arguments: Any
     _symbols: Mapping[int, int]
 
+    @property
+    def constants(self) -> list[Any]:
+        """What the call was given beside tensors of the graph, out of its lists and dicts."""
+        given = keras.tree.flatten((self._arguments.args, self._arguments.kwargs))
+        return [value for value in given if not keras.backend.is_keras_tensor(value)]
+
     def run(self, values: Mapping[int, Any], operation: Any = None) -> list[Any]:
         """Call the operation as at inference.
 
@@ -126,6 +132,8 @@ class FlatGraph:
         inputs: Numbers of the model's inputs.
         outputs: Numbers of the model's outputs.
         symbols: The symbolic tensor of each number.
+        numbers: The number of each symbolic tensor by its identity, inputs of nested models among
+            them.
 
     Raises:
         ValueError: If the model has no graph.
@@ -151,6 +159,7 @@ class FlatGraph:
         self.steps: list[Step] = []
         self.symbols: list[keras.KerasTensor] = []
         numbers = {id(tensor): self._new(tensor) for tensor in graph.inputs}
+        self.numbers: dict[int, int] = {}
         self.inputs = tuple(numbers[id(tensor)] for tensor in graph.inputs)
         self._dtypes = [tensor.dtype for tensor in graph.inputs]
         self._add(graph, numbers)
@@ -299,6 +308,7 @@ class FlatGraph:
                     symbols,
                 )
             )
+        self.numbers.update(numbers)
 
 
 def tensor_bytes(tensor: Any) -> int:

@@ -57,8 +57,10 @@ def require_graph(model: Any, argument: str = "model") -> None:
 
 def rewrite(
     model: keras.Model,
-    replace: Callable[[keras.layers.Layer], Any],
+    replace: Callable[[Any], Any],
     model_class: type[keras.Model] = keras.Model,
+    *,
+    input_shape: Callable[[Any], Any] | None = None,
     **arguments: Any,
 ) -> keras.Model:
     """Return a copy of a model in which some layers are replaced; the original is untouched.
@@ -70,9 +72,12 @@ def rewrite(
 
     Args:
         model: A built Functional or Sequential model.
-        replace: Called once per layer; returns None to copy the layer, or a callable from the
-            layer's inputs to its outputs, such as another Keras layer.
+        replace: Called once per layer and per operation of `keras.ops`; returns None to copy it,
+            or a callable with its arguments, from its inputs to its outputs, such as another Keras
+            layer.
         model_class: Class of the model returned. Default `keras.Model`.
+        input_shape: Called with each input of the model and of nested models; returns the shape,
+            batch included, that the copy has, or None to keep it. Default: all keep theirs.
         **arguments: Passed to `model_class` beside inputs, outputs and name.
 
     Returns:
@@ -84,7 +89,7 @@ def rewrite(
     """
     require_graph(model)
     _require_own_weights(model)
-    return _Rewriter(model, replace).rebuild(model, model_class, arguments)
+    return _Rewriter(model, replace, input_shape=input_shape).rebuild(model, model_class, arguments)
 
 
 def rebuild_configured(model: keras.Model, configure: Configure) -> keras.Model:
@@ -122,10 +127,12 @@ class _Rewriter:
     def __init__(
         self,
         model: keras.Model,
-        replace: Callable[[keras.layers.Layer], Any],
+        replace: Callable[[Any], Any],
         configure: Configure | None = None,
+        input_shape: Callable[[Any], Any] | None = None,
     ) -> None:
         self._replace = replace
+        self._input_shape = input_shape or (lambda tensor: None)
         # A nested model is copied as it is only where nothing is configured anew.
         self._copies_whole = configure is None
         self._configure = configure or (lambda config: config)
@@ -137,7 +144,10 @@ class _Rewriter:
         self, source: keras.Model, target: type[keras.Model], arguments: dict[str, Any]
     ) -> keras.Model:
         graph = graph_of(source)
-        tensors = {id(tensor): _input_like(tensor, self._configure) for tensor in graph.inputs}
+        tensors = {
+            id(tensor): _input_like(tensor, self._configure, self._input_shape(tensor))
+            for tensor in graph.inputs
+        }
         for node in nodes(graph):
             # A node fed from outside of the graph is no part of it.
             if node.is_input or any(id(x) not in tensors for x in node.input_tensors):
@@ -168,9 +178,9 @@ class _Rewriter:
                 return self.rebuild(operation, keras.Model, {})
             copy_state(operation, whole)
             return whole
-        if not isinstance(operation, keras.layers.Layer):
-            return _clone_operation(operation, self._configure)
         new = self._answer(operation)
+        if not isinstance(operation, keras.layers.Layer):
+            return _clone_operation(operation, self._configure) if new is None else new
         return partial(self._copy_of_layer, operation) if new is None else new
 
     def _copy_of_layer(self, layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
@@ -179,10 +189,10 @@ class _Rewriter:
         self._copies[id(layer)] = new
         return outputs
 
-    def _answer(self, layer: keras.layers.Layer) -> Any:
-        if id(layer) not in self._answers:
-            self._answers[id(layer)] = self._replace(layer)
-        return self._answers[id(layer)]
+    def _answer(self, operation: Any) -> Any:
+        if id(operation) not in self._answers:
+            self._answers[id(operation)] = self._replace(operation)
+        return self._answers[id(operation)]
 
     def _unchanged(self, nested: keras.Model) -> keras.Model | None:
         """A copy of a nested model through its own class; None if it must be rebuilt.
@@ -196,7 +206,16 @@ class _Rewriter:
         parts = list(walk_layers(nested))
         if any(self._owners[id(part)] - inside for part in parts):
             return None  # shared with what is around it
-        if any(self._answer(part) is not None for part in parts):
+        graphs = [graph_of(container) for container in _containers(nested)]
+        operations = [
+            node.operation
+            for graph in graphs
+            for node in nodes(graph)
+            if not isinstance(node.operation, keras.layers.Layer)
+        ]
+        if any(self._answer(part) is not None for part in (*parts, *operations)):
+            return None
+        if any(self._input_shape(tensor) for graph in graphs for tensor in graph.inputs):
             return None
         return _whole_copy(nested)
 
@@ -269,9 +288,12 @@ def _require_own_weights(model: keras.Model) -> None:
                 )
 
 
-def _input_like(tensor: Any, configure: Configure) -> Any:
+def _input_like(tensor: Any, configure: Configure, shape: Any = None) -> Any:
     source = history_of(tensor).operation
-    layer = type(source).from_config(configure(source.get_config()))
+    config = configure(source.get_config())
+    if shape is not None:
+        config = {**config, "batch_shape": tuple(shape)}
+    layer = type(source).from_config(config)
     layer._trainable = source.trainable
     # Keras looks inputs up by the tensor's name, which need not be the layer's.
     layer.output.name = tensor.name

@@ -1,5 +1,6 @@
 """Keras layers whose weights are the factors of a kernel."""
 
+from dprp_tf.layers.convolution import FactorizedConvolution
 from dprp_tf.layers.factorized import (
     OBJECT_ARGUMENTS,
     FactorizedLayer,
@@ -14,6 +15,7 @@ from dprp_tf.layers.tucker_conv import TuckerConv1D, TuckerConv2D, TuckerConv3D,
 
 __all__ = [
     "OBJECT_ARGUMENTS",
+    "FactorizedConvolution",
     "FactorizedLayer",
     "SVDConv1D",
     "SVDConv2D",

@@ -1,0 +1,18 @@
+"""Channels: which filters go together, and layers without some of them."""
+
+from dprp_tf.channels.following import Followed, LayerChannels, Resized, follow
+from dprp_tf.channels.groups import ChannelGroup, ChannelGroups, channel_groups, groups_of
+from dprp_tf.channels.slicing import SlicedLayer, sliced_weights
+
+__all__ = [
+    "ChannelGroup",
+    "ChannelGroups",
+    "Followed",
+    "LayerChannels",
+    "Resized",
+    "SlicedLayer",
+    "channel_groups",
+    "follow",
+    "groups_of",
+    "sliced_weights",
+]

@@ -1,0 +1,191 @@
+"""Layers with some of their channels left out: settings and weights of what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from dprp_tf import decomposition
+from dprp_tf.keras_internals.quick_building import quick_build
+from dprp_tf.layers import FactorizedConvolution, FactorizedLayer, SVDLayer
+
+__all__ = ["SlicedLayer", "sliced_weights"]
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass
+class _Slice:
+    """Settings that change, and weights by the name of the layer's attribute."""
+
+    settings: dict[str, Any]
+    weights: dict[str, NDArray[Any]]
+
+
+class SlicedLayer:
+    """A layer with the channels that are kept, made when it is called first.
+
+    Args:
+        layer: The layer.
+        reads: Which channels that it takes are kept, of shape (channels in,).
+        makes: Which that it gives are kept, of shape (channels out,).
+
+    Raises:
+        ValueError: If nothing is known about slicing such a layer.
+
+    Example:
+
+    >>> dense = keras.layers.Dense(3, name="it")
+    >>> _ = dense(keras.Input((4,)))
+    >>> smaller = SlicedLayer(dense, np.array([1, 1, 0, 0], bool), np.array([1, 0, 1], bool))
+    >>> smaller(keras.Input((2,))).shape, smaller.layer.name
+    ((None, 2), 'it')
+    """
+
+    def __init__(self, layer: Any, reads: Mask, makes: Mask) -> None:
+        self._original = layer
+        self._slice = _sliced(layer, reads, makes)
+        self.layer: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.layer is not None:
+            return self.layer(*args, **kwargs)
+        original = self._original
+        config = {**original.get_config(), **self._slice.settings}
+        self.layer = type(original).from_config(config)
+        weights = dict(self._slice.weights)
+        if isinstance(original, FactorizedLayer):
+            self.layer.start_from(_factors(original, weights.pop("kernel"), config))
+        outputs = quick_build(self.layer)(*args, **kwargs)
+        for name, value in weights.items():
+            getattr(self.layer, name).assign(value)
+        self.layer.trainable = original.trainable
+        for old, new in zip(original.variables, self.layer.variables, strict=True):
+            new.trainable = old.trainable
+        return outputs
+
+
+def sliced_weights(layer: Any, reads: Mask, makes: Mask) -> dict[str, NDArray[Any]]:
+    """Return the weights of a layer without some of its channels.
+
+    Args:
+        layer: The layer.
+        reads: Which channels that it takes are kept, of shape (channels in,).
+        makes: Which that it gives are kept, of shape (channels out,).
+
+    Returns:
+        Arrays by the name of the layer's attribute; of a factorized layer its whole kernel.
+    """
+    return _sliced(layer, reads, makes).weights
+
+
+_LAYERS = keras.layers
+_TRANSPOSED = (_LAYERS.Conv1DTranspose, _LAYERS.Conv2DTranspose, _LAYERS.Conv3DTranspose)
+
+
+def _sliced(layer: Any, reads: Mask, makes: Mask) -> _Slice:
+    rule = next((rule for kinds, rule in _RULES if isinstance(layer, kinds)), None)
+    if rule is None:
+        raise ValueError(
+            f"`layer` must be one whose channels can be taken apart. Received: {layer.name!r}, a "
+            f"{type(layer).__name__}"
+        )
+    return rule(layer, reads, makes)
+
+
+def _array(variable: Any) -> NDArray[Any]:
+    return np.asarray(ops.convert_to_numpy(variable))
+
+
+def _bias(layer: Any, makes: Mask) -> dict[str, NDArray[Any]]:
+    return {} if layer.bias is None else {"bias": _array(layer.bias)[makes]}
+
+
+def _dense(layer: Any, reads: Mask, makes: Mask) -> _Slice:
+    kernel = _array(layer.kernel)[reads][:, makes]
+    return _Slice({"units": int(makes.sum())}, {"kernel": kernel, **_bias(layer, makes)})
+
+
+def _convolution(layer: Any, reads: Mask, makes: Mask) -> _Slice:
+    kernel, groups = _array(layer.kernel), getattr(layer, "groups", 1) or 1
+    settings: dict[str, Any] = {"filters": int(makes.sum())}
+    if groups == 1:
+        kernel = kernel[..., reads, :][..., makes]
+    elif groups == reads.size:
+        # A group for each channel: the kernel has one place for what it takes.
+        settings["groups"] = int(reads.sum())
+        kernel = kernel[..., makes]
+    else:
+        # The same places go in every group.
+        kernel = kernel[..., reads.reshape(groups, -1)[0], :][..., makes]
+    return _Slice(settings, {"kernel": kernel, **_bias(layer, makes)})
+
+
+def _transposed(layer: Any, reads: Mask, makes: Mask) -> _Slice:
+    kernel = _array(layer.kernel)[..., makes, :][..., reads]
+    return _Slice({"filters": int(makes.sum())}, {"kernel": kernel, **_bias(layer, makes)})
+
+
+def _depthwise(layer: Any, reads: Mask, makes: Mask) -> _Slice:
+    return _Slice({}, {"kernel": _array(layer.kernel)[..., reads, :], **_bias(layer, makes)})
+
+
+def _separable(layer: Any, reads: Mask, makes: Mask) -> _Slice:
+    multiplied = np.repeat(reads, layer.depth_multiplier)
+    weights = {
+        "depthwise_kernel": _array(layer.depthwise_kernel)[..., reads, :],
+        "pointwise_kernel": _array(layer.pointwise_kernel)[..., multiplied, :][..., makes],
+    }
+    return _Slice({"filters": int(makes.sum())}, {**weights, **_bias(layer, makes)})
+
+
+def _normalization(layer: Any, reads: Mask, makes: Mask) -> _Slice:
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    held = {name: getattr(layer, name, None) for name in names}
+    weights = {name: _array(value)[reads] for name, value in held.items() if value is not None}
+    return _Slice({}, weights)
+
+
+def _parametric(layer: Any, reads: Mask, makes: Mask) -> _Slice:
+    return _Slice({}, {"alpha": _array(layer.alpha)[..., reads]})
+
+
+def _factorized(layer: Any, reads: Mask, makes: Mask) -> _Slice:
+    kernel = _array(layer.kernel)[..., reads, :][..., makes]
+    convolution = isinstance(layer, FactorizedConvolution)
+    settings: dict[str, Any] = {"filters" if convolution else "units": int(makes.sum())}
+    if isinstance(layer, SVDLayer):
+        full = decomposition.full_rank(kernel.shape, layer.matricization)
+        settings["rank"] = min(int(layer.rank or full), full)
+    else:
+        settings["ranks"] = tuple(
+            min(rank, int(kept.sum()))
+            for rank, kept in zip(layer.ranks, (reads, makes), strict=True)
+        )
+    return _Slice(settings, {"kernel": kernel, **_bias(layer, makes)})
+
+
+def _factors(layer: Any, kernel: NDArray[Any], config: dict[str, Any]) -> Any:
+    """Factors of what is left of a kernel: leaving out rows and columns raises no rank."""
+    if isinstance(layer, SVDLayer):
+        matrix = decomposition.matricize(kernel, layer.matricization)
+        return decomposition.decompose(matrix, config["rank"])
+    return decomposition.tucker2(kernel, config["ranks"], iterations=0)
+
+
+_RULES: list[tuple[tuple[type, ...], Callable[[Any, Mask, Mask], _Slice]]] = [
+    ((FactorizedLayer,), _factorized),
+    ((_LAYERS.Dense,), _dense),
+    ((_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D), _separable),
+    ((_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D), _depthwise),
+    (_TRANSPOSED, _transposed),
+    ((_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D), _convolution),
+    ((_LAYERS.BatchNormalization,), _normalization),
+    ((_LAYERS.PReLU,), _parametric),
+]
