@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dprp_tf.conversion.removing import remove_channels
     from dprp_tf.conversion.summaries import Summary, summarize
     from dprp_tf.costs.budget import Budget, BudgetError
+    from dprp_tf.costs.channel_plan import ChannelPlan
     from dprp_tf.costs.fold_plan import FoldPlan
     from dprp_tf.costs.form import Form
     from dprp_tf.costs.latency_table import LatencyTable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     )
     from dprp_tf.selection.compressing import Compressed, bsr
     from dprp_tf.selection.selecting import select_ranks
+    from dprp_tf.selection.selecting_channels import select_channels
     from dprp_tf.training.budget_pruning import BudgetPruning
     from dprp_tf.training.distribution import distribution
     from dprp_tf.training.divergence import DivergenceError, DivergenceGuard
@@ -46,6 +48,7 @@ __all__ = [
     "BudgetPruning",
     "ChannelGroup",
     "ChannelGroups",
+    "ChannelPlan",
     "Compressed",
     "DPRPModel",
     "DPRPSettings",
@@ -79,6 +82,7 @@ __all__ = [
     "load_model",
     "remove_channels",
     "save_model",
+    "select_channels",
     "select_ranks",
     "summarize",
 ]
@@ -91,6 +95,7 @@ _HOMES = {
     "BudgetPruning": "training.budget_pruning",
     "ChannelGroup": "channels.groups",
     "ChannelGroups": "channels.groups",
+    "ChannelPlan": "costs.channel_plan",
     "Compressed": "selection.compressing",
     "DPRPModel": "training.model",
     "DPRPSettings": "training.settings",
@@ -124,6 +129,7 @@ _HOMES = {
     "load_model": "training.saving",
     "remove_channels": "conversion.removing",
     "save_model": "training.saving",
+    "select_channels": "selection.selecting_channels",
     "select_ranks": "selection.selecting",
     "summarize": "conversion.summaries",
 }

@@ -11,6 +11,9 @@ from dprp_tf.conversion.compilation import compiled_like
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.conversion.folding import fold
 from dprp_tf.conversion.model_class import plain_class
+from dprp_tf.conversion.refitting import refit_readers
+from dprp_tf.conversion.removing import kept_channels, remove_channels
+from dprp_tf.costs.channel_plan import ChannelPlan
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
@@ -21,26 +24,27 @@ __all__ = ["cut"]
 
 def cut(
     model: keras.Model,
-    plan: RankPlan,
+    plan: RankPlan | ChannelPlan,
     *,
     calibration_data: Any = None,
     latency: LatencyTable | None = None,
     model_class: Any = None,
 ) -> keras.Model:
-    """Return a model of plain layers with a dense model's kernels cut to the ranks of a plan.
+    """Return a model of plain layers cut as a plan says: to lower ranks, or to fewer channels.
 
     Args:
         model: The dense model.
-        plan: Ranks for its layers.
-        calibration_data: Inputs on which the outputs are kept instead of the kernels. Default:
-            the kernels are kept.
-        latency: The table whose times the plan was chosen by: each layer gets the form that was
-            the quickest there. Default: the form of fewest weights.
+        plan: Ranks for its layers, or channels that go.
+        calibration_data: Inputs on which the outputs are kept instead of the kernels: factors that
+            lose least of them, or the kernels of what reads removed channels fitted anew to those
+            that are left. Default: the kernels are kept.
+        latency: For ranks, the table whose times the plan was chosen by: each layer gets the form
+            that was the quickest there. Default: the form of fewest weights.
         model_class: As `fold` takes it; the model's own class is kept where it can be.
 
     Returns:
-        `fold(factorize(model, ranks=plan))` in those forms; a copy of the model if the plan cuts
-        nothing. Compiled as `fold` says.
+        `fold(factorize(model, ranks=plan))` in those forms, or `remove_channels(model,
+        plan.removed)`; a copy of the model if the plan cuts nothing. Compiled as `fold` says.
 
     Raises:
         ValueError: As `factorize`; if the model's class has methods of its own, can't be kept, and
@@ -57,6 +61,11 @@ def cut(
     True
     """
     require_graph(model)
+    if isinstance(plan, ChannelPlan):
+        small = remove_channels(model, plan.removed, model_class=model_class)
+        if calibration_data is not None:
+            refit_readers(model, small, kept_channels(model, plan.removed), calibration_data)
+        return small
     result_class = plain_class(model, model_class)
     if not plan.ranks:
         return compiled_like(rewrite(model, lambda layer: None, result_class), model)

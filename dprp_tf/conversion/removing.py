@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dprp_tf.channels import (
     ChannelGroups,
     Followed,
+    LayerChannels,
     Resized,
     SlicedLayer,
     follow,
@@ -24,7 +25,7 @@ from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 from dprp_tf.training.model import DPRPModel
 
-__all__ = ["remove_channels"]
+__all__ = ["kept_channels", "remove_channels"]
 
 
 def remove_channels(
@@ -49,7 +50,7 @@ def remove_channels(
         ValueError: If a layer is unknown or has no filters of its own, a filter does not exist, is
             named twice or must stay, or none would be left; if the model has no graph.
 
-    Source: filter pruning of "Rank-based filter pruning" baselines; the removal is exact by itself.
+    Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets"; through any join ours.
 
     Example:
 
@@ -69,6 +70,38 @@ def remove_channels(
     arguments = {"settings": model.settings} if lowrank else {}
     smaller = rewrite(model, kept.replace, make, input_shape=kept.input_shape, **arguments)
     return compiled_like(smaller, model)
+
+
+def kept_channels(
+    model: keras.Model, channels: Mapping[str, Iterable[int]]
+) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Return what layers with weights keep of the channels that they take and give.
+
+    Args:
+        model: A built Functional or Sequential model.
+        channels: As `remove_channels` takes them.
+
+    Returns:
+        By layer key two masks, of shapes (channels in,) and (channels out,).
+
+    Raises:
+        ValueError: As `remove_channels`.
+
+    Example:
+
+    >>> inputs = keras.Input((4,))
+    >>> x = keras.layers.Dense(3, name="a")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.Dense(2, name="b")(x))
+    >>> kept_channels(model, {"a": [1]})["b"][0].tolist()
+    [True, False, True]
+    """
+    followed = follow(model)
+    kept = _Kept(followed, _removed(model, followed, channels))
+    return {
+        key: kept.masks(followed.layers[id(layer)])
+        for key, layer in layer_keys(model).items()
+        if id(layer) in followed.layers
+    }
 
 
 def _removed(
@@ -133,12 +166,16 @@ class _Kept:
     def replace(self, operation: Any) -> Callable[..., Any] | None:
         record = self._followed.layers.get(id(operation))
         if record is not None:
-            reads, makes = self._mask(record.reads), self._mask(record.makes)
+            reads, makes = self.masks(record)
             if reads.all() and makes.all():
                 return None
             return SlicedLayer(operation, reads, makes)
         resized = self._followed.resized.get(id(operation))
         return None if resized is None else self._resized(resized)
+
+    def masks(self, record: LayerChannels) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which channels that a layer takes, and which that it gives, are kept."""
+        return self._mask(record.reads), self._mask(record.makes)
 
     def input_shape(self, tensor: Any) -> tuple[int | None, ...] | None:
         """The shape of an input of a nested model; None where nothing changes."""
