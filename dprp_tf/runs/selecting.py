@@ -93,7 +93,6 @@ def select_in_folder(
         measured_for = ("target", "runtime", "precision", "threads")
         settings = replace(settings, **{name: getattr(latency, name) for name in measured_for})
     require_own(place, SELECTION)
-    place.mkdir(parents=True, exist_ok=True)
     with run_lock(place):
         remove_leftovers(place)
         _same_settings(place, settings, fresh)
