@@ -81,8 +81,8 @@ def told_to_stop() -> Iterator[None]:
     """Within it, signals that ask for an end raise `StoppedError`, which ends it in one line.
 
     Children are ended and temporary files removed on the way out, which a key that is pressed
-    twice does not disturb. What the process was started to ignore, as `nohup` does with the closed
-    terminal, stays ignored.
+    twice does not disturb; a signal after that ends the process at once. What the process was
+    started to ignore, as `nohup` does with the closed terminal, stays ignored.
 
     Yields:
         Nothing.
@@ -108,14 +108,18 @@ def told_to_stop() -> Iterator[None]:
         if now - before > _TWICE_S:
             raise StoppedError(number)
 
-    for number in known:
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):
-            signal.signal(number, stop)
+    caught = [n for n in known if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+    for number in caught:
+        signal.signal(number, stop)
     try:
         yield
     except KeyboardInterrupt as error:
         _tell()
         raise SystemExit(exit_code(error)) from None
+    finally:
+        # TensorFlow takes a while to leave, and nobody is there who could tell of a signal.
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -55,6 +55,17 @@ with stopping.told_to_stop():
     assert _ended(script, tmp_path, "SIGTERM") == (143, f"{STOPPED}\n")
 
 
+def test_a_signal_while_python_ends_leaves_no_traceback(tmp_path: Path) -> None:
+    script = """
+import atexit
+atexit.register(ask)
+stopping._TWICE_S = 0
+with stopping.told_to_stop():
+    ask()
+"""
+    assert _ended(script, tmp_path, "SIGTERM") == (-signal.SIGTERM, f"{STOPPED}\n")
+
+
 def test_what_it_was_started_to_ignore_stays_ignored(tmp_path: Path) -> None:
     script = """
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
