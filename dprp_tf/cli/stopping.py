@@ -6,6 +6,8 @@ import contextlib
 import math
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -16,6 +18,8 @@ STOPPED = "stopped; what is finished is kept: the same command goes on"
 # Ctrl-C, `kill` and what ends a service or a job, and a terminal that is closed.
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _TWICE_S = 1.0
+# Python drops what is raised while an object is collected, and TensorFlow's are at every moment.
+_AGAIN_S = 0.05
 # Where standard error is, of each `loading` that is entered.
 _loading: list[int] = []
 
@@ -108,6 +112,17 @@ def told_to_stop() -> Iterator[None]:
         if now - before > _TWICE_S:
             raise StoppedError(number)
 
+    def ask_again(lost: sys.UnraisableHookArgs) -> None:
+        nonlocal last
+        if not isinstance(lost.exc_value, StoppedError):
+            reported(lost)
+            return
+        last = -math.inf
+        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), lost.exc_value.number))
+        again.daemon = True
+        again.start()
+
+    reported, sys.unraisablehook = sys.unraisablehook, ask_again
     caught = [n for n in known if signal.getsignal(n) not in (signal.SIG_IGN, None)]
     for number in caught:
         signal.signal(number, stop)
@@ -120,6 +135,7 @@ def told_to_stop() -> Iterator[None]:
         # TensorFlow takes a while to leave, and nobody is there who could tell of a signal.
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
+        sys.unraisablehook = reported
 
 
 @contextlib.contextmanager

@@ -55,6 +55,18 @@ with stopping.told_to_stop():
     assert _ended(script, tmp_path, "SIGTERM") == (143, f"{STOPPED}\n")
 
 
+def test_a_request_that_python_drops_is_made_again(tmp_path: Path) -> None:
+    script = """
+class Collected:
+    def __del__(self):
+        ask()
+with stopping.told_to_stop():
+    Collected()
+    time.sleep(30)
+"""
+    assert _ended(script, tmp_path, "SIGINT") == (130, f"{STOPPED}\n")
+
+
 def test_a_signal_while_python_ends_leaves_no_traceback(tmp_path: Path) -> None:
     script = """
 import atexit
