@@ -31,6 +31,8 @@ Calibration = dict[str, np.ndarray]
 
 # Enough for a crash to show again, in one part of the model after another.
 _FEW = 2
+# A full disk, and limits of how much may be written; TensorFlow tells of them in words alone.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Conversion:
                 with quiet():
                     frozen = self._write(source, folder, calibrated=calibration is not None)
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno not in _FULL:
                     raise
                 # Else it would be told of the file that is exported, which lies elsewhere.
                 raise ValueError(_conversion_message(str(error))) from error
@@ -223,8 +225,8 @@ def _conversion_message(text: str) -> str:
             f"Flex (SELECT_TF_OPS) or a custom kernel: {', '.join(missing)}. Replace the layers "
             "that use them."
         )
-    full = os.strerror(errno.ENOSPC)
-    if full in text:
+    full = next((said for said in map(os.strerror, _FULL) if said in text), None)
+    if full is not None:
         return (
             "The folder for temporary files must have room for a conversion. Received: "
             f"{tempfile.gettempdir()} ({full}). Make room, or set TMPDIR to another folder."

@@ -267,16 +267,17 @@ def test_a_folded_file_is_not_the_dense_one(suffix: str, tmp_path: Path) -> None
 
 
 @PRECISIONS
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
 def test_no_room_to_convert_is_told_of_the_folder_that_lacks_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str | None, number: int
 ) -> None:
-    full = os.strerror(errno.ENOSPC)
+    full = os.strerror(number)
 
     def save(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"{{function_node SaveV2}} /tmp/saved/variables; {full} [Op:SaveV2]")
 
     def write(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, full)
+        raise OSError(number, full)
 
     monkeypatch.setattr("tensorflow.saved_model.save", save)
     monkeypatch.setattr("pathlib.Path.write_bytes", write)
