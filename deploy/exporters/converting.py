@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -29,6 +31,8 @@ Calibration = dict[str, np.ndarray]
 
 # Enough for a crash to show again, in one part of the model after another.
 _FEW = 2
+# A full disk, and limits of how much may be written; TensorFlow tells of them in words alone.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,14 @@ class Conversion:
         CONVERTER.start()
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             folder = Path(temporary).resolve()
-            with quiet():
-                frozen = self._write(source, folder, calibrated=calibration is not None)
+            try:
+                with quiet():
+                    frozen = self._write(source, folder, calibrated=calibration is not None)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                # Else it would be told of the file that is exported, which lies elsewhere.
+                raise ValueError(_conversion_message(str(error))) from error
             if calibration is not None:
                 _write_samples(calibration, source.batch, folder)
             try:
@@ -214,6 +224,12 @@ def _conversion_message(text: str) -> str:
             "`model` must need LiteRT's built-in operators alone. Received: operators that need "
             f"Flex (SELECT_TF_OPS) or a custom kernel: {', '.join(missing)}. Replace the layers "
             "that use them."
+        )
+    full = next((said for said in map(os.strerror, _FULL) if said in text), None)
+    if full is not None:
+        return (
+            "The folder for temporary files must have room for a conversion. Received: "
+            f"{tempfile.gettempdir()} ({full}). Make room, or set TMPDIR to another folder."
         )
     line = next(line for line in text.splitlines() if line.strip())
     return f"`model` must be convertible to .tflite. Received: the converter's error: {line[:300]}"

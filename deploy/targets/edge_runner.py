@@ -22,6 +22,7 @@ import io
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -51,6 +52,7 @@ _MAXIMUM_INVOCATIONS = 1000
 _MAXIMUM_ELEMENTS = 2**28
 _MEMORY_RUNS = 3
 _INSTRUCTION_WARMUP = 3
+_END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 _ONNX_DTYPES = {"float": "float32", "float16": "float16", "double": "float64"}
 _ARM_PARTS = {
     0xC07: "Cortex-A7",
@@ -463,12 +465,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     mode.add_argument("--instructions", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="write the result there as well as to stdout")
+    parser.add_argument("--parent", type=_at_least(1), help=argparse.SUPPRESS)
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     single = options.memory_only or options.outputs is not None
     if not options.describe and (not options.models or (single and len(options.models) > 1)):
         parser.error("name one MODEL" if single else "name a MODEL or more, or give --describe")
     given = {"threads": options.threads, "input_path": options.input, "seed": options.seed}
+    if options.parent is not None:
+        _end_with(options.parent)
     try:
         if options.describe:
             result = describe()
@@ -807,6 +812,22 @@ def _memory(path: Path, threads: int, input_path: Path | None, seed: int) -> dic
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RunnerError(f"measuring the memory of {path} failed: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process when the one that waits for its answer is killed."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):  # built without, or sealed off
+        return
+    try:
+        os.kill(parent, 0)
+    except ProcessLookupError:  # it was killed before the kernel knew
+        sys.exit(1)
 
 
 def _own_memory(

@@ -56,7 +56,8 @@ class LocalTarget(EdgeRunnerTarget):
         self.timeout_s = check_timeout(timeout_s)
 
     def _run(self, arguments: Sequence[str | Path], written: Path | None, limits: Limits) -> Ended:
-        command = [sys.executable, "-P", str(RUNNER)]
+        # Its measurement would outlive this process, if that is killed, and disturb the next one.
+        command = [sys.executable, "-P", str(RUNNER), "--parent", str(os.getpid())]
         # An absolute path can't be taken for an option.
         command += [
             os.path.abspath(argument) if isinstance(argument, Path) else argument

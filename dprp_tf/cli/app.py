@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from dprp_tf.cli.console import print_error, told_warnings
+from dprp_tf.cli.stopping import STOPPED, exit_code, stop_behind
 from dprp_tf.cli.wording import in_options, speak_of
 
 __all__ = ["app", "command"]
@@ -75,10 +76,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 function(*args, **kwargs)
         except typer.Exit:
             raise
-        except KeyboardInterrupt:
-            print_error("stopped; what is finished is kept: the same command goes on")
-            raise typer.Exit(130) from None
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
+            stop = stop_behind(error)
+            if stop is not None:
+                print_error(STOPPED)
+                raise typer.Exit(exit_code(stop)) from None
             if _state["debug"] or not _is_expected(error):
                 raise
             print_error(f"error: {in_options(_said(error))}")
@@ -88,14 +90,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-def _is_expected(error: Exception) -> bool:
+def _is_expected(error: BaseException) -> bool:
     """Whether what went wrong lies outside this code, as far as its type tells."""
     kinds = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
     # TensorFlow's, which is none of these.
     return isinstance(error, kinds) or type(error).__name__ == "ResourceExhaustedError"
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     said = str(error).strip() or type(error).__name__
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return f"there is not enough memory ({said}). Give fewer or smaller images or models."

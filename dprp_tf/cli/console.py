@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from dprp_tf.cli.stopping import loading
 from dprp_tf.cli.wording import in_options
 from dprp_tf.files.json_text import to_json
 from dprp_tf.files.shown import shown
@@ -38,7 +39,7 @@ def load_keras() -> None:
     """Import TensorFlow without the lines it prints about processors it did not find."""
     from dprp_tf.deploy.running.quiet import quiet
 
-    with quiet():
+    with loading(), quiet():
         import keras  # noqa: F401
 
 
@@ -85,11 +86,12 @@ def print_table(value: Any) -> None:
 
 
 def print_error(text: Any) -> None:
-    """Print one line on standard error."""
+    """Print one line on standard error, if anyone is there to read it."""
     line = shown(" ".join(str(text).split()))
     if len(line) > _LONGEST_ERROR:
         line = f"{line[:_LONGEST_ERROR]}..."
-    typer.echo(line, err=True)
+    with contextlib.suppress(OSError):  # a closed terminal, a reader that is gone
+        typer.echo(line, err=True)
 
 
 @contextlib.contextmanager

@@ -173,9 +173,11 @@ def bench(
     Example: dprp bench dense.tflite small.tflite --threads 1 --threads 4 --data digits
     """
     from dprp_tf.deploy.measurement.sweep import sweep
-    from dprp_tf.files.atomic import write_json
+    from dprp_tf.files.atomic import require_writable, write_json
     from dprp_tf.report import NothingToPlotError, bench_report, save_bench_plots
 
+    if output is not None:
+        require_writable(output / "bench.json")
     split, said = None, dict[str, Any]()
     if data is not None:
         load_keras()

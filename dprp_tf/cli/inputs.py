@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dprp_tf.cli.console import print_error
+from dprp_tf.files.atomic import require_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,13 +184,14 @@ def require_low_rank(model: keras.Model, path: Path) -> keras.Model:
 
 
 def require_suffix(output: Path, *suffixes: str) -> None:
-    """Refuse a file to write whose name says another format, before anything is computed.
+    """Refuse a file to write before anything is computed: of another format, or where none can be.
 
     Args:
         output: The file.
         *suffixes: What its name may end in.
 
     Raises:
+        OSError: If it can't be written there.
         ValueError: If it ends in none of them.
 
     Example:
@@ -198,3 +200,4 @@ def require_suffix(output: Path, *suffixes: str) -> None:
     """
     if output.suffix not in suffixes:
         raise ValueError(f"`output` must end in {' or '.join(suffixes)}. Received: {output}")
+    require_writable(output)

@@ -187,7 +187,10 @@ def _steps(
 
 def _run(folder: Path, words: Sequence[object]) -> tuple[dict[str, Any], list[Step]]:
     """What a folder of a run or a selection holds, and what comes next; read without Keras."""
-    parts = {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
+    # What is being written meanwhile has a hidden name, and what is removed meanwhile is None.
+    paths = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(".")]
+    read = {path.stem: _read(path) for path in paths}
+    parts = {name: value for name, value in read.items() if value is not None}
     told, steps = [], []
     if "selection" in parts or "rank_plan" in parts:
         chosen = parts.get("selection", {})
@@ -231,6 +234,8 @@ def _accuracies(chosen: Mapping[str, Any]) -> list[tuple[str, float]]:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
     except ValueError as error:
         raise ValueError(
             f"{path} must hold valid JSON. Received: a file that can't be read as JSON ({error}). "

@@ -19,6 +19,7 @@ __all__ = [
     "naming_failures",
     "read_json",
     "remove_leftovers",
+    "require_writable",
     "write_json",
     "write_text",
 ]
@@ -57,23 +58,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     ['notes.txt']
     """
     destination = Path(path)
-    if destination.is_dir():
-        raise IsADirectoryError(
-            f"`path` must name a file to write. Received: path={destination}, which is a folder. "
-            "Give a file name inside it."
-        )
+    require_writable(destination)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(
-            f"`path` must lie in a folder that can be made and written. Received: "
-            f"path={destination} ({error.strerror or error}). Choose another output path."
-        ) from error
-    if not os.access(destination.parent, os.W_OK):
-        raise PermissionError(
-            f"`path` must lie in a writable folder. Received: path={destination}. "
-            "Choose another output path or change the folder's permissions."
-        )
+        raise _no_place(destination, error.strerror or str(error)) from error
     temporary = destination.with_name(_temporary_name(destination))
     try:
         with naming_failures(destination):
@@ -86,6 +75,44 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that can't be written where it is to lie, before hours are spent on it.
+
+    The messages name the file and no argument: it may be one of many in a folder that was given.
+
+    Args:
+        path: The file to write. Nothing is made.
+
+    Raises:
+        OSError: If it is a folder, or no folder that can be written or made is there for it.
+
+    Example:
+
+    >>> import tempfile
+    >>> require_writable(Path(tempfile.mkdtemp()) / "new" / "notes.txt")
+    """
+    destination = Path(path)
+    if destination.is_dir():
+        raise IsADirectoryError(
+            f"What is written must be a file. Received: {destination}, which is a folder. "
+            "Give a file name inside it."
+        )
+    above = Path(os.path.abspath(destination)).parents
+    nearest = next(folder for folder in above if os.path.lexists(folder))
+    if not nearest.is_dir():
+        what = "leads nowhere" if nearest.is_symlink() else "is a file"
+        raise _no_place(destination, f"{nearest} {what}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _no_place(destination, f"{nearest} can't be written")
+
+
+def _no_place(path: Path, reason: str) -> OSError:
+    return OSError(
+        f"A file to write must lie in a folder that can be made and written. Received: {path} "
+        f"({reason}). Choose another place, or change what is there."
+    )
 
 
 def _temporary_name(destination: Path) -> str:
@@ -118,8 +145,8 @@ def naming_failures(path: str | os.PathLike[str]) -> Iterator[None]:
     ...     raise OSError(errno.ENOSPC, "No space left on device")
     Traceback (most recent call last):
       ...
-    OSError: `path` must be a file that can be written whole. Received: path=notes.txt \
-(No space left on device). Make room or choose another output path.
+    OSError: A file must have room to be written whole. Received: notes.txt (No space left on \
+device). Make room, or choose another place.
     """
     try:
         yield
@@ -128,8 +155,8 @@ def naming_failures(path: str | os.PathLike[str]) -> Iterator[None]:
         if elsewhere or error.errno not in _LEAVE_OUT_NAMES:
             raise
         named = OSError(
-            f"`path` must be a file that can be written whole. Received: path={path} "
-            f"({os.strerror(error.errno)}). Make room or choose another output path."
+            f"A file must have room to be written whole. Received: {path} "
+            f"({os.strerror(error.errno)}). Make room, or choose another place."
         )
         named.errno = error.errno
         raise named from error

@@ -34,6 +34,7 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         Nothing.
 
     Raises:
+        OSError: If it can't be made or written.
         RuntimeError: If another process that still runs holds it.
 
     Example:
@@ -43,12 +44,17 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     ...     pass
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error) from error
     lock, holder = filelock.FileLock(folder / _LOCK), folder / _HOLDER
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
-        named = holder.read_text(encoding="utf-8").strip() if holder.exists() else ""
+        named = ""
+        with contextlib.suppress(OSError):  # it may end, and its name with it, this very moment
+            named = holder.read_text(encoding="utf-8").strip()
         raise RuntimeError(
             f"`folder` must not be in use. Received: {folder}, in which process "
             f"{named or 'unknown'} is at work. Wait for it, stop it, or choose another folder."
@@ -57,7 +63,7 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         pass  # filelock's answer on a drive without locks: the run goes on without one
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
-            raise
+            raise _unusable(folder / _LOCK, error) from error
     try:
         # Renamed there, it replaces a link that would lead elsewhere.
         write_text(holder, str(os.getpid()))
@@ -65,6 +71,15 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _unusable(path: Path, error: OSError) -> OSError:
+    told = OSError(
+        f"`folder` must be a folder that can be made and written. Received: {path} "
+        f"({error.strerror or error}). Choose another folder."
+    )
+    told.errno = error.errno
+    return told
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ def load_run(run_folder: str | os.PathLike[str]) -> RunData:
         )
     log = folder / "candidates.jsonl"
     # The first line is a heading, and one torn by a crash has no end.
-    candidates = max(0, log.read_bytes().count(b"\n") - 1) if log.exists() else None
+    candidates = None
+    with contextlib.suppress(FileNotFoundError):
+        candidates = max(0, log.read_bytes().count(b"\n") - 1)
     return RunData(folder, **parts, quantization=quantization, candidates=candidates)
 
 
@@ -108,10 +111,10 @@ def _read_rows(path: Path) -> list[dict[str, Any]] | None:
 
 
 def _read(path: Path) -> Any:
-    if not path.exists():
-        return None
     try:
         return read_json(path)
+    except FileNotFoundError:  # asked for at once: a run may remove it meanwhile
+        return None
     except ValueError as error:
         raise ValueError(
             f"{path} must hold valid JSON. Received: a file that can't be read as JSON ({error}). "

@@ -93,7 +93,6 @@ def select_in_folder(
         measured_for = ("target", "runtime", "precision", "threads")
         settings = replace(settings, **{name: getattr(latency, name) for name in measured_for})
     require_own(place, SELECTION)
-    place.mkdir(parents=True, exist_ok=True)
     with run_lock(place):
         remove_leftovers(place)
         _same_settings(place, settings, fresh)
@@ -105,7 +104,7 @@ def select_in_folder(
             # Other settings may be tried in the same folder, if nothing came of these.
             log = place / "candidates.jsonl"
             empty = not log.exists() or len(log.read_bytes().splitlines()) == 1
-            if empty and {*SELECTION.held(place)} <= {_CONFIG, log.name}:
+            if empty and {*SELECTION.held(place)} <= {_CONFIG, _LATENCY, log.name}:
                 log.unlink(missing_ok=True)
                 (place / _LATENCY).unlink(missing_ok=True)
                 (place / _CONFIG).unlink(missing_ok=True)

@@ -177,3 +177,13 @@ def test_what_is_printed_can_be_done(
                 if step not in pending:
                     pending.append(step)
     assert {"select", "train", "plan", "fold", "export", "bench"} <= set(done)
+
+
+def test_what_a_run_is_writing_or_removing_meanwhile_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "history.json").write_text('{"runs": {}}', encoding="utf-8")
+    (tmp_path / f".state.{32 * '0'}.json").write_text('{"epo', encoding="utf-8")
+    # Its name was listed, and then the run removed it.
+    (tmp_path / "results.json").symlink_to(tmp_path / "gone.json")
+    result = invoke(tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "a training that is not finished" in result.stdout

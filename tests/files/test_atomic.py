@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dprp_tf.files.atomic import atomic_path, read_json, remove_leftovers, write_json, write_text
+from dprp_tf.files.atomic import (
+    atomic_path,
+    read_json,
+    remove_leftovers,
+    require_writable,
+    write_json,
+    write_text,
+)
 from dprp_tf.selection.candidate_log import CandidateLog
 
 
@@ -64,7 +71,7 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path: Path, number: i
             temporary.write_text("half", encoding="utf-8")
             raise OSError(number, os.strerror(number))
 
-    with pytest.raises(OSError, match=r"^`path` must be a file that.*path=.*a\.json \(") as caught:
+    with pytest.raises(OSError, match=r"^A file must have room.*Received: /.*a\.json \(") as caught:
         fail()
     assert caught.value.errno == number
     assert os.strerror(number) in str(caught.value)
@@ -94,3 +101,29 @@ def test_a_log_on_a_full_disk_is_named(tmp_path: Path) -> None:
     (tmp_path / "candidates.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"candidates\.jsonl \(No space left"):
         log.candidate({"a": (3,)}, accuracy=0.5)
+
+
+def test_a_place_that_cannot_be_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    for place, reason in {"file": "file is a file", "link": "link leads nowhere"}.items():
+        for name in ("a.json", "new/a.json"):
+            path = tmp_path / place / name
+            for write in (require_writable, lambda path: write_text(path, "")):
+                with pytest.raises(OSError, match=rf"Received: {path} \({tmp_path}/{reason}\)"):
+                    write(path)
+    with pytest.raises(IsADirectoryError, match=f"Received: {tmp_path}, which is a folder"):
+        require_writable(tmp_path)
+    require_writable(tmp_path / "new" / "folder" / "a.json")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # To root, only a drive that is mounted so is read-only.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(OSError, match=rf"Received: .*a\.json \({tmp_path} can't be written\)"):
+        write_text(tmp_path / "new" / "a.json", "")
+    assert not list(tmp_path.iterdir())

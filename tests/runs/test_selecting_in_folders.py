@@ -463,6 +463,16 @@ def test_what_a_search_fine_tuned_is_not_fine_tuned_again(
     assert found["accuracy"]["cut"] != found["accuracy"]["tuned"]
 
 
+def test_a_time_that_cannot_be_met_leaves_the_folder_for_another(
+    dense: keras.Model, digits: Dataset, tmp_path: Path, known_costs: list[dict[str, Any]]
+) -> None:
+    settings = SelectionSettings(budget=dprp.Budget(time=0.001), runtime="onnxruntime", samples=128)
+    with pytest.raises(ValueError, match="`time` must be at least"):
+        select_in_folder(tmp_path, dense, digits, settings)
+    assert len(known_costs) == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
 def test_fresh_discards_what_an_earlier_selection_left(
     dense: keras.Model, digits: Dataset, tmp_path: Path
 ) -> None:

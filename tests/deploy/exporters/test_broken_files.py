@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from dprp_tf.deploy import ExportReport, ParityError, run_file
+from dprp_tf.deploy import ExportReport, ParityError, export, run_file
 from dprp_tf.deploy.exporters import onnx as onnx_exporter
 from dprp_tf.deploy.exporters import tflite as tflite_exporter
 from dprp_tf.deploy.exporters.converting import Conversion
@@ -261,3 +264,25 @@ def test_a_folded_file_is_not_the_dense_one(suffix: str, tmp_path: Path) -> None
     assert _export(folded, path, None, None, y).passed
     outputs = run_file(path, y)
     assert np.abs(outputs - model.predict(y, verbose=0)).max() > 1e-2
+
+
+@PRECISIONS
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_no_room_to_convert_is_told_of_the_folder_that_lacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str | None, number: int
+) -> None:
+    full = os.strerror(number)
+
+    def save(*_: Any, **__: Any) -> None:
+        raise RuntimeError(f"{{function_node SaveV2}} /tmp/saved/variables; {full} [Op:SaveV2]")
+
+    def write(*_: Any, **__: Any) -> None:
+        raise OSError(number, full)
+
+    monkeypatch.setattr("tensorflow.saved_model.save", save)
+    monkeypatch.setattr("pathlib.Path.write_bytes", write)
+    samples = {} if quantization is None else {"calibration_data": _images(0, 4)}
+    said = rf"Received: {tempfile.gettempdir()} \({full}\)\. Make room, or set TMPDIR"
+    with pytest.raises(ValueError, match=said):
+        export(_classifier(), tmp_path / "a.tflite", quantization=quantization, **samples)
+    assert not list(tmp_path.iterdir())

@@ -6,11 +6,14 @@ import ast
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import psutil
 import pytest
 from keras import layers
 
@@ -267,3 +270,34 @@ def test_a_clock_that_does_not_go_forward_times_nothing(
     assert done.stdout == ""
     assert "\nedge_runner: error: the clock of this machine moved by " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux to end it")
+def test_a_measurement_ends_with_whoever_waits_for_it(files: dict[str, Path]) -> None:
+    script = (
+        "import pathlib, sys; from dprp_tf.deploy.targets import LocalTarget\n"
+        "LocalTarget().measure([pathlib.Path(sys.argv[1])], repeats=10**8, memory=False)"
+    )
+    waiting = psutil.Popen([sys.executable, "-c", script, str(files["two.tflite"])])
+    try:
+        # Another may only describe this machine.
+        _wait_for(lambda: any("--repeats" in one.cmdline() for one in waiting.children()))
+        measuring = waiting.children()
+    finally:
+        waiting.kill()
+        waiting.wait()
+    _wait_for(lambda: not any(map(_at_work, measuring)))
+
+
+def _at_work(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
