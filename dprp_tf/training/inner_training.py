@@ -11,7 +11,7 @@ import keras
 from dprp_tf.keras_internals.added_metrics import added_metrics
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.optimizers import exclude_from_weight_decay, model_optimizers
-from dprp_tf.training.added_loss import AddedLoss
+from dprp_tf.training.added_loss import AddedLoss, LossOfStep
 from dprp_tf.training.averaged_factors import require_no_average
 from dprp_tf.training.guarded_callback import GuardedCallback
 from dprp_tf.training.held_networks import held_networks, trained_network
@@ -161,12 +161,12 @@ class _StructuralTerm(AddedLoss):
         super().detach()
         _renew_step(model)
 
-    def joined(self, total: Any, model: keras.Model, count: Any, training: bool) -> Any:
+    def joined(self, total: Any, step: LossOfStep, training: bool) -> Any:
         # A step may compute several losses; its first gets the terms, and validation's none.
         if not self._stepping or self._joined:
             return total
         self._joined = True
-        return super().joined(total, model, count, True)
+        return super().joined(total, step, True)
 
     def begin_step(self) -> None:
         """Let the step that follows take the terms."""
