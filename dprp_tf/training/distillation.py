@@ -166,9 +166,9 @@ teacher that gives [(None, 3)]. Give the dense model that 'small' was made of.
                 _require_alike(model, word, expected, received)
         layers = _layers_named(model, self.features, f"the model {model.name!r}")
         for name, theirs in _layers_named(self.teacher, self.features, "the teacher").items():
-            given = [_given_shape(layer) for layer in (layers[name], theirs)]
-            if None not in given and not _alike(*given):
-                raise _other_feature(name, *given)
+            expected, received = _given_shape(layers[name]), _given_shape(theirs)
+            if expected is not None and received is not None and not _alike(expected, received):
+                raise _other_feature(name, expected, received)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
