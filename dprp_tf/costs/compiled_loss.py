@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -181,7 +182,10 @@ def loss_weights_by_output(model: keras.Model) -> dict[str, float]:
     >>> loss_weights_by_output(model)
     {'output': 0.5}
     """
-    config = model.get_compile_config() or {}
+    with warnings.catch_warnings():
+        # A loss of the user's may be a lambda, of which Keras warns where it is to be saved.
+        warnings.simplefilter("ignore")
+        config = model.get_compile_config() or {}
     weights = config.get("loss_weights")
     if isinstance(weights, (list, tuple)):
         return dict(zip(names_of_outputs(model), map(float, weights), strict=False))

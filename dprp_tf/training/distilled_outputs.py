@@ -209,11 +209,12 @@ def distilled_outputs(student: keras.Model, teacher: keras.Model) -> list[Distil
         kind = _kind(own or theirs, loss)
         gives = {"classes": "softmax", "labels": "sigmoid"}.get(kind)
         by_loss = kind != "values" and takes_probabilities(loss)
-        student_gives = own == gives or (own is None and by_loss)
-        # A teacher without a graph, or that ends in something unknown, ends as the student does.
-        teacher_gives = theirs == gives or (theirs is None and by_loss and own != gives)
-        if not taught:
-            teacher_gives = student_gives
+        student_gives = own == gives if own else by_loss
+        # A teacher that does not say how it ends does so as the student does.
+        unknown = theirs is None and own != gives
+        teacher_gives = student_gives if not taught or unknown else theirs == gives
+        if gives is None:
+            student_gives = teacher_gives = False
         counts = loss is not None or not any(each is not None for each in losses.values())
         weight = weights.get(name, 1.0) if counts else 0.0
         found.append(DistilledOutput(name, kind, weight, student_gives, teacher_gives))
