@@ -25,6 +25,7 @@ from dprp_tf.training.distilled_outputs import (
 )
 from dprp_tf.training.divergence import broken_weights
 from dprp_tf.training.guarded_callback import GuardedCallback
+from dprp_tf.training.refused_step import keep_state_of_a_refused_step
 from dprp_tf.training.replicas import replica_count
 
 __all__ = ["Distillation"]
@@ -269,6 +270,7 @@ class _Teaching(AddedLoss):
 
     def attach(self, model: keras.Model) -> None:
         super().attach(model)
+        keep_state_of_a_refused_step(model)
         self._held.capture(model)
 
     def detach(self) -> None:

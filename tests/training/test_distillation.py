@@ -15,12 +15,14 @@ import pytest
 from keras import ops
 
 import dprp_tf as dprp
+from dprp_tf.data import Dataset
 from dprp_tf.training.distilled_outputs import (
     class_distance,
     distilled_outputs,
     label_distance,
     output_spread,
 )
+from dprp_tf.training.on_device import fit_on_device
 from dprp_tf.training.saving import load_model, save_model
 
 backend = pytest.mark.backend
@@ -618,6 +620,28 @@ def test_two_replicas_train_what_one_device_does(tmp_path: Path) -> None:
         np.testing.assert_allclose(two[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@backend
+@pytest.mark.slow
+def test_data_on_the_device(small_digits: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = small_digits
+    dataset = Dataset("few", x[:96], y[:96], x[96:128], y[96:128], tuple("0123456789"))
+    inputs = keras.Input((8, 8, 1))
+    hidden = keras.layers.Dense(16, "relu", name="hidden")(keras.layers.Flatten()(inputs))
+    teacher = keras.Model(inputs, keras.layers.Dense(10, name="head")(hidden))
+    lowrank = _pressed(teacher)
+    pruning = dprp.RankPruning(discarded_energy=0.1)
+    logs = fit_on_device(
+        lowrank,
+        dataset,
+        batch_size=32,
+        epochs=2,
+        steps_per_dispatch=2,
+        callbacks=[pruning, dprp.Distillation(teacher, features=["hidden"])],
+    ).history
+    assert logs["total_rank"][-1] < 26
+    assert all(value > 0 for value in logs["distillation_loss"])
+
+
 # --- whole ways -----------------------------------------------------------------------------------
 
 
@@ -725,6 +749,40 @@ def test_a_fit_of_ones_own_refuses_it_as_well() -> None:
             model.fit(*_data(), verbose=0, callbacks=callbacks)
         _require_equal(model.get_weights(), weights)
     assert list(model.fit(*_data(), verbose=0).history) == ["loss"]
+
+
+class _Subclassed(keras.Model):
+    """A model that says nothing of what it gives before it is called."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(name="mine")
+        self.dense = keras.layers.Dense(outputs)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+
+@backend
+def test_a_model_without_a_graph_is_refused_in_its_first_step_and_keeps_its_weights() -> None:
+    model = _Subclassed(3)
+    model(X)
+    model.compile("adam", LOGITS)
+    weights = model.get_weights()
+    with pytest.raises(ValueError, match=r"`teacher` must give what the model 'mine' gives"):
+        model.fit(*_data(), verbose=0, callbacks=[dprp.Distillation(_sequential(4))])
+    _require_equal(model.get_weights(), weights)
+    logs = model.fit(*_data(), verbose=0, callbacks=[dprp.Distillation(_sequential(3))]).history
+    assert logs["distillation_loss"][0] > 0
+    # And one without a graph may teach.
+    student = _sequential()
+    student.compile("adam", LOGITS)
+    logs = student.fit(*_data(), verbose=0, callbacks=[dprp.Distillation(model)]).history
+    assert logs["distillation_loss"][0] > 0
+    model.compile("adam", LOGITS)
+    other = _Subclassed(3)
+    other(X)
+    with pytest.raises(ValueError, match="Functional or Sequential model where the student is non"):
+        model.fit(*_data(), verbose=0, callbacks=[dprp.Distillation(other)])
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="writes TensorFlow's step")
