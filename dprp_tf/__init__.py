@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dprp_tf.selection.selecting import select_ranks
     from dprp_tf.selection.selecting_channels import select_channels
     from dprp_tf.training.budget_pruning import BudgetPruning
+    from dprp_tf.training.distillation import Distillation
     from dprp_tf.training.distribution import distribution
     from dprp_tf.training.divergence import DivergenceError, DivergenceGuard
     from dprp_tf.training.fine_tuning import FineTuning
@@ -52,6 +53,7 @@ __all__ = [
     "Compressed",
     "DPRPModel",
     "DPRPSettings",
+    "Distillation",
     "DivergenceError",
     "DivergenceGuard",
     "FineTuning",
@@ -99,6 +101,7 @@ _HOMES = {
     "Compressed": "selection.compressing",
     "DPRPModel": "training.model",
     "DPRPSettings": "training.settings",
+    "Distillation": "training.distillation",
     "DivergenceError": "training.divergence",
     "DivergenceGuard": "training.divergence",
     "FineTuning": "training.fine_tuning",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import keras
 import numpy as np
+
+from dprp_tf.keras_internals.graphs import graph_of, output_structure
 
 __all__ = [
     "Loss",
@@ -15,7 +18,11 @@ __all__ = [
     "described",
     "is_binary",
     "is_categorical",
+    "is_of_values",
+    "loss_weights_by_output",
     "losses_by_output",
+    "names_of_outputs",
+    "takes_probabilities",
 ]
 
 Loss = Any
@@ -30,6 +37,22 @@ _CATEGORICAL = frozenset(
     }
 )
 _BINARY = frozenset({"binary_crossentropy", "binary_focal_crossentropy"})
+_OF_VALUES = frozenset(
+    {
+        "cosine_similarity",
+        "huber",
+        "log_cosh",
+        "mae",
+        "mape",
+        "mean_absolute_error",
+        "mean_absolute_percentage_error",
+        "mean_squared_error",
+        "mean_squared_logarithmic_error",
+        "mse",
+        "msle",
+        "poisson",
+    }
+)
 
 
 def compiled_loss(model: keras.Model) -> Loss:
@@ -83,6 +106,90 @@ def is_binary(loss: Loss) -> bool:
     True
     """
     return _is_named(loss, _BINARY)
+
+
+def is_of_values(loss: Loss) -> bool:
+    """Return whether a loss takes a model's outputs for values that are to be met.
+
+    Args:
+        loss: A Keras loss, its name or its class's name, or anything else.
+
+    Returns:
+        True for the squared and absolute errors and their like; False for a loss of the user's.
+
+    Example:
+
+    >>> is_of_values("mse"), is_of_values(keras.losses.Huber()), is_of_values("hinge")
+    (True, True, False)
+    """
+    return _is_named(loss, _OF_VALUES)
+
+
+def takes_probabilities(loss: Loss) -> bool:
+    """Return whether a cross-entropy takes what a model gives for probabilities.
+
+    Args:
+        loss: A Keras loss, its name or its class's name, or anything else.
+
+    Returns:
+        True for a cross-entropy that is not told `from_logits`; False for other losses.
+
+    Example:
+
+    >>> takes_probabilities("binary_crossentropy"), takes_probabilities("categorical_hinge")
+    (True, False)
+    """
+    if not (is_categorical(loss) or is_binary(loss)) or _is_named(loss, {"categorical_hinge"}):
+        return False
+    config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+    return not config.get("from_logits")
+
+
+def names_of_outputs(model: keras.Model) -> list[str]:
+    """Return what `compile` and labels call a model's outputs.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        The keys of a dict of outputs, in its order; else the names of the layers that give them.
+        One name for a model without a graph.
+
+    Example:
+
+    >>> names_of_outputs(keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="y")]))
+    ['output']
+    """
+    structure = output_structure(graph_of(model))
+    if isinstance(structure, dict):
+        return list(structure)
+    return list(getattr(model, "output_names", None) or ["output"])
+
+
+def loss_weights_by_output(model: keras.Model) -> dict[str, float]:
+    """Return the weights with which a model's losses were compiled.
+
+    Args:
+        model: A compiled Keras model.
+
+    Returns:
+        Output name to its loss's weight; without those that have none.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    >>> model.compile("sgd", ["mse"], loss_weights=[0.5])
+    >>> loss_weights_by_output(model)
+    {'output': 0.5}
+    """
+    with warnings.catch_warnings():
+        # A loss of the user's may be a lambda, of which Keras warns where it is to be saved.
+        warnings.simplefilter("ignore")
+        config = model.get_compile_config() or {}
+    weights = config.get("loss_weights")
+    if isinstance(weights, (list, tuple)):
+        return dict(zip(names_of_outputs(model), map(float, weights), strict=False))
+    return {k: float(v) for k, v in weights.items()} if isinstance(weights, dict) else {}
 
 
 def losses_by_output(loss: Loss, names: Sequence[str]) -> dict[str, Any]:
@@ -160,7 +267,7 @@ def described(value: Any) -> Any:
     return value
 
 
-def _is_named(loss: Loss, names: frozenset[str]) -> bool:
+def _is_named(loss: Loss, names: Set[str]) -> bool:
     # A loss may be an object with a name of its own, a function, or the name of either.
     told = (loss, type(loss).__name__, getattr(loss, "__name__", None))
     return any(_snake_case(name) in names for name in told if isinstance(name, str))

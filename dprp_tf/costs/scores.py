@@ -15,10 +15,12 @@ from dprp_tf.costs.compiled_loss import (
     described,
     is_binary,
     is_categorical,
+    loss_weights_by_output,
     losses_by_output,
+    names_of_outputs,
 )
 from dprp_tf.costs.score_scale import ACCURACY, ScoreScale
-from dprp_tf.keras_internals.graphs import graph_of, output_structure
+from dprp_tf.keras_internals.graphs import graph_of
 
 __all__ = [
     "SCORES",
@@ -249,7 +251,8 @@ def resolve_score(score: Score | None, model: keras.Model | None = None, y: Any 
         raise ValueError(
             "`score` must be given, a function (y, predictions) -> float, larger is better, for "
             "labels of a model of several outputs that was not compiled. Received: score=None and "
-            f"outputs {_names(model)}; where the method needs no labels, give data=x alone."
+            f"outputs {names_of_outputs(model)}; where the method needs no labels, give data=x "
+            "alone."
         )
     if loss is None:
         channels = _channels(model)
@@ -299,8 +302,8 @@ def _less_is_better(metric: keras.metrics.Metric) -> bool:
 
 def _of_losses(loss: Any, model: Any) -> ScoreFunction:
     """Minus a loss; of several outputs minus the weighted sum of theirs, as `compile` was told."""
-    names = _names(model)
-    weights = _loss_weights(model)
+    names = names_of_outputs(model)
+    weights = loss_weights_by_output(model)
 
     def score(y: Any, predictions: Any) -> float:
         given, found = _by_output(y, names), _by_output(predictions, names)
@@ -325,14 +328,6 @@ def _by_output(values: Any, names: list[str]) -> dict[str, Any]:
     return dict.fromkeys(names, values) if len(names) == 1 else {}
 
 
-def _loss_weights(model: Any) -> dict[str, float]:
-    config = model.get_compile_config() or {}
-    weights = config.get("loss_weights")
-    if isinstance(weights, (list, tuple)):
-        return dict(zip(_names(model), map(float, weights), strict=False))
-    return {k: float(v) for k, v in weights.items()} if isinstance(weights, dict) else {}
-
-
 def _from_logits(loss: Any) -> bool:
     config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
     return bool(config.get("from_logits"))
@@ -340,14 +335,6 @@ def _from_logits(loss: Any) -> bool:
 
 def _outputs(model: keras.Model | None) -> list[Any]:
     return list(getattr(graph_of(model), "outputs", None) or [])
-
-
-def _names(model: Any) -> list[str]:
-    """What `compile` and labels call the outputs: the keys of a dict, else the layers' names."""
-    structure = output_structure(graph_of(model))
-    if isinstance(structure, dict):
-        return list(structure)
-    return list(getattr(model, "output_names", None) or ["output"])
 
 
 def _channels(model: keras.Model | None) -> int | None:

@@ -52,7 +52,7 @@ TRAINING = Owner(
     (
         *("state.json", "history.json", "ranks.json", "results.json", "run_latency.json"),
         *("first_look.json",),
-        *("model.keras", "folded.keras", _CHECKPOINTS, *_REPORT),
+        *("model.keras", "folded.keras", "teacher.keras", _CHECKPOINTS, *_REPORT),
     ),
 )
 SELECTION = Owner(

@@ -139,12 +139,16 @@ def _run(
         "seed": settings.seed,
         "score": "accuracy",
     }
-    tuning, tuned, selector = settings.tuning, None, selector_of(settings)
+    tuning, tuned = settings.tuning, None
+    if settings.distill:
+        tuning = replace(tuning or FineTuning(epochs=30), teacher=model)
+    selector = selector_of(replace(settings, tuning=tuning))
     if isinstance(selector, FeatureSimilarity):
         # An interrupted training of a candidate goes on.
         selector = replace(selector, folder=place / "similarity")
     if settings.method == "bsr":
-        first = replace(tuning or FineTuning(), epochs=settings.regularized_epochs)
+        # What prepares the dense kernels begins as the teacher itself.
+        first = replace(tuning or FineTuning(), epochs=settings.regularized_epochs, teacher=None)
         found = bsr(
             model,
             budget=settings.budget,

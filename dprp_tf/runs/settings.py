@@ -91,6 +91,8 @@ class TrainSettings:
             the epochs, so that the rest recovers what the cuts cost.
         frequency: As `dprp_tf.RankPruning`. Default 1; from a trained `.keras` 2.
         start_epoch, minimum_rank, minimum_removed: As `dprp_tf.RankPruning`.
+        distill: Whether the model trains towards the outputs of the trained `.keras` it starts
+            from, as `dprp_tf.Distillation` says; the run folder keeps a copy. Default False.
         latency_table: A file that `LatencyTable.save` wrote; the run folder keeps a copy.
         milliseconds: With it, the time the folded model may take, in the table's unit; see
             `dprp_tf.BudgetPruning`.
@@ -154,6 +156,7 @@ class TrainSettings:
     frequency: int = _by_model("frequency", "Epochs between shrinks.", minimum=1)
     minimum_rank: int = setting(1, "Rank no layer falls below.", minimum=1)
     minimum_removed: int = setting(1, "Values that justify a shrink.", minimum=1)
+    distill: bool = setting(False, "Train towards the outputs of the trained .keras, too.")
     latency_table: str | None = setting(None, "What `dprp latency` wrote; with --milliseconds.")
     milliseconds: float | None = setting(
         None, "What the folded model may take, in the unit of --latency-table.", above=0
@@ -184,6 +187,11 @@ class TrainSettings:
             raise ValueError(
                 "`latency_table` needs `method='dprp'`, whose ranks fall. Received: "
                 f"method={self.method!r}"
+            )
+        if self.distill and not (self.starts_trained and self.method == "dprp"):
+            raise ValueError(
+                "`distill` needs a trained .keras as `model`, which teaches, and `method='dprp'`. "
+                f"Received: model={self.model!r}, method={self.method!r}"
             )
         if self.method == "dprp" and self.decomposition not in MATRICIZATIONS:
             raise ValueError(
@@ -247,6 +255,8 @@ class SelectionSettings:
         samples: Labelled samples held out of the training split for the selection, as many of every
             class. Default 256.
         exclude: Names of layers that stay dense.
+        distill: Whether that fine-tuning goes towards the dense model's outputs too, as
+            `dprp_tf.Distillation` says. Default False.
         tuning: Fine-tuning after the cut, and within methods that fine-tune; None for none.
         regularized_epochs: Epochs of BSR's training before the cut.
         strength: lambda_0 of that training.
@@ -282,6 +292,7 @@ class SelectionSettings:
     )
     samples: int = setting(256, "Training images held out to choose ranks with.", minimum=1)
     exclude: tuple[str, ...] = setting((), "A layer that stays dense; repeat for more.")
+    distill: bool = setting(False, "Fine-tune towards the dense model's outputs, too.")
     tuning: FineTuning | None = None
     regularized_epochs: int = setting(60, "bsr: epochs of training before the cut.", minimum=0)
     strength: float = setting(0.02, "bsr: lambda of that training.", minimum=0)
@@ -294,6 +305,11 @@ class SelectionSettings:
                 "`precision` must be 'float32' or 'int8' for runtime='onnxruntime'. Received: "
                 "precision='float16'"
             )
+        if self.distill and self.method != "bsr" and not (self.tuning and self.tuning.epochs):
+            raise ValueError(
+                "`distill` needs a fine-tuning, of one of the `epochs` or more. Received: "
+                f"tuning={self.tuning}"
+            )
 
     @property
     def for_time(self) -> bool:
@@ -303,8 +319,12 @@ class SelectionSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return them as JSON-ready values."""
+        values = dict(vars(self))
+        if not self.distill:
+            # As folders hold it that were begun before there was any.
+            del values["distill"]
         return {
-            **vars(self),
+            **values,
             "searches": [list(pair) for pair in self.searches],
             "budget": self.budget.as_dict(),
             "exclude": list(self.exclude),

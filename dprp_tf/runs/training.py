@@ -28,6 +28,7 @@ from dprp_tf.runs.results import FOLDED, LOOK, RESULTS, TABLE
 from dprp_tf.runs.schedules import Plateau, schedule
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.training.budget_pruning import BudgetPruning
+from dprp_tf.training.distillation import Distillation
 from dprp_tf.training.distribution import Distribution
 from dprp_tf.training.divergence import DivergenceGuard
 from dprp_tf.training.fine_tuning import FineTuning, classification_loss
@@ -40,6 +41,7 @@ from dprp_tf.training.settings import DPRPSettings
 __all__ = ["train"]
 
 _MODEL = "model.keras"
+_TEACHER = "teacher.keras"
 _VALIDATION_BATCH = 500
 # Settings that `DPRPSettings` and the pruning callbacks take by the same names.
 _STRUCTURE = (
@@ -72,10 +74,10 @@ def train(
     """Train a model in a run folder, from its last finished epoch if there is one.
 
     The folder gets `config.json` (the settings and the data's name), for a model that is trained
-    already `first_look.json` (`runs.first_look`), `history.json`,
-    `ranks.json` for a DPRP run, `state.json` with the checkpoint it names, and `model.keras` at
-    the end. Everything is written beside and renamed, the state last, so an interrupted run goes
-    on from an epoch that was wholly written.
+    already `first_look.json` (`runs.first_look`), `history.json`, `ranks.json` for a DPRP run,
+    `teacher.keras` for one that distills, `state.json` with the checkpoint it names, and
+    `model.keras` at the end. Everything is written beside and renamed, the state last, so an
+    interrupted run goes on from an epoch that was wholly written.
 
     Args:
         folder: The run folder; made if missing.
@@ -129,7 +131,7 @@ def _train(
     fresh: bool,
     place: Distribution,
 ) -> keras.Model:
-    state_path, history_path = folder / "state.json", folder / "history.json"
+    state_path = folder / "state.json"
     config = {"settings": json.loads(json.dumps(asdict(settings))), "data": dataset.name}
     resumed = state_path.exists() and not fresh
     if resumed:
@@ -152,10 +154,13 @@ def _train(
         with place.scope():
             model = _new_model(settings, dataset)
         # Only now: a model that can't be made takes no earlier run with it.
-        for stale in (state_path, history_path, folder / "ranks.json", folder / LOOK):
-            stale.unlink(missing_ok=True)
+        for stale in ("state.json", "history.json", "ranks.json", LOOK, _TEACHER):
+            (folder / stale).unlink(missing_ok=True)
         if settings.starts_trained:
-            look = first_look(load_model(settings.model), dataset)
+            start = load_model(settings.model)
+            if settings.distill:
+                save_model(start, folder / _TEACHER)
+            look = first_look(start, dataset)
             look.warn()
             write_json(folder / LOOK, look.as_dict())
     write_json(folder / "config.json", config)
@@ -177,6 +182,9 @@ def _train(
             budget = Budget(milliseconds=settings.milliseconds)
             pruning = BudgetPruning(budget, latency=table, **options)
         own = [pruning, rates, RankHistory(folder / "ranks.json")]
+        if settings.distill:
+            # The run's own copy, which a run that goes on finds as it was.
+            own.append(Distillation(load_model(folder / _TEACHER)))
     # First, so that the last good epoch's checkpoint outlives a diverged one.
     own.insert(0, DivergenceGuard())
     own = [*place.callbacks(), *own]

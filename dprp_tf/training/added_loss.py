@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -10,17 +13,45 @@ import numpy as np
 from keras import ops
 
 from dprp_tf.keras_internals.added_metrics import add_metric, added_metrics, remove_metric
+from dprp_tf.keras_internals.call_losses import added_in_calls
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.training.log_names import LOG_PREFIX, beside_the_users
 
-__all__ = ["AddedLoss", "assign_copy"]
+__all__ = ["AddedLoss", "LossOfStep", "added_losses", "assign_copy", "note_structure"]
 
 # What a model with added losses has of its own in place of its class's.
 _WRAPPED = ("compute_loss", "fit", "get_metrics_result")
+# What Keras calls the arguments of `compute_loss`, in their order.
+_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
+
+# Where a loss that is being computed notes which of its terms are not the application's.
+_NOTED: ContextVar[list[Any] | None] = ContextVar("noted", default=None)
+
+
+@dataclass(frozen=True)
+class LossOfStep:
+    """What a step's loss is computed from; lives as long as the step is traced.
+
+    Attributes:
+        model: The model whose loss it is.
+        inputs: The batch's inputs, in any structure; None where `compute_loss` was not told.
+        predictions: What the model computed; None likewise.
+        count: Samples in the batch, or in this replica's share of it.
+        structure: Returns the sum of those terms of the loss that are not the application's: the
+            weights' regularizers and the structural terms of a `DPRPModel`, scaled as the loss is.
+    """
+
+    model: keras.Model
+    inputs: Any
+    predictions: Any
+    count: Any
+    structure: Callable[[], Any]
 
 
 class AddedLoss(keras.metrics.Metric):
     """A term that joins a model's loss in training while it is attached: strength * value().
+
+    A term that depends on the batch defines `value_in(step)` in place of `value()`.
 
     A metric, because Keras carries a metric's variables through the compiled train step of every
     backend and keeps them out of the model's weights and files. So what changes between steps
@@ -35,10 +66,14 @@ class AddedLoss(keras.metrics.Metric):
     A training that ends by an exception leaves the term attached; the next `fit` of the model
     takes it off before it begins.
 
+    A subclass with `of_application` set joins before the others, while the loss is the model's own.
+
     Args:
         name: Name of the mean of `value()` in the logs.
         strength_name: Name of the strength in the logs; None leaves it out.
     """
+
+    of_application = False
 
     def __init__(self, name: str, strength_name: str | None = None) -> None:
         super().__init__(name=name, dtype="float32")
@@ -50,21 +85,48 @@ class AddedLoss(keras.metrics.Metric):
         self._logged = True
         self.evaluating = False
 
-    @abstractmethod
     def value(self) -> Any:
         """Return the term without its strength, a float32 scalar; runs inside the train step."""
+        raise NotImplementedError(f"{type(self).__name__} has neither value() nor value_in(step)")
 
-    def hold(self, array: Any) -> keras.Variable:
+    def value_in(self, step: LossOfStep) -> Any:
+        """Return `value()`; for a term that depends on the batch, its value there.
+
+        Args:
+            step: What the loss is computed from.
+
+        Returns:
+            A float32 scalar.
+        """
+        return self.value()
+
+    def shift(self, value: Any, total: Any, step: LossOfStep) -> Any:
+        """Return by how much the term changes the loss: its value, times its strength.
+
+        Args:
+            value: What `value_in` returned.
+            total: The loss so far, a scalar.
+            step: What the loss is computed from.
+
+        Returns:
+            A scalar, scaled as Keras scales the loss of a replica.
+        """
+        strength = ops.cast(self.strength, "float32")
+        return step.model._aggregate_additional_loss(strength * value)
+
+    def hold(self, array: Any, dtype: str = "float32") -> keras.Variable:
         """Return a new variable that starts at this array and is carried through the train step.
 
         Args:
             array: What it holds at first; later values are assigned to it between steps.
+            dtype: Its type. Default float32.
 
         Returns:
-            The variable, float32.
+            The variable.
         """
-        values = np.asarray(array, dtype=np.float32)
-        variable = keras.Variable(values, trainable=False, name=f"{self.name}_held")
+        # A copy of its own: JAX may use the memory of a NumPy array as it is.
+        values = np.array(array)
+        variable = keras.Variable(values, trainable=False, dtype=dtype, name=f"{self.name}_held")
         self._tracker.add_to_store("variables", variable)
         return variable
 
@@ -105,13 +167,12 @@ class AddedLoss(keras.metrics.Metric):
             _unwrap(model)
         model.make_train_function(force=True)
 
-    def joined(self, total: Any, model: keras.Model, count: Any, training: bool) -> Any:
+    def joined(self, total: Any, step: LossOfStep, training: bool) -> Any:
         """Return a loss with the term, and note the term's value; runs inside the train step.
 
         Args:
             total: The loss so far, a scalar.
-            model: The model whose loss it is.
-            count: Samples in the batch.
+            step: What it is computed from.
             training: Whether this is a train step.
 
         Returns:
@@ -120,12 +181,16 @@ class AddedLoss(keras.metrics.Metric):
         self._logged = training and not self.evaluating
         if not self._logged:
             return total
-        value = ops.cast(self.value(), "float32")
-        seen, count = ops.stop_gradient(value), ops.cast(count, "float32")
+        value = ops.cast(self.value_in(step), "float32")
+        seen, count = ops.stop_gradient(value), ops.cast(step.count, "float32")
         self._total.assign(self._total + seen * count)
         self._count.assign(self._count + count)
-        strength = ops.cast(self.strength, "float32")
-        return ops.add(total, model._aggregate_additional_loss(strength * value))
+        return ops.add(total, self.shift(value, total, step))
+
+    def mean_shift(self) -> Any:
+        """Return by how much the term has raised the loss, on average over the epoch so far."""
+        mean = ops.divide_no_nan(self._total, self._count)
+        return ops.cast(self.strength, "float32") * mean
 
     def update_state(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing, since `joined` updates the mean inside the train step."""
@@ -165,6 +230,39 @@ def assign_copy(variable: keras.Variable, array: Any) -> None:
     variable.assign(ops.copy(ops.convert_to_tensor(array, dtype=variable.dtype)))
 
 
+def note_structure(terms: Sequence[Any]) -> None:
+    """Say which terms of the loss that is being computed are not the application's.
+
+    Args:
+        terms: Scalars, scaled as they are in the loss; the weights' regularizers are among them.
+    """
+    noted = _NOTED.get()
+    if noted is not None:
+        noted.append(list(terms))
+
+
+def added_losses(model: keras.Model) -> list[AddedLoss]:
+    """Return the terms that are attached to a model now.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        The terms, those of the application first.
+    """
+    return sorted(_terms(model), key=lambda term: not term.of_application)
+
+
+@contextlib.contextmanager
+def _noting() -> Iterator[list[Any]]:
+    noted: list[Any] = []
+    token = _NOTED.set(noted)
+    try:
+        yield noted
+    finally:
+        _NOTED.reset(token)
+
+
 def _terms(model: keras.Model) -> list[AddedLoss]:
     return [metric for metric in added_metrics(model) if isinstance(metric, AddedLoss)]
 
@@ -180,12 +278,20 @@ def _wrap(model: keras.Model) -> None:
 
     def with_terms(*args: Any, **kwargs: Any) -> Any:
         # As they come: a class's own version may name its arguments in its own way.
-        total = compute_loss(*args, **kwargs)
+        with _noting() as noted:
+            total = compute_loss(*args, **kwargs)
         arrays = keras.tree.flatten([list(args), list(kwargs.values())])
         shaped = (array for array in arrays if len(getattr(array, "shape", ())) > 0)
-        count = ops.shape(next(shaped))[0]
-        for term in _terms(model):
-            total = term.joined(total, model, count, kwargs.get("training", True))
+        given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+        step = LossOfStep(
+            model=model,
+            inputs=given.get("x"),
+            predictions=given.get("y_pred"),
+            count=ops.shape(next(shaped))[0],
+            structure=lambda: sum(noted[-1] if noted else _regularizers(model), 0.0),
+        )
+        for term in added_losses(model):
+            total = term.joined(total, step, kwargs.get("training", True))
         return total
 
     def fit(*args: Any, **kwargs: Any) -> Any:
@@ -203,6 +309,16 @@ def _wrap(model: keras.Model) -> None:
     model.compute_loss = with_terms
     model.fit = fit
     model.get_metrics_result = get_metrics_result
+
+
+def _regularizers(model: keras.Model) -> list[Any]:
+    losses = model.losses
+    added = added_in_calls(model, losses)
+    return [
+        model._aggregate_additional_loss(loss)
+        for loss, is_added in zip(losses, added, strict=True)
+        if not is_added
+    ]
 
 
 def _unwrap(model: keras.Model) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from dprp_tf.data import Dataset, batches, reading_errors
 from dprp_tf.data.gathering import gather, is_stream
 from dprp_tf.files.setting_fields import check_settings, setting
 from dprp_tf.keras_internals.graphs import graph_of
+from dprp_tf.training.distillation import Distillation
 from dprp_tf.training.divergence import DivergenceError, DivergenceGuard
 from dprp_tf.training.tuning_state import TuningState
 
@@ -67,6 +68,8 @@ class FineTuning:
             classes, the binary accuracy where it is one for labels, else none.
         seed: Seed of the order, of the augmentation and of the model's random layers, such as
             dropout: equal seeds train equally, interrupted or not. Default 0.
+        teacher: The dense model whose outputs the model trains towards besides, or a
+            `Distillation` of it, which has the weight and the temperature. Default: none.
 
     Raises:
         ValueError: If a value is out of range.
@@ -93,9 +96,19 @@ class FineTuning:
     loss: Any = None
     metrics: Any = None
     seed: int = setting(0, "Seed of order, augmentation and random layers.", minimum=0)
+    teacher: Any = None
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.teacher is not None and not isinstance(self.teacher, Distillation):
+            object.__setattr__(self, "teacher", Distillation(self.teacher))
+
+    def __repr__(self) -> str:
+        # Without a teacher as before there were any: folders know a tuning by its text.
+        names = [entry.name for entry in fields(self)]
+        told = [name for name in names if name != "teacher" or self.teacher is not None]
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in told)
+        return f"FineTuning({values})"
 
     def fit(
         self,
@@ -125,7 +138,8 @@ class FineTuning:
             DivergenceError: If the loss, a weight or the optimizer is no longer finite; the last
                 good checkpoint stays.
             ValueError: If the folder is of another training or its files are unsound, the data have
-                no labels, or a label stands for no output of the model.
+                no labels, or a label stands for no output of the model; if the teacher takes or
+                gives something else than the model. The model stays as it is.
         """
         if self.epochs == 0:
             return []
@@ -137,6 +151,9 @@ class FineTuning:
         samples = source.samples
         settings = self.for_model(model, source.y_train)
         _require_known_classes(model, settings.loss, source.y_train)
+        teaching = [] if self.teacher is None else [self.teacher.renewed()]
+        for each in teaching:
+            each.require_fit(model)
         size = _batch_size(samples) if self.batch_size is None else self.batch_size
         settings._compile(model, source.steps(size))
         place = None if folder is None else Path(folder)
@@ -154,12 +171,15 @@ class FineTuning:
                     initial_epoch=begun,
                     validation_data=validation_data,
                     # First, so that no checkpoint of a diverged model replaces a good one.
-                    callbacks=[guard, *callbacks, _Keeper(state)],
+                    callbacks=[guard, *teaching, *callbacks, _Keeper(state)],
                     verbose=0,
                     shuffle=False,
                 )
         except DivergenceError as error:
             raise error.completed() from error.__cause__
+        finally:
+            for each in teaching:
+                each.detach()
         return state.history
 
     def for_model(self, model: keras.Model, y: Any = None) -> FineTuning:

@@ -12,8 +12,8 @@ from dprp_tf.training.loss_terms import TERM_LOGS
 
 __all__ = ["with_own_callbacks"]
 
-# What a `DPRPModel` logs beside the compiled metrics; each is better the lower it is.
-_FALLING = (*TERM_LOGS, "total_rank", "parameters")
+# What a `DPRPModel` and `Distillation` log beside the compiled metrics; lower is better.
+_FALLING = (*TERM_LOGS, "distillation_loss", "total_rank", "parameters")
 
 
 def with_own_callbacks(

@@ -11,11 +11,12 @@ import keras
 from dprp_tf.keras_internals.added_metrics import added_metrics
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.optimizers import exclude_from_weight_decay, model_optimizers
-from dprp_tf.training.added_loss import AddedLoss
+from dprp_tf.training.added_loss import AddedLoss, LossOfStep
 from dprp_tf.training.averaged_factors import require_no_average
 from dprp_tf.training.guarded_callback import GuardedCallback
 from dprp_tf.training.held_networks import held_networks, trained_network
 from dprp_tf.training.model import DPRPModel
+from dprp_tf.training.refused_step import keep_state_of_a_refused_step
 from dprp_tf.training.step_retraction import retract_after_step
 
 __all__ = ["InnerTraining"]
@@ -149,8 +150,7 @@ class _StructuralTerm(AddedLoss):
         network._outer = _Outer(weakref.ref(model), self)
         super().attach(model)
         _renew_step(model)
-        if keras.backend.backend() == "jax":
-            _keep_state_of_a_refused_step(model)
+        keep_state_of_a_refused_step(model)
 
     def detach(self) -> None:
         model = self._model
@@ -161,12 +161,12 @@ class _StructuralTerm(AddedLoss):
         super().detach()
         _renew_step(model)
 
-    def joined(self, total: Any, model: keras.Model, count: Any, training: bool) -> Any:
+    def joined(self, total: Any, step: LossOfStep, training: bool) -> Any:
         # A step may compute several losses; its first gets the terms, and validation's none.
         if not self._stepping or self._joined:
             return total
         self._joined = True
-        return super().joined(total, model, count, True)
+        return super().joined(total, step, True)
 
     def begin_step(self) -> None:
         """Let the step that follows take the terms."""
@@ -224,29 +224,6 @@ def _wrap_step(model: keras.Model) -> None:
     marked: Any = with_structure
     marked.replaced = own
     model.train_step = with_structure
-
-
-def _keep_state_of_a_refused_step(model: keras.Model) -> None:
-    """Give variables their values back, which Keras' JAX trainer takes out of them for a step."""
-    function = model.train_function
-
-    def guarded(state: Any, iterator: Any) -> Any:
-        try:
-            return function(state, iterator)
-        except ValueError:
-            # Refused while it was traced: nothing was computed, and no buffer given away.
-            groups = (
-                model.trainable_variables,
-                model.non_trainable_variables,
-                model.optimizer.variables,
-                model.metrics_variables,
-            )
-            for variables, values in zip(groups, state, strict=True):
-                for variable, value in zip(variables, values, strict=True):
-                    variable.assign(value)
-            raise
-
-    model.train_function = guarded
 
 
 def _structural_terms(model: keras.Model) -> list[_StructuralTerm]:

@@ -17,6 +17,7 @@ from dprp_tf.keras_internals.call_losses import added_in_calls
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.optimizers import exclude_from_weight_decay, inner_optimizer
 from dprp_tf.layers import SVDLayer, low_rank_layers
+from dprp_tf.training.added_loss import added_losses, note_structure
 from dprp_tf.training.averaged_factors import averages_turning_factors, require_no_average
 from dprp_tf.training.divergence import DivergenceError
 from dprp_tf.training.failure_record import (
@@ -286,8 +287,11 @@ class DPRPModel(RankedModel):
         layers, by_layer = self._layer_losses() if training else ([], {})
         terms = mean_losses(by_layer)
         if training:
-            weighted = weighted_loss(terms, self.settings, self.pressure)
-            total = total + self._aggregate_additional_loss(weighted)
+            weighted = self._aggregate_additional_loss(
+                weighted_loss(terms, self.settings, self.pressure)
+            )
+            total = total + weighted
+            note_structure([*weights, weighted])
         # Each replica's loss is scaled by 1 / their number; unscaled, the mean is that of all.
         replicas = replica_count()
         extended = total * replicas if self._loss_terms.extended else 0.0
@@ -315,6 +319,8 @@ class DPRPModel(RankedModel):
             means = [m for m in self.metrics if m.name == "loss" and hasattr(m, "count")]
             for mean in means[:1]:
                 result[app] += self._loss_terms.beyond(mean.result(), mean.count)
+                # What callbacks add to the loss is no more the application's than the pressure is.
+                result[app] -= sum(term.mean_shift() for term in added_losses(self))
         return beside_the_users(result, TERM_LOGS)
 
     def structural_losses(self) -> dict[str, Any]:

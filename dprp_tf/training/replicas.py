@@ -22,6 +22,7 @@ __all__ = [
     "chief_value",
     "from_chief",
     "from_first_replica",
+    "mean_over_replicas",
     "replica_count",
     "worker_values",
 ]
@@ -73,6 +74,30 @@ def from_first_replica(tensors: Sequence[Any]) -> list[Any]:
     is_first = tf.equal(context.replica_id_in_sync_group, 0)
     own = [tf.where(is_first, tensor, tf.zeros_like(tensor)) for tensor in tensors]
     return list(context.all_reduce(tf.distribute.ReduceOp.SUM, own))
+
+
+def mean_over_replicas(tensors: Sequence[Any]) -> list[Any]:
+    """Return the means of all replicas' tensors on every replica; for use inside a step.
+
+    Args:
+        tensors: This replica's floating point tensors, of the same shapes on all.
+
+    Returns:
+        As many tensors; themselves with one replica.
+
+    Example:
+
+    >>> [float(value) for value in mean_over_replicas([keras.ops.ones(())])]
+    [1.0]
+    """
+    if replica_count() == 1 or not tensors:
+        return list(tensors)
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None:
+        return list(tensors)
+    return list(context.all_reduce(tf.distribute.ReduceOp.MEAN, list(tensors)))
 
 
 def from_chief(model: keras.Model, value: Any) -> Any:

@@ -90,6 +90,32 @@ def test_the_command_selects_cuts_and_tunes(
     assert "searches" in refused.output
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["energy", "similarity", "bsr"])
+def test_every_fine_tuning_of_a_selection_may_have_the_dense_model_for_a_teacher(
+    method: str, dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    dense.save(tmp_path / "dense.keras")
+    weights = dense.get_weights()
+    folder = tmp_path / "ranks"
+    command = ["select", tmp_path / "dense.keras", "--data", "digits", "--image-size", 8]
+    command += ["--folder", folder, "--method", method, "--samples", 64, "--precision", "none"]
+    bound = ["--accuracy-drop", 0.6] if method == "similarity" else ["--parameters", 0.5]
+    command += [*bound, "--tolerance", 0.1, "--epochs", 1, "--regularized-epochs", 1]
+    result = _invoke(*command, "--distill")
+    assert result.exit_code == 0, result.output
+    logs = [json.loads(path.read_text()) for path in folder.rglob("tuning.json")]
+    taught = [log for log in logs if "distillation_loss" in log["history"][0]]
+    # A search trains in a folder that it removes once it has chosen; its settings tell.
+    assert len(taught) == (method != "similarity")
+    assert all("Distillation(teacher=" in log["identity"] for log in taught)
+    assert (folder / "model.keras").exists()
+    assert json.loads((folder / "config.json").read_text())["distill"] is True
+    assert "settings" in _invoke(*command).output  # of another tuning
+    for ours, theirs in zip(dense.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_fine_tuning_that_diverges_ends_with_one_line(dense: keras.Model, tmp_path: Path) -> None:
     dense.save(tmp_path / "dense.keras")
     folder = tmp_path / "ranks"
@@ -121,6 +147,10 @@ def test_unusable_options_end_with_one_line(dense: keras.Model, tmp_path: Path) 
         (["--milliseconds", 3, "--method", "energy"], "latency table"),
         (["--time", 0.5, "--method", "energy"], "latency table"),
         (["--parameters", 0.5, "--exclude", "nothing"], "`--exclude`"),
+        (
+            ["--parameters", 0.5, "--distill"],
+            "`--distill` needs a fine-tuning, of one of the `--ep",
+        ),
         (
             ["--parameters", 0.001, "--method", "bsr", "--learning-rate", 0.2],
             "`--parameters` must be at least",

@@ -166,6 +166,35 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     assert ranks[0]["baseline_parameters"] == ranks[1]["baseline_parameters"]
 
 
+@pytest.mark.slow
+def test_a_run_that_distills_goes_on_with_the_teacher_it_began_with(
+    whole: Path, settings: TrainSettings, digits: Dataset, tmp_path: Path
+) -> None:
+    start = tmp_path / "start.keras"
+    shutil.copy(settings.model, start)
+    settings = replace(settings, model=str(start), distill=True)
+    expected = train(tmp_path / "whole", settings, digits)
+    with pytest.raises(_InterruptedError):
+        train(tmp_path / "run", settings, digits, callbacks=[_StopIn(1)])
+    other = load_model(start)
+    other.set_weights([2 * weight for weight in other.get_weights()])
+    other.save(start)
+    resumed = train(tmp_path / "run", settings, digits)
+    assert resumed.ranks == expected.ranks
+    for ours, theirs in zip(resumed.weights, expected.weights, strict=True):
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-4, atol=1e-5)
+    for row, other_row in zip(
+        _history(tmp_path / "run"), _history(tmp_path / "whole"), strict=True
+    ):
+        distance = other_row["distillation_loss"]
+        assert row["distillation_loss"] == pytest.approx(distance, rel=1e-3)
+        assert distance > 1e-4
+    assert "distillation_loss" not in _history(whole)[0]
+    # Begun anew without a teacher, it keeps none.
+    train(tmp_path / "run", replace(settings, distill=False), digits, fresh=True)
+    assert not (tmp_path / "run" / "teacher.keras").exists()
+
+
 def test_the_schedule_goes_on_where_it_was(
     broken_off: Path, settings: TrainSettings, digits: Dataset, tmp_path: Path
 ) -> None:
@@ -428,6 +457,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: TrainSettings(compression_weight=-0.5), r"`compression_weight`.*-0\.5"),
     (lambda: TrainSettings(threshold=1.0), r"`threshold`.*1\.0"),
     (lambda: TrainSettings(patience=0), r"`patience`.*0"),
+    (lambda: TrainSettings(distill=True), r"`distill` needs a trained \.keras.*'resnet20'"),
+    (lambda: TrainSettings(model="a.keras", method="dense", distill=True), r"`distill`.*'dense'"),
 ]
 
 
