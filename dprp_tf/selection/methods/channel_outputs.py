@@ -37,8 +37,8 @@ def order_by_outputs(
     tr(W^T (G - G_:K G_KK^-1 G_K:) W). Taking rows S out of a fitted kernel V adds
     tr(V_S^T (P_SS)^-1 V_S) with P = G_KK^-1, and leaves V - P_:S (P_SS)^-1 V_S and
     P - P_:S (P_SS)^-1 P_S:, so that one inverse serves for all. Losses are shares of a reader's
-    mean squared output. With several readers the place goes that adds least to their sum, and what is
-    left is the product of what is left to each.
+    mean squared output. With several readers the place goes that adds least to their sum, and what
+    is left is the product of what is left to each.
 
     Args:
         readers: The layers that read the group.
