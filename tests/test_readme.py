@@ -52,6 +52,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ),
         ("stop_epoch=24", "stop_epoch=1"),
         ("FineTuning(epochs=20)", "FineTuning(epochs=1)"),
+        ("FineTuning(epochs=20, ", "FineTuning(epochs=1, "),
         # Of a network that has learned nothing, the largest of ten scores is a matter of rounding.
         ("class_scores=True", "class_scores=False"),
         (

@@ -26,6 +26,7 @@ def test_more_random_networks_on_sequences(program: Program) -> None:
     LINES.check(program)
 
 
+@pytest.mark.slow
 @searching(10)
 @given(program=programs(3))
 def test_random_networks_on_volumes(program: Program) -> None:

@@ -11,14 +11,14 @@ from random_networks import Program, Tally, programs, searching
 TALLY = Tally("random networks, 2 axes")
 
 
-@searching(25)
+@searching(15)
 @given(program=programs(2))
 def test_random_networks_on_images(program: Program) -> None:
     TALLY.check(program)
 
 
 @pytest.mark.slow
-@searching(75)
+@searching(85)
 @given(program=programs(2))
 def test_more_random_networks_on_images(program: Program) -> None:
     TALLY.check(program)
