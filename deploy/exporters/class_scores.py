@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import keras
 
 __all__ = ["class_score_outputs", "full_range", "output_names"]
 
-# Layers that pass each channel on as it is.
-_PASSING = ("Dropout", "Identity", "Reshape", "Flatten")
 # What an activation's values span.
 _SPANS = {"sigmoid": 1.0, "hard_sigmoid": 1.0, "softmax": 1.0, "tanh": 2.0, "hard_tanh": 2.0}
 
@@ -44,11 +42,14 @@ def class_score_outputs(
     >>> class_score_outputs(keras.Model(inputs, [box, kind]))
     ('kind',)
     """
+    from dprp_tf.keras_internals.output_activations import output_activation
+
     names = output_names(model)
     if class_scores is None:
         by_loss = _compiled_for_classes(model, names)
         found = zip(names, model.outputs, strict=True)
-        return tuple(n for n, tensor in found if n in by_loss or _activation(tensor) == "softmax")
+        by_softmax = {n: output_activation(tensor) == "softmax" for n, tensor in found}
+        return tuple(n for n, is_softmax in by_softmax.items() if is_softmax or n in by_loss)
     if isinstance(class_scores, bool):
         return tuple(names) if class_scores else ()
     given = [class_scores] if isinstance(class_scores, str) else list(class_scores)
@@ -77,8 +78,10 @@ def full_range(model: keras.Model) -> dict[str, float]:
     >>> full_range(model)
     {'pan': 2.0}
     """
+    from dprp_tf.keras_internals.output_activations import output_activation
+
     spans = {
-        name: _SPANS.get(_activation(tensor) or "")
+        name: _SPANS.get(output_activation(tensor) or "")
         for name, tensor in zip(output_names(model), model.outputs, strict=True)
     }
     return {name: span for name, span in spans.items() if span is not None}
@@ -100,32 +103,6 @@ def output_names(model: keras.Model) -> list[str]:
     ['y']
     """
     return list(getattr(model, "output_names", None) or [model.layers[-1].name])
-
-
-def _activation(tensor: Any) -> str | None:
-    """Name of the activation that gave a tensor, through what passes channels on."""
-    import keras
-
-    from dprp_tf.keras_internals.graphs import call_behind, history_of
-
-    while True:
-        history = history_of(tensor)
-        operation = history.operation
-        kind = type(operation).__name__
-        if isinstance(operation, keras.Model):
-            tensor = operation.outputs[history.tensor_index]
-            continue
-        if kind in ("Softmax", "Sigmoid", "Tanh"):
-            return kind.lower()
-        activation = getattr(getattr(operation, "activation", None), "__name__", None)
-        if activation not in (None, "linear"):
-            return str(activation)
-        # Casts to float32 in a mixed-precision model are linear activations.
-        passes = kind in _PASSING or (kind == "Activation" and activation == "linear")
-        sources = call_behind(tensor).input_tensors if passes else []
-        if len(sources) != 1 or sources[0].shape[-1] != tensor.shape[-1]:
-            return None
-        tensor = sources[0]
 
 
 def _compiled_for_classes(model: keras.Model, names: Sequence[str]) -> set[str]:
