@@ -9,6 +9,7 @@ from channel_checks import require_confined_influence
 from keras import layers
 
 import dprp_tf as dprp
+from dprp_tf import zoo
 from dprp_tf.channels import ChannelGroups, channel_groups
 
 
@@ -159,7 +160,7 @@ def test_a_factor_that_differs_by_channel_keeps_them() -> None:
 
 
 def test_factorized_models_have_the_groups_of_the_dense_one() -> None:
-    dense = dprp.zoo.resnet_cifar(8, input_shape=(8, 8, 3))
+    dense = zoo.resnet_cifar(8, input_shape=(8, 8, 3))
     expected = channel_groups(dense)
     for decomposition in ("spatial", "separable", "tucker"):
         assert channel_groups(dprp.factorize(dense, decomposition=decomposition)) == expected
