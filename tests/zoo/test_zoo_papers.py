@@ -332,8 +332,8 @@ def test_every_network_factorizes_trains_and_folds(name: str) -> None:
 
     lowrank = dprp.factorize(model)
     scale = np.abs(expected).max()
-    # One rounding of every weight moves MobileNetV2's outputs by 3e-4 of their scale (in float64 they
-    # agree to 2e-12); a layer computed wrongly moves them by 1e-1.
+    # One rounding of every weight moves MobileNetV2's outputs by 3e-4 of their scale (in float64
+    # they agree to 2e-12); a layer computed wrongly moves them by 1e-1.
     np.testing.assert_allclose(lowrank(x), expected, rtol=1e-3, atol=1e-3 * scale)
     skipped = dprp.summarize(lowrank).skipped
     assert len(skipped) == _SKIPPED.get(name, 0)
