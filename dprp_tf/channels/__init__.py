@@ -2,7 +2,7 @@
 
 from dprp_tf.channels.following import Followed, LayerChannels, Resized, follow
 from dprp_tf.channels.groups import ChannelGroup, ChannelGroups, channel_groups, groups_of
-from dprp_tf.channels.slicing import SlicedLayer, sliced_weights
+from dprp_tf.channels.slicing import SlicedLayer, filter_rows
 
 __all__ = [
     "ChannelGroup",
@@ -12,7 +12,7 @@ __all__ = [
     "Resized",
     "SlicedLayer",
     "channel_groups",
+    "filter_rows",
     "follow",
     "groups_of",
-    "sliced_weights",
 ]

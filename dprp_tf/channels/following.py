@@ -12,7 +12,16 @@ import numpy as np
 from dprp_tf.channels.labels import LabelArray, Labels, along, collapsed, expanded
 from dprp_tf.keras_internals.flat_graph import FlatGraph, Step
 from dprp_tf.keras_internals.graphs import computes_as_keras
-from dprp_tf.layers import FactorizedConvolution, FactorizedLayer
+from dprp_tf.keras_internals.layer_kinds import (
+    CONVOLUTIONS,
+    DEPTHWISE,
+    GLOBAL_POOLINGS,
+    NOISES,
+    POOLINGS,
+    SEPARABLE,
+    TRANSPOSED,
+)
+from dprp_tf.layers import FactorizedLayer
 
 __all__ = ["Followed", "LayerChannels", "Resized", "follow", "is_channelwise_activation"]
 
@@ -23,23 +32,11 @@ _CHANNELWISE = (
     _LAYERS.LeakyReLU,
     _LAYERS.ELU,
     _LAYERS.Identity,
-    _LAYERS.Dropout,
-    _LAYERS.AlphaDropout,
-    _LAYERS.GaussianDropout,
-    _LAYERS.GaussianNoise,
-    _LAYERS.SpatialDropout1D,
-    _LAYERS.SpatialDropout2D,
-    _LAYERS.SpatialDropout3D,
     _LAYERS.ActivityRegularization,
+    *NOISES,
 )
 # The same, where nothing else varies along the axes of the window.
 _SPATIAL = (
-    _LAYERS.MaxPooling1D,
-    _LAYERS.MaxPooling2D,
-    _LAYERS.MaxPooling3D,
-    _LAYERS.AveragePooling1D,
-    _LAYERS.AveragePooling2D,
-    _LAYERS.AveragePooling3D,
     _LAYERS.UpSampling1D,
     _LAYERS.UpSampling2D,
     _LAYERS.UpSampling3D,
@@ -48,14 +45,7 @@ _SPATIAL = (
     _LAYERS.Cropping3D,
     _LAYERS.Resizing,
     _LAYERS.CenterCrop,
-)
-_GLOBAL = (
-    _LAYERS.GlobalMaxPooling1D,
-    _LAYERS.GlobalMaxPooling2D,
-    _LAYERS.GlobalMaxPooling3D,
-    _LAYERS.GlobalAveragePooling1D,
-    _LAYERS.GlobalAveragePooling2D,
-    _LAYERS.GlobalAveragePooling3D,
+    *POOLINGS,
 )
 _JOINS = (
     _LAYERS.Add,
@@ -71,10 +61,6 @@ _ACROSS = (
     _LAYERS.UnitNormalization,
     _LAYERS.Softmax,
 )
-_CONVOLUTIONS = (_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
-_TRANSPOSED = (_LAYERS.Conv1DTranspose, _LAYERS.Conv2DTranspose, _LAYERS.Conv3DTranspose)
-_DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
-_SEPARABLE = (_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D)
 # Functions of `keras.ops`, by the names of their classes.
 _CHANNELWISE_OPERATIONS = frozenset(
     [
@@ -184,13 +170,15 @@ class Resized:
         before: Labels of the tensor that it takes, at full size.
         after: Labels of each tensor that it gives, at full size.
         axis: The axis of a split, 1 or more; None for others.
-        added: Of a padding, the labels of the zeros before and behind each axis but the batch.
+        padding: Of a padding, its widths before and behind each axis but the batch.
+        added: Of a padding, the labels of the zeros there; none where these are no channels.
     """
 
     operation: Any
     before: LabelArray
     after: tuple[LabelArray, ...]
     axis: int | None = None
+    padding: tuple[tuple[int, int], ...] = ()
     added: tuple[tuple[LabelArray, LabelArray], ...] = ()
 
 
@@ -392,82 +380,63 @@ def _through_filters(
     layer = step.operation
     rank = before[0].ndim + 1
     axis = _channel_axis(layer, rank)
-    if isinstance(layer, _LAYERS.Dense) or not isinstance(
-        layer, (*_CONVOLUTIONS, *_TRANSPOSED, *_SEPARABLE, FactorizedConvolution)
-    ):
-        axis = rank - 1
     reads = _read(followed, step, before[0], shapes[0], axis)
     if reads is None or getattr(layer, "lora_enabled", False):
         return None
     labels = followed.labels
     filters = followed.graph.symbols[step.outputs[0]].shape[axis]
     groups = getattr(layer, "groups", 1) or 1
+    # With one group for each channel it passes them on, each several times.
+    passes = isinstance(layer, DEPTHWISE) or 1 < groups == reads.size
 
     def make() -> LabelArray:
-        if groups > 1 and groups == reads.size:
-            # One group for each channel: it passes them on, each several times.
-            return np.repeat(reads, filters // groups)
+        if passes:
+            return np.repeat(reads, filters // reads.size)
         made = labels.fresh(filters)
-        if groups > 1:
-            by_group = made.reshape(groups, -1)
-            labels.tie(by_group, by_group[:1])
+        _tie_groups(labels, made, groups)
         return made
 
-    if 1 < groups < reads.size:
-        # What goes must leave every group alike, so the same place goes in each.
-        by_group = reads.reshape(groups, -1)
-        labels.tie(by_group, by_group[:1])
-    passes = groups > 1 and groups == reads.size
+    if not passes:
+        _tie_groups(labels, reads, groups)
     made = _recorded(followed, layer, reads, make, own=not passes)
     if not is_channelwise_activation(layer.activation):
         labels.pin(made, f"the activation of {_named(layer)} may mix its channels")
     return [_placed(made, rank - 1, axis)]
 
 
-def _depthwise(
-    followed: Followed, step: Step, before: list[LabelArray], shapes: _Shapes
+def _tie_groups(labels: Labels, channels: LabelArray, groups: int) -> None:
+    """What goes must leave every group alike, so the same place goes in each."""
+    if groups > 1:
+        by_group = channels.reshape(groups, -1)
+        labels.tie(by_group, by_group[:1])
+
+
+def _by_channel(
+    followed: Followed, step: Step, before: list[LabelArray], shapes: _Shapes, axis: int
 ) -> list[LabelArray] | None:
-    layer = step.operation
-    rank = before[0].ndim + 1
-    axis = _channel_axis(layer, rank)
+    """A layer with weights for each channel along an axis, 1 or more, which it passes on."""
     reads = _read(followed, step, before[0], shapes[0], axis)
     if reads is None:
         return None
-    made = _recorded(
-        followed, layer, reads, lambda: np.repeat(reads, layer.depth_multiplier), own=False
-    )
-    if not is_channelwise_activation(layer.activation):
-        followed.labels.pin(made, f"the activation of {_named(layer)} may mix its channels")
-    return [_placed(made, rank - 1, axis)]
+    _recorded(followed, step.operation, reads, lambda: reads, own=False)
+    return before
 
 
 def _normalized(
     followed: Followed, step: Step, before: list[LabelArray], shapes: _Shapes
 ) -> list[LabelArray] | None:
-    layer = step.operation
-    rank = before[0].ndim + 1
-    axis = layer.axis if layer.axis > 0 else rank + layer.axis
-    reads = _read(followed, step, before[0], shapes[0], axis)
-    if reads is None:
-        return None
-    _recorded(followed, layer, reads, lambda: reads, own=False)
-    return before
+    axis = step.operation.axis
+    axis = axis if axis > 0 else before[0].ndim + 1 + axis
+    return _by_channel(followed, step, before, shapes, axis)
 
 
 def _parametric(
     followed: Followed, step: Step, before: list[LabelArray], shapes: _Shapes
 ) -> list[LabelArray] | None:
     """PReLU, whose slopes may be shared along axes, the channels' among them."""
-    layer = step.operation
-    rank = before[0].ndim + 1
-    shared = {axis if axis > 0 else rank + axis for axis in layer.shared_axes or ()}
-    if rank - 1 in shared:
-        return before
-    reads = _read(followed, step, before[0], shapes[0], rank - 1)
-    if reads is None:
-        return None
-    _recorded(followed, layer, reads, lambda: reads, own=False)
-    return before
+    last = before[0].ndim
+    shared = {axis if axis > 0 else last + 1 + axis for axis in step.operation.shared_axes or ()}
+    return before if last in shared else _by_channel(followed, step, before, shapes, last)
 
 
 def _joined(
@@ -570,15 +539,14 @@ def _padded(
             continue
         if any(size > 1 for at, size in enumerate(labels.shape) if at != axis):
             return None
-        zeros = tuple(
-            _placed(followed.labels.fresh(count), labels.ndim, axis + 1) for count in width
-        )
-        added.append((zeros[0].reshape(-1), zeros[1].reshape(-1)))
-        labels = np.concatenate([zeros[0], labels, zeros[1]], axis=axis)
+        before_it, behind_it = (followed.labels.fresh(count) for count in width)
+        added.append((before_it, behind_it))
+        sides = (_placed(zeros, labels.ndim, axis + 1) for zeros in added[-1])
+        labels = np.concatenate([next(sides), labels, next(sides)], axis=axis)
     if labels is not before[0]:
         operation = step.operation
         followed.resized[id(operation)] = Resized(
-            operation, before[0], (labels,), added=tuple(added)
+            operation, before[0], (labels,), padding=tuple(widths), added=tuple(added)
         )
     return [labels]
 
@@ -632,13 +600,13 @@ _LAYER_RULES: list[tuple[tuple[type, ...], _Rule]] = [
     ((_LAYERS.Activation,), _activation),
     ((_LAYERS.Rescaling,), _scaled),
     (_SPATIAL, _spatial),
-    (_GLOBAL, _global),
+    (GLOBAL_POOLINGS, _global),
     ((_LAYERS.ZeroPadding1D, _LAYERS.ZeroPadding2D, _LAYERS.ZeroPadding3D), _padded),
     (_ACROSS, _across),
-    # Before Conv: in Keras' classes a separable convolution is none of those.
-    (_SEPARABLE, _through_filters),
-    (_DEPTHWISE, _depthwise),
-    ((*_CONVOLUTIONS, *_TRANSPOSED, _LAYERS.Dense), _through_filters),
+    (
+        (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE, _LAYERS.Dense),
+        _through_filters,
+    ),
     ((_LAYERS.BatchNormalization,), _normalized),
     ((_LAYERS.PReLU,), _parametric),
     (_JOINS, _joined),

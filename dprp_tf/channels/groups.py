@@ -33,8 +33,8 @@ class ChannelGroup:
     Example:
 
     >>> group = ChannelGroup("a", {"a": ((0,), (1,))}, ("b",), (None, None))
-    >>> group.size, group.prunable, group.reason
-    (2, 2, None)
+    >>> group.size, group.prunable, group.reason, group.filters_at(1)
+    (2, 2, None, ('a', (1,)))
     """
 
     name: str
@@ -46,6 +46,17 @@ class ChannelGroup:
     def size(self) -> int:
         """The number of places, each one filter or several that are tied to each other."""
         return len(self.reasons)
+
+    def filters_at(self, place: int) -> tuple[str, tuple[int, ...]]:
+        """Return the first layer with filters at a place, and those filters.
+
+        Args:
+            place: 0 to the size less 1.
+
+        Returns:
+            The layer's name and its filters; those of other layers there are tied to them.
+        """
+        return next((name, at[place]) for name, at in self.layers.items() if at[place])
 
     @property
     def prunable(self) -> int:

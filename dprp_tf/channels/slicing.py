@@ -12,10 +12,11 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf import decomposition
+from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
 from dprp_tf.keras_internals.quick_building import quick_build
 from dprp_tf.layers import FactorizedConvolution, FactorizedLayer, SVDLayer
 
-__all__ = ["SlicedLayer", "sliced_weights"]
+__all__ = ["SlicedLayer", "filter_rows"]
 
 Mask = NDArray[np.bool_]
 
@@ -71,22 +72,26 @@ class SlicedLayer:
         return outputs
 
 
-def sliced_weights(layer: Any, reads: Mask, makes: Mask) -> dict[str, NDArray[Any]]:
-    """Return the weights of a layer without some of its channels.
+def filter_rows(layer: Any) -> NDArray[np.float64]:
+    """Return the filters of a layer as the rows of a matrix, its bias left out.
 
     Args:
-        layer: The layer.
-        reads: Which channels that it takes are kept, of shape (channels in,).
-        makes: Which that it gives are kept, of shape (channels out,).
+        layer: A dense layer, a convolution of any kind, or a factorized layer.
 
     Returns:
-        Arrays by the name of the layer's attribute; of a factorized layer its whole kernel.
+        Array of shape (filters, weights of one); of a separable convolution the pointwise ones.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(2)
+    >>> layer.build((None, 3)); filter_rows(layer).shape
+    (2, 3)
     """
-    return _sliced(layer, reads, makes).weights
-
-
-_LAYERS = keras.layers
-_TRANSPOSED = (_LAYERS.Conv1DTranspose, _LAYERS.Conv2DTranspose, _LAYERS.Conv3DTranspose)
+    separable = isinstance(layer, SEPARABLE)
+    kernel = _array(layer.pointwise_kernel if separable else layer.kernel).astype(np.float64)
+    if isinstance(layer, TRANSPOSED):
+        kernel = np.swapaxes(kernel, -1, -2)
+    return kernel.reshape(-1, kernel.shape[-1]).T
 
 
 def _sliced(layer: Any, reads: Mask, makes: Mask) -> _Slice:
@@ -181,11 +186,11 @@ def _factors(layer: Any, kernel: NDArray[Any], config: dict[str, Any]) -> Any:
 
 _RULES: list[tuple[tuple[type, ...], Callable[[Any, Mask, Mask], _Slice]]] = [
     ((FactorizedLayer,), _factorized),
-    ((_LAYERS.Dense,), _dense),
-    ((_LAYERS.SeparableConv1D, _LAYERS.SeparableConv2D), _separable),
-    ((_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D), _depthwise),
-    (_TRANSPOSED, _transposed),
-    ((_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D), _convolution),
-    ((_LAYERS.BatchNormalization,), _normalization),
-    ((_LAYERS.PReLU,), _parametric),
+    ((keras.layers.Dense,), _dense),
+    (SEPARABLE, _separable),
+    (DEPTHWISE, _depthwise),
+    (TRANSPOSED, _transposed),
+    (CONVOLUTIONS, _convolution),
+    ((keras.layers.BatchNormalization,), _normalization),
+    ((keras.layers.PReLU,), _parametric),
 ]

@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from dprp_tf.keras_internals.graphs import graph_of, nodes
+from dprp_tf.keras_internals.layer_kinds import GLOBAL_POOLINGS, NOISES, POOLINGS
 
 __all__ = ["FlatGraph", "Step", "tensor_bytes"]
 
@@ -29,26 +30,10 @@ _LAYERS_BEHIND = (
     keras.layers.PReLU,
     keras.layers.ELU,
     keras.layers.Softmax,
-    keras.layers.MaxPooling1D,
-    keras.layers.MaxPooling2D,
-    keras.layers.MaxPooling3D,
-    keras.layers.AveragePooling1D,
-    keras.layers.AveragePooling2D,
-    keras.layers.AveragePooling3D,
-    keras.layers.GlobalMaxPooling1D,
-    keras.layers.GlobalMaxPooling2D,
-    keras.layers.GlobalMaxPooling3D,
-    keras.layers.GlobalAveragePooling1D,
-    keras.layers.GlobalAveragePooling2D,
-    keras.layers.GlobalAveragePooling3D,
-    # They change nothing at inference, or the order of the entries at most.
-    keras.layers.Dropout,
-    keras.layers.AlphaDropout,
-    keras.layers.GaussianDropout,
-    keras.layers.GaussianNoise,
-    keras.layers.SpatialDropout1D,
-    keras.layers.SpatialDropout2D,
-    keras.layers.SpatialDropout3D,
+    *POOLINGS,
+    *GLOBAL_POOLINGS,
+    *NOISES,
+    # They change the order of the entries at most.
     keras.layers.Flatten,
     keras.layers.Reshape,
     keras.layers.Permute,

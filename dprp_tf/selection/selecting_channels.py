@@ -216,7 +216,7 @@ def _rows(
     rows = rows_of_channels(layers[reader])
     found = []
     for place in range(group.size):
-        name, tied = next((n, places[place]) for n, places in group.layers.items() if places[place])
+        name, tied = group.filters_at(place)
         root = labels.find(followed.layers[id(layers[name])].makes[[tied[0]]])[0]
         found.append(rows[reads == root].reshape(-1))
     return found
@@ -227,7 +227,7 @@ def _row(group: ChannelGroup, order: _Order, kept: int) -> PlannedChannels:
     gone = places[: group.size - kept]
     removed: dict[str, list[int]] = {}
     for place in gone:
-        name, tied = next((n, p[place]) for n, p in group.layers.items() if p[place])
+        name, tied = group.filters_at(place)
         removed.setdefault(name, []).extend(tied)
     return PlannedChannels(
         group.name,

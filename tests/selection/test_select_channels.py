@@ -135,7 +135,7 @@ def test_predicted_costs_are_those_of_the_smaller_model(make: Any) -> None:
     removed: dict[str, list[int]] = {}
     for group, order in orders:
         for place in order[: group.size - widths[group.name]]:
-            name, tied = next((n, p[place]) for n, p in group.layers.items() if p[place])
+            name, tied = group.filters_at(place)
             removed.setdefault(name, []).extend(tied)
     small = model_cost(dprp.remove_channels(model, removed))
     dense = model_cost(model)

@@ -7,10 +7,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
-from dprp_tf.channels import ChannelGroup
+from dprp_tf.channels import ChannelGroup, filter_rows
 
 __all__ = ["CRITERIA", "filter_scores", "order_by_scores"]
 
@@ -82,7 +81,7 @@ def filter_scores(
     """
     total = np.zeros(group.size)
     for name, places in group.layers.items():
-        scores = CRITERIA[criterion](_filters(layers[name]), rng)
+        scores = CRITERIA[criterion](filter_rows(layers[name]), rng)
         scores = scores / max(scores.sum(), np.finfo(float).tiny)
         total += [scores[list(tied)].sum() for tied in places]
     return total / len(group.layers)
@@ -102,13 +101,3 @@ def order_by_scores(
     """
     order = [int(at) for at in np.argsort(scores, kind="stable") if loose[at]]
     return order, np.concatenate([[0.0], np.cumsum(scores[order])])
-
-
-def _filters(layer: Any) -> NDArray[np.float64]:
-    """The filters of a layer as rows."""
-    separable = isinstance(layer, (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D))
-    variable = layer.pointwise_kernel if separable else layer.kernel
-    kernel = np.asarray(ops.convert_to_numpy(variable), dtype=np.float64)
-    if "Transpose" in type(layer).__name__:
-        kernel = np.swapaxes(kernel, -1, -2)
-    return kernel.reshape(-1, kernel.shape[-1]).T

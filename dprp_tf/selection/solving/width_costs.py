@@ -126,7 +126,7 @@ def _rank_of_labels(
     """By label when it goes: 0 for what goes first."""
     found = {}
     for rank, place in enumerate(order):
-        name, tied = next((n, p[place]) for n, p in group.layers.items() if p[place])
+        name, tied = group.filters_at(place)
         made = followed.layers[id(keys[name])].makes[list(tied)]
         found.update(dict.fromkeys(followed.labels.find(made).tolist(), rank))
     return found
