@@ -14,11 +14,30 @@ from numpy.typing import NDArray
 
 from dprp_tf.files.arguments import check_integer
 from dprp_tf.keras_internals.graphs import layer_keys
+from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS
 
-__all__ = ["input_moments", "patches"]
+__all__ = ["has_moments", "input_moments", "patches"]
 
-_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _BLOCK_BYTES = 2**26
+
+
+def has_moments(layer: Any) -> bool:
+    """Say whether `input_moments` knows what a layer multiplies by its kernel.
+
+    Args:
+        layer: A layer.
+
+    Returns:
+        True for dense layers and convolutions without groups.
+
+    Example:
+
+    >>> has_moments(keras.layers.Conv2D(4, 3)), has_moments(keras.layers.Conv2D(4, 3, groups=2))
+    (True, False)
+    """
+    return isinstance(layer, keras.layers.Dense) or (
+        isinstance(layer, CONVOLUTIONS) and layer.groups == 1
+    )
 
 
 def input_moments(
@@ -70,10 +89,7 @@ def input_moments(
     wanted = {}
     for key in layers:
         layer = known.get(key)
-        if layer is None or not (
-            isinstance(layer, keras.layers.Dense)
-            or (isinstance(layer, _CONVOLUTIONS) and layer.groups == 1)
-        ):
+        if layer is None or not has_moments(layer):
             raise ValueError(
                 "`layers` must name convolutions without groups and dense layers of the model. "
                 f"Received: {key!r}, "
@@ -133,7 +149,7 @@ def patches(
     >>> patches(layer, np.array([[[1.0], [2.0], [3.0]]]))[0].tolist()
     [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]]
     """
-    if not isinstance(layer, _CONVOLUTIONS):
+    if not isinstance(layer, CONVOLUTIONS):
         flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
         return flat if at is None else flat[:, at]
     if layer.data_format == "channels_first":
@@ -183,7 +199,7 @@ def _rows(
     layer: keras.layers.Layer, inputs: NDArray[Any], quota: int | None, rng: np.random.Generator
 ) -> Iterator[NDArray[np.float64]]:
     """Yield the patches of a batch as rows (n, C*L), in blocks of limited size."""
-    if isinstance(layer, _CONVOLUTIONS):
+    if isinstance(layer, CONVOLUTIONS):
         last = layer.data_format == "channels_last"
         sizes = inputs.shape[1:-1] if last else inputs.shape[2:]
         axes = zip(sizes, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import keras
 
+from dprp_tf.costs.fold_plan import FoldPlan
+from dprp_tf.costs.latency_table import LatencyTable
+
 __all__ = ["ChosenForms", "form_doubts", "remember_choice"]
 
 _CHOICES: weakref.WeakKeyDictionary[keras.Model, ChosenForms] = weakref.WeakKeyDictionary()
@@ -34,6 +37,17 @@ class ChosenForms:
     target: str | None = None
     runtime: str | None = None
     precision: str | None = None
+
+    @classmethod
+    def by(cls, measured: FoldPlan | LatencyTable | None) -> ChosenForms:
+        """Return what decided, where it was a plan's or a table's times.
+
+        Args:
+            measured: The plan or table; None if nothing was timed.
+        """
+        if measured is None:
+            return cls()
+        return cls(measured.target, measured.runtime, measured.precision)
 
     def doubt(self, runtime: str, precision: str) -> str | None:
         """Return why a file may be slower than the dense one, if the forms were not timed for it.

@@ -12,7 +12,7 @@ from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.conversion.folding import fold
 from dprp_tf.conversion.model_class import plain_class
 from dprp_tf.conversion.refitting import refit_readers
-from dprp_tf.conversion.removing import kept_channels, remove_channels
+from dprp_tf.conversion.removing import Removal
 from dprp_tf.costs.channel_plan import ChannelPlan
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import RankPlan
@@ -62,9 +62,10 @@ def cut(
     """
     require_graph(model)
     if isinstance(plan, ChannelPlan):
-        small = remove_channels(model, plan.removed, model_class=model_class)
+        removal = Removal(model, plan.removed)
+        small = removal.smaller(model_class)
         if calibration_data is not None:
-            refit_readers(model, small, kept_channels(model, plan.removed), calibration_data)
+            refit_readers(model, small, removal.masks(), calibration_data)
         return small
     result_class = plain_class(model, model_class)
     if not plan.ranks:
@@ -72,7 +73,6 @@ def cut(
     lowrank = factorize(model, ranks=plan, calibration_data=calibration_data, model_class=DPRPModel)
     forms = None if latency is None else latency.forms(plan.ranks)
     small = fold(lowrank, forms=forms, model_class=result_class)
-    if latency is not None and any(kind != "dense" for kind in latency.forms(plan.ranks).values()):
-        choice = ChosenForms(latency.target, latency.runtime, latency.precision)
-        remember_choice(small, choice)
+    if forms is not None and set(forms.values()) != {"dense"}:
+        remember_choice(small, ChosenForms.by(latency))
     return compiled_like(small, model)

@@ -179,6 +179,8 @@ def fold(
     require_graph(model)
     require_finite_factors(model)
     result_class = plain_class(model, model_class)
+    if isinstance(plan, (str, os.PathLike)):
+        plan = FoldPlan.load(plan)
     rows = _choices(model, form, forms, plan)
     if not rows:
         raise ValueError(
@@ -199,15 +201,8 @@ def fold(
         result_class,
     )
     if not forms and any(chosen.kind != "dense" for _, chosen in rows):
-        remember_choice(result, _choice(plan))
+        remember_choice(result, ChosenForms.by(plan))
     return compiled_like(result, model)
-
-
-def _choice(plan: FoldPlan | str | os.PathLike[str] | None) -> ChosenForms:
-    if plan is None:
-        return ChosenForms()
-    plan = plan if isinstance(plan, FoldPlan) else FoldPlan.load(plan)
-    return ChosenForms(plan.target, plan.runtime, plan.precision)
 
 
 def require_finite_factors(model: keras.Model) -> None:

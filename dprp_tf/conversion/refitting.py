@@ -10,39 +10,20 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from dprp_tf.conversion.calibration import input_moments
+from dprp_tf.conversion.calibration import has_moments, input_moments
+from dprp_tf.decomposition import dematricize, matricize, regular_moments
 from dprp_tf.keras_internals.graphs import layer_keys
 
-__all__ = ["kernel_matrix", "refit_readers", "refittable", "rows_of_channels"]
-
-_RIDGE = 1e-4
+__all__ = ["kernel_matrix", "refit_readers", "rows_of_channels"]
 
 Masks = Mapping[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]
-
-
-def refittable(layer: Any) -> bool:
-    """Say whether a layer's kernel can be fitted to its input's second moments.
-
-    Args:
-        layer: A layer.
-
-    Returns:
-        True for dense layers and convolutions without groups.
-
-    Example:
-
-    >>> refittable(keras.layers.Conv2D(4, 3)), refittable(keras.layers.Conv2D(4, 3, groups=2))
-    (True, False)
-    """
-    kinds = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-    return isinstance(layer, keras.layers.Dense) or (isinstance(layer, kinds) and layer.groups == 1)
 
 
 def rows_of_channels(layer: Any) -> NDArray[np.intp]:
     """Return the rows of a layer's kernel, as a matrix, that read each channel.
 
     Args:
-        layer: A layer that is `refittable`.
+        layer: A layer that `has_moments`.
 
     Returns:
         Rows of shape (C, L): of channel c those of each place of the window, in the order in which
@@ -63,15 +44,14 @@ def kernel_matrix(layer: Any) -> NDArray[np.float64]:
     """Return a layer's kernel as a matrix, its rows in the order of `rows_of_channels`.
 
     Args:
-        layer: A layer that is `refittable`.
+        layer: A layer that `has_moments`.
 
     Returns:
         The matrix, of shape (C*L, S).
     """
     kernel = np.asarray(ops.convert_to_numpy(layer.kernel), dtype=np.float64)
-    *_, channels, filters = kernel.shape
-    # (*L, C, S) -> (L, C, S) -> (C, L, S) -> (C*L, S)
-    return np.swapaxes(kernel.reshape(-1, channels, filters), 0, 1).reshape(-1, filters)
+    matrix: NDArray[np.float64] = matricize(kernel, "channel").T
+    return matrix
 
 
 def refit_readers(model: keras.Model, small: keras.Model, masks: Masks, x: Any) -> None:
@@ -83,24 +63,21 @@ def refit_readers(model: keras.Model, small: keras.Model, masks: Masks, x: Any) 
     Args:
         model: The whole model.
         small: The model without the channels; its kernels are assigned.
-        masks: What `kept_channels` returned for the whole model.
+        masks: What `Removal.masks` returned for the whole model.
         x: Calibration inputs, as the model takes them.
 
     Source: least squares; He et al. 2017, "Channel Pruning", fits the same to the pruned inputs.
     """
     whole, smaller = layer_keys(model), layer_keys(small)
-    names = [key for key, (reads, _) in masks.items() if not reads.all() and refittable(whole[key])]
+    names = [
+        key for key, (reads, _) in masks.items() if not reads.all() and has_moments(whole[key])
+    ]
     for key, moments in input_moments(model, names, x).items() if names else ():
         reads, makes = masks[key]
-        layer = whole[key]
-        rows = rows_of_channels(layer)[reads].reshape(-1)
-        size = len(moments)
-        regular = moments + _RIDGE * np.trace(moments) / size * np.eye(size)
-        fitted = np.linalg.solve(
-            regular[np.ix_(rows, rows)], moments[rows] @ kernel_matrix(layer)[:, makes]
-        )
-        *window, _, filters = smaller[key].kernel.shape
-        # (C'*L, S') -> (C', L, S') -> (L, C', S') -> (*L, C', S')
-        places = int(np.prod(window, dtype=int))
-        kernel = np.swapaxes(fitted.reshape(-1, places, filters), 0, 1)
-        smaller[key].kernel.assign(kernel.reshape(smaller[key].kernel.shape))
+        rows = rows_of_channels(whole[key])[reads].reshape(-1)
+        regular = regular_moments(moments, len(moments))
+        wanted = moments[rows] @ kernel_matrix(whole[key])[:, makes]
+        # (C'*L, C'*L)^-1 (C'*L, S')
+        fitted = np.linalg.solve(regular[np.ix_(rows, rows)], wanted)
+        kernel = smaller[key].kernel
+        kernel.assign(dematricize(fitted.T, kernel.shape, "channel"))

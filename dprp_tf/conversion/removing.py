@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dprp_tf.channels import (
+    ChannelGroup,
     ChannelGroups,
     Followed,
-    LayerChannels,
     Resized,
     SlicedLayer,
     follow,
@@ -25,7 +25,7 @@ from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 from dprp_tf.training.model import DPRPModel
 
-__all__ = ["kept_channels", "remove_channels"]
+__all__ = ["Removal", "remove_channels"]
 
 
 def remove_channels(
@@ -62,27 +62,15 @@ def remove_channels(
     >>> tuple(smaller.get_layer("a").kernel.shape), tuple(smaller.get_layer("b").kernel.shape)
     ((3, 3, 3, 6), (1, 1, 6, 2))
     """
-    require_graph(model)
-    followed = follow(model)
-    kept = _Kept(followed, _removed(model, followed, channels))
-    lowrank = isinstance(model, DPRPModel)
-    make = (lowrank_class if lowrank else plain_class)(model, model_class)
-    arguments = {"settings": model.settings} if lowrank else {}
-    smaller = rewrite(model, kept.replace, make, input_shape=kept.input_shape, **arguments)
-    return compiled_like(smaller, model)
+    return Removal(model, channels).smaller(model_class)
 
 
-def kept_channels(
-    model: keras.Model, channels: Mapping[str, Iterable[int]]
-) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Return what layers with weights keep of the channels that they take and give.
+class Removal:
+    """What is left of a model's layers and operations without some of its channels.
 
     Args:
         model: A built Functional or Sequential model.
         channels: As `remove_channels` takes them.
-
-    Returns:
-        By layer key two masks, of shapes (channels in,) and (channels out,).
 
     Raises:
         ValueError: As `remove_channels`.
@@ -92,92 +80,54 @@ def kept_channels(
     >>> inputs = keras.Input((4,))
     >>> x = keras.layers.Dense(3, name="a")(inputs)
     >>> model = keras.Model(inputs, keras.layers.Dense(2, name="b")(x))
-    >>> kept_channels(model, {"a": [1]})["b"][0].tolist()
+    >>> Removal(model, {"a": [1]}).masks()["b"][0].tolist()
     [True, False, True]
     """
-    followed = follow(model)
-    kept = _Kept(followed, _removed(model, followed, channels))
-    return {
-        key: kept.masks(followed.layers[id(layer)])
-        for key, layer in layer_keys(model).items()
-        if id(layer) in followed.layers
-    }
 
-
-def _removed(
-    model: keras.Model, followed: Followed, channels: Mapping[str, Iterable[int]]
-) -> set[int]:
-    """Check what is asked for, and return the labels that go."""
-    groups = groups_of(model, followed)
-    keys = layer_keys(model)
-    gone: set[int] = set()
-    for name, asked in channels.items():
-        group = _group(groups, name)
-        record = followed.layers[id(keys[name])]
-        roots = followed.labels.find(record.makes)
-        filters = list(asked)
-        unusable = [x for x in filters if not is_integer(x, minimum=0) or x >= roots.size]
-        if unusable or len(set(filters)) < len(filters):
-            raise ValueError(
-                f"`channels` must name filters of {name!r} by numbers from 0 to {roots.size - 1}, "
-                f"each once. Received: {unusable or filters}"
-            )
-        for at in filters:
-            reason = followed.labels.reason(roots[at])
-            if reason is not None:
-                raise ValueError(
-                    f"`channels` must name filters that may go. Received: filter {at} of {name!r}, "
-                    f"which stays: {reason}. See dprp_tf.channel_groups(model)."
-                )
-            gone.add(int(roots[at]))
-        if all(int(root) in gone for root in roots):
-            raise ValueError(
-                "`channels` must leave at least one filter of each layer. Received: all "
-                f"{roots.size} of {name!r}, group {group!r}"
-            )
-    for name in {name for asked in channels for name in groups.of_layer(asked).layers}:
-        roots = followed.labels.find(followed.layers[id(keys[name])].makes)
-        if all(int(root) in gone for root in roots):
-            raise ValueError(
-                "`channels` must leave at least one filter of each layer. Received: what takes all "
-                f"{roots.size} of {name!r}"
-            )
-    return gone
-
-
-def _group(groups: ChannelGroups, name: str) -> str:
-    try:
-        return groups.of_layer(name).name
-    except KeyError:
-        known = sorted({layer for group in groups.values() for layer in group.layers})
-        raise ValueError(
-            f"`channels` must name layers whose filters can be told apart: {known}. Received: "
-            f"{name!r}"
-        ) from None
-
-
-class _Kept:
-    """What is left of each layer and operation."""
-
-    def __init__(self, followed: Followed, gone: set[int]) -> None:
-        self._followed = followed
+    def __init__(self, model: keras.Model, channels: Mapping[str, Iterable[int]]) -> None:
+        require_graph(model)
+        self._model = model
+        self._followed = follow(model)
+        gone = _removed(model, self._followed, channels)
         self._gone = np.array(sorted(gone), dtype=np.int64)
 
-    def replace(self, operation: Any) -> Callable[..., Any] | None:
+    def smaller(self, model_class: Any = None) -> keras.Model:
+        """Return the model without the channels, as `remove_channels` does.
+
+        Args:
+            model_class: As `remove_channels` takes it.
+        """
+        model = self._model
+        lowrank = isinstance(model, DPRPModel)
+        make = (lowrank_class if lowrank else plain_class)(model, model_class)
+        arguments = {"settings": model.settings} if lowrank else {}
+        smaller = rewrite(model, self._replace, make, input_shape=self._input_shape, **arguments)
+        return compiled_like(smaller, model)
+
+    def masks(self) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+        """Return what layers with weights keep of the channels that they take and give.
+
+        Returns:
+            By layer key two masks, of shapes (channels in,) and (channels out,).
+        """
+        found = {}
+        for key, layer in layer_keys(self._model).items():
+            record = self._followed.layers.get(id(layer))
+            if record is not None:
+                found[key] = self._mask(record.reads), self._mask(record.makes)
+        return found
+
+    def _replace(self, operation: Any) -> Callable[..., Any] | None:
         record = self._followed.layers.get(id(operation))
         if record is not None:
-            reads, makes = self.masks(record)
+            reads, makes = self._mask(record.reads), self._mask(record.makes)
             if reads.all() and makes.all():
                 return None
             return SlicedLayer(operation, reads, makes)
         resized = self._followed.resized.get(id(operation))
         return None if resized is None else self._resized(resized)
 
-    def masks(self, record: LayerChannels) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which channels that a layer takes, and which that it gives, are kept."""
-        return self._mask(record.reads), self._mask(record.makes)
-
-    def input_shape(self, tensor: Any) -> tuple[int | None, ...] | None:
+    def _input_shape(self, tensor: Any) -> tuple[int | None, ...] | None:
         """The shape of an input of a nested model; None where nothing changes."""
         number = self._followed.graph.numbers.get(id(tensor))
         if number is None:
@@ -229,25 +179,63 @@ class _Kept:
         return lambda x, *args, **kwargs: keras.ops.split(x, places, axis=resized.axis)
 
     def _padding(self, resized: Resized) -> Callable[..., Any]:
+        widths = [
+            tuple(int(self._mask(side).sum()) for side in sides)
+            if any(side.size for side in sides)
+            else before
+            for sides, before in zip(resized.added, resized.padding, strict=True)
+        ]
         operation = resized.operation
-        kept = [tuple(int(self._mask(side).sum()) for side in pair) for pair in resized.added]
         if not isinstance(operation, keras.layers.Layer):
-            widths = [
-                new if any(side.size for side in sides) else tuple(old)
-                for new, sides, old in zip(
-                    kept, resized.added, operation.pad_width[1:], strict=True
-                )
-            ]
             return lambda x, *args, **kwargs: keras.ops.pad(x, [(0, 0), *widths])
         config = operation.get_config()
-        first = config.get("data_format") == "channels_first"
-        sides = resized.added[1:] if first else resized.added[:-1]
-        kept = kept[1:] if first else kept[:-1]
-        old = config["padding"]
-        pairs = [tuple(old)] if isinstance(old[0], int) else [tuple(pair) for pair in old]
-        padding = [
-            new if any(side.size for side in both) else pair
-            for new, both, pair in zip(kept, sides, pairs, strict=True)
-        ]
-        config["padding"] = padding[0] if len(padding) == 1 else tuple(padding)
+        spatial = widths[1:] if config.get("data_format") == "channels_first" else widths[:-1]
+        config["padding"] = spatial[0] if len(spatial) == 1 else tuple(spatial)
         return type(operation).from_config(config)
+
+
+def _removed(
+    model: keras.Model, followed: Followed, channels: Mapping[str, Iterable[int]]
+) -> set[int]:
+    """Check what is asked for, and return the labels that go."""
+    groups = groups_of(model, followed)
+    keys = layer_keys(model)
+    gone: set[int] = set()
+    together: dict[str, NDArray[np.int64]] = {}
+    for name, asked in channels.items():
+        for tied in _group(groups, name).layers:
+            together[tied] = followed.labels.find(followed.layers[id(keys[tied])].makes)
+        roots = together[name]
+        filters = list(asked)
+        unusable = [x for x in filters if not is_integer(x, minimum=0) or x >= roots.size]
+        if unusable or len(set(filters)) < len(filters):
+            raise ValueError(
+                f"`channels` must name filters of {name!r} by numbers from 0 to {roots.size - 1}, "
+                f"each once. Received: {unusable or filters}"
+            )
+        for at in filters:
+            reason = followed.labels.reason(roots[at])
+            if reason is not None:
+                raise ValueError(
+                    f"`channels` must name filters that may go. Received: filter {at} of {name!r}, "
+                    f"which stays: {reason}. See dprp_tf.channel_groups(model)."
+                )
+            gone.add(int(roots[at]))
+    for name, roots in together.items():
+        if gone.issuperset(roots.tolist()):
+            raise ValueError(
+                "`channels` must leave at least one filter of each layer. Received: what takes all "
+                f"{roots.size} of {name!r}"
+            )
+    return gone
+
+
+def _group(groups: ChannelGroups, name: str) -> ChannelGroup:
+    try:
+        return groups.of_layer(name)
+    except KeyError:
+        known = sorted({layer for group in groups.values() for layer in group.layers})
+        raise ValueError(
+            f"`channels` must name layers whose filters can be told apart: {known}. Received: "
+            f"{name!r}"
+        ) from None

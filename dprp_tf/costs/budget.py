@@ -28,6 +28,8 @@ class BudgetError(ValueError):
         nearest: The nearest costs that can be had, below and above the budget, if the smallest
             one lies below it; None where there is none.
         unit: What a latency table counts, where the metric is its. Default `"ms"`.
+        smallest: What has the smallest cost. Default: every layer at its smallest rank.
+        remedy: What else can be done about a budget below it. Default: let more layers be cut.
 
     Attributes:
         budget: What was asked for.
@@ -42,6 +44,8 @@ class BudgetError(ValueError):
         metric: str | None = None,
         nearest: tuple[float | None, float | None] | None = None,
         unit: str = "ms",
+        smallest: str = "with every layer at its smallest rank",
+        remedy: str = "Raise it, or let more layers be cut.",
     ) -> None:
         named = "budget" if metric is None else metric
         of = f" {unit}" if metric == "milliseconds" else ""
@@ -50,8 +54,8 @@ class BudgetError(ValueError):
             # Rounded up, so that the figure told is a budget that works.
             told = math.ceil(least * 1e6) / 1e6 if least < 1e6 else float(math.ceil(least))
             super().__init__(
-                f"`{named}` must be at least {told:.10g}{of}, the cost with every layer at its "
-                f"smallest rank. {received}. Raise it, or let more layers be cut."
+                f"`{named}` must be at least {told:.10g}{of}, the cost {smallest}. {received}. "
+                f"{remedy}"
             )
         else:
             sides = zip(("below it", "above it"), nearest, strict=True)

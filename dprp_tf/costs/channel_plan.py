@@ -147,9 +147,7 @@ class ChannelPlan(StoredTable):
         Raises:
             ValueError: If it is of another version, or a value is missing or unusable.
         """
-        try:
-            if values["version"] != _VERSION:
-                raise ValueError(f"version {values['version']}")
+        with cls._reading(values, _VERSION):
             rows = tuple(
                 PlannedChannels(
                     name=str(row["name"]),
@@ -184,8 +182,3 @@ class ChannelPlan(StoredTable):
                 figures["dense"],
                 figures["accuracy"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(
-                f"It must be a channel plan of version {_VERSION}, as ChannelPlan.save writes it. "
-                f"Received one without: {error}"
-            ) from error

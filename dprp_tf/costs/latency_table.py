@@ -258,9 +258,7 @@ class LatencyTable(StoredTable):
         Raises:
             ValueError: If it is of another version, or a value is missing or unusable.
         """
-        try:
-            if values["version"] != _VERSION:
-                raise ValueError(f"version {values['version']}")
+        with cls._reading(values, _VERSION):
             rows = tuple(
                 LayerLatency(
                     name=str(row["name"]),
@@ -282,11 +280,6 @@ class LatencyTable(StoredTable):
                 raise ValueError(f"one row per layer: {names}")
             kinds: dict[str, Callable[[Any], Any]] = {"dense": float, "threads": int}
             return cls(rows, **{name: kinds.get(name, str)(values[name]) for name in _PLAIN})
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise ValueError(
-                f"It must be a latency table of version {_VERSION}, as LatencyTable.save writes "
-                f"it. Received one without: {error}"
-            ) from error
 
 
 _PLAIN = (

@@ -8,6 +8,7 @@ from dprp_tf.decomposition.matricization import (
     matrix_shape,
     resolve,
 )
+from dprp_tf.decomposition.moments import regular_moments
 from dprp_tf.decomposition.output_truncation import OutputTruncation
 from dprp_tf.decomposition.svd import (
     Factors,
@@ -43,6 +44,7 @@ __all__ = [
     "full_tucker_ranks",
     "matricize",
     "matrix_shape",
+    "regular_moments",
     "resolve",
     "resolve_decomposition",
     "retained_rank",

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_triangular
 
 from dprp_tf.decomposition.matricization import dematricize, matricize
+from dprp_tf.decomposition.moments import RIDGE, regular_moments
 from dprp_tf.decomposition.truncation import KernelTruncation
 from dprp_tf.files.arguments import check_integer, check_number
 
@@ -92,7 +93,7 @@ class OutputTruncation:
         decomposition: str,
         covariance: ArrayLike,
         *,
-        ridge: float = 1e-4,
+        ridge: float = RIDGE,
         sweeps: int | None = None,
     ) -> None:
         check_number("ridge", ridge, minimum=0)
@@ -104,7 +105,7 @@ class OutputTruncation:
         self.full_ranks = self._plain.full_ranks
         # (S, C*L)
         matrix = matricize(self._kernel, "channel").astype(np.float64)
-        moments = _regular(covariance, matrix.shape[1], ridge)
+        moments = regular_moments(covariance, matrix.shape[1], ridge)
         channels, positions = self._kernel.shape[-2], math.prod(self._kernel.shape[:-2])
         self._turned = self.decomposition == "spatial"
         if self._turned:
@@ -372,21 +373,6 @@ class _Start:
             values, vectors = np.linalg.eigh(rows.T @ rows)
             self._modes[rank] = np.cumsum(values[::-1]), vectors[:, ::-1]
         return self._modes[rank]
-
-
-def _regular(covariance: ArrayLike, size: int, ridge: float) -> NDArray[np.float64]:
-    """Return the moments, symmetric and with the ridge; the identity where there is no input."""
-    moments = np.asarray(covariance, dtype=np.float64)
-    if moments.shape != (size, size) or not np.all(np.isfinite(moments)):
-        raise ValueError(
-            f"`covariance` must be a finite matrix of shape {(size, size)}, (C*L, C*L) of the "
-            f"kernel. Received: shape={moments.shape}"
-            + ("" if np.all(np.isfinite(moments)) else ", not finite")
-        )
-    mean = float(np.trace(moments)) / size
-    if mean <= 0:
-        return np.eye(size)
-    return (moments + moments.T) / 2.0 + ridge * mean * np.eye(size)
 
 
 def _root(moments: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -124,6 +125,20 @@ class StoredTable(Tabular, ABC):
         Raises:
             ValueError: If a value is missing or unusable.
         """
+
+    @classmethod
+    @contextlib.contextmanager
+    def _reading(cls, values: Mapping[str, Any], version: int) -> Iterator[None]:
+        """Within it, what is missing or unusable is said to be so of the whole table."""
+        try:
+            if values["version"] != version:
+                raise ValueError(f"version {values['version']}")
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(
+                f"It must be a {cls.kind} of version {version}, as {cls.__name__}.save writes it. "
+                f"Received one without: {error}"
+            ) from error
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as JSON, whole or not at all.

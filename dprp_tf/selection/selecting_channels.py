@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -10,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dprp_tf.channels import ChannelGroup, ChannelGroups, Followed, follow, groups_of
-from dprp_tf.conversion.calibration import input_moments
+from dprp_tf.conversion.calibration import has_moments, input_moments
 from dprp_tf.conversion.cutting import cut
-from dprp_tf.conversion.refitting import kernel_matrix, refittable, rows_of_channels
-from dprp_tf.costs.budget import Budget, BudgetError
+from dprp_tf.conversion.refitting import kernel_matrix, rows_of_channels
+from dprp_tf.costs.budget import Budget
 from dprp_tf.costs.channel_plan import ChannelPlan, PlannedChannels
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.scores import Score, resolve_score
@@ -104,17 +105,12 @@ def select_channels(
         for group in found
     }
     lost = {name: share for name, (_, share) in orders.items()}
-    dense = costs.dense
-
-    try:
-        chosen = choose_widths(lost, widths, costs.shares, bounds)
-    except BudgetError as error:
-        raise _explained(error, multiple) from None
+    chosen = choose_widths(lost, widths, costs.shares, bounds, multiple)
     rows = tuple(_row(group, orders[group.name], chosen[group.name]) for group in found)
-    plan = ChannelPlan(method, multiple, bounds, rows, {}, dense)
+    plan = ChannelPlan(method, multiple, bounds, rows, costs.dense, costs.dense)
     x = None if samples is None or method != "activation" else samples[0]
     told(None, "measuring what is left")
-    small = cut(model, plan, calibration_data=x, model_class=None)
+    small = cut(model, plan, calibration_data=x)
     counted = model_cost(small)
     accuracy = {}
     if samples is not None and samples[1] is not None:
@@ -124,19 +120,18 @@ def select_channels(
             for name, network in (("dense", model), ("planned", small))
         }
     exact = {"parameters": float(counted.parameters), "macs": float(counted.macs or 0)}
-    return ChannelPlan(
-        method, multiple, bounds, rows, {name: exact[name] for name in dense}, dense, accuracy
-    )
+    cost = {name: exact[name] for name in plan.dense}
+    return replace(plan, cost=cost, accuracy=accuracy)
 
 
 def _bounds(budget: Budget | float | Mapping[str, float]) -> dict[str, float]:
     asked = Budget.of(budget)
     bounds = asked.bounds
-    if set(bounds) - set(_METRICS) or asked.time is not None or asked.accuracy_drop is not None:
-        given = sorted({*bounds, *(n for n in ("time", "accuracy_drop") if getattr(asked, n))})
+    others = [name for name in ("time", "accuracy_drop") if getattr(asked, name) is not None]
+    if others or set(bounds) - set(_METRICS):
         raise ValueError(
             f"`budget` must bound {' or '.join(_METRICS)} where channels are chosen. Received: "
-            f"{', '.join(given)}"
+            f"{', '.join(sorted({*bounds, *others}))}"
         )
     return dict(bounds)
 
@@ -184,7 +179,7 @@ def _orders(
             scores = filter_scores(layers, group, method, rng)
             found[group.name] = order_by_scores(scores, _loose(group))
         return found
-    readers = {name for group in groups for name in group.readers if refittable(layers[name])}
+    readers = {name for group in groups for name in group.readers if has_moments(layers[name])}
     told(None, "running the data")
     moments = input_moments(model, sorted(readers), samples[0]) if readers else {}
     for at, group in enumerate(groups):
@@ -235,11 +230,4 @@ def _row(group: ChannelGroup, order: _Order, kept: int) -> PlannedChannels:
         kept,
         float(np.clip(lost[len(gone)], 0.0, 1.0)),
         {name: tuple(sorted(tied)) for name, tied in removed.items()},
-    )
-
-
-def _explained(error: BudgetError, multiple: int) -> ValueError:
-    return ValueError(
-        f"{str(error).replace('with every layer at its smallest rank', 'at the least widths')} "
-        f"Channels stay in multiples of {multiple}."
     )

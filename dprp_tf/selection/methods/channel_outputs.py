@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Reader", "order_by_outputs"]
+from dprp_tf.decomposition import regular_moments
 
-_RIDGE = 1e-4
+__all__ = ["Reader", "order_by_outputs"]
 
 
 @dataclass
@@ -81,9 +81,7 @@ class _State:
     """A reader while places go: its kernel fitted to what is left, and P."""
 
     def __init__(self, reader: Reader) -> None:
-        size = len(reader.moments)
-        ridge = _RIDGE * float(np.trace(reader.moments)) / size + np.finfo(float).tiny
-        regular = reader.moments + ridge * np.eye(size)
+        regular = regular_moments(reader.moments, len(reader.moments))
         self._inverse = np.linalg.inv(regular)
         self._kernel = reader.kernel.astype(np.float64)
         self._rows = reader.rows

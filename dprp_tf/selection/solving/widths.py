@@ -44,6 +44,7 @@ def choose_widths(
     widths: Mapping[str, Sequence[int]],
     cost: Callable[[Widths], Mapping[str, float]],
     bounds: Mapping[str, float],
+    multiple: int = 1,
 ) -> dict[str, int]:
     """Return widths that meet all bounds and keep a large product of what groups keep.
 
@@ -57,6 +58,7 @@ def choose_widths(
         widths: By group the widths that it may have, the largest first.
         cost: From widths to costs by name.
         bounds: The largest costs allowed, by name.
+        multiple: In which multiples widths are, to be said where they do not suffice. Default 1.
 
     Returns:
         A width for each group.
@@ -95,7 +97,14 @@ def choose_widths(
                     best = min(best or (rate, name), (rate, name))
         if best is None:
             least = cost({name: sizes[-1] for name, sizes in widths.items()})[metric]
-            raise BudgetError(bounds[metric], least, metric=metric)
+            raise BudgetError(
+                bounds[metric],
+                least,
+                metric=metric,
+                smallest="at the least widths",
+                remedy="Raise it, or let more layers be cut. Channels stay in multiples of "
+                f"{multiple}.",
+            )
         place[best[1]] += 1
         spent = cost(at(place))
     # The last steps may have saved more than was needed: what fits again comes back.
