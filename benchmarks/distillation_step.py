@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from interleaved import compiled, time_steps
 
 import dprp_tf as dprp
 from dprp_tf import zoo
@@ -37,15 +37,6 @@ def _halved(dense: keras.Model) -> keras.Model:
     return dprp.fold(lowrank)
 
 
-def _compiled(model: keras.Model) -> keras.Model:
-    model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    return model
-
-
 def _taught(model: keras.Model, teacher: keras.Model, features: tuple[str, ...]) -> keras.Model:
     teaching = dprp.Distillation(teacher, features=features)
     teaching.set_model(model)
@@ -61,9 +52,12 @@ def _models() -> dict[str, dict[str, keras.Model]]:
     )[2::3]
     made: dict[str, dict[str, keras.Model]] = {}
     for name, student in (("cut", _halved), ("dense", keras.models.clone_model)):
-        made[name] = {"plain": _compiled(student(dense))}
-        made[name]["taught"] = _taught(_compiled(student(dense)), dense, ())
-        made[name]["with features"] = _taught(_compiled(student(dense)), dense, features)
+        plain, taught, both = (compiled(student(dense), nesterov=True) for _ in range(3))
+        made[name] = {
+            "plain": plain,
+            "taught": _taught(taught, dense, ()),
+            "with features": _taught(both, dense, features),
+        }
     return made
 
 
@@ -94,25 +88,11 @@ def main() -> int:
         for model in models.values():
             for _ in range(2):
                 model.train_on_batch(x, y)
-        wall: dict[str, list[float]] = {name: [] for name in models}
-        processor: dict[str, list[float]] = {name: [] for name in models}
-        for _ in range(chosen.rounds):
-            for name, model in models.items():
-                began, began_processor = time.perf_counter(), time.process_time()
-                for _ in range(chosen.steps):
-                    model.train_on_batch(x, y)
-                processor[name].append((time.process_time() - began_processor) / chosen.steps)
-                wall[name].append((time.perf_counter() - began) / chosen.steps)
-        row: dict[str, Any] = {"plain_median_seconds": statistics.median(wall["plain"])}
+        times = time_steps(models, x, y, rounds=chosen.rounds, steps=chosen.steps)
+        row: dict[str, Any] = {"plain_median_seconds": statistics.median(times.wall["plain"])}
         for name in ("taught", "with features"):
-            ratios: dict[str, Any] = {
-                kind: statistics.median(times[name]) / statistics.median(times["plain"])
-                for kind, times in (("wall", wall), ("processor", processor))
-            }
-            pairs = [a / b for a, b in zip(processor[name], processor["plain"], strict=True)]
-            low, _, high = np.percentile(pairs, (25, 50, 75))
-            ratios["processor_quartiles"] = [float(low), float(high)]
-            row[name] = ratios
+            ratios = row[name] = times.ratios(name)
+            low, high = ratios["processor_quartiles"]
             print(
                 f"{student:6} {name:14} processor {ratios['processor']:.3f} "
                 f"({low:.3f} to {high:.3f})  wall {ratios['wall']:.3f}"

@@ -103,7 +103,7 @@ def main() -> int:
     x = rng.standard_normal((chosen.batch_size, 32, 32, 3)).astype("float32")
     y = rng.integers(0, 10, chosen.batch_size)
     models = {"plain": _Steps(None, chosen.refresh)}
-    models.update({name: _Steps(name, chosen.refresh) for name in chosen.matricizations})
+    models.update({name: _Steps(name, chosen.refresh) for name in chosen.decompositions})
     first = {}
     for name, steps in models.items():
         first[name] = steps.run(x, y, 1)[0]
@@ -132,7 +132,7 @@ def main() -> int:
         },
         "ratios": {},
     }
-    for name in chosen.matricizations:
+    for name in chosen.decompositions:
         own = np.array(times[name])
         row: dict[str, Any] = {"first_step_seconds": first[name]}
         row["decomposition_seconds"] = float(

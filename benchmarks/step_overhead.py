@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from interleaved import compiled, time_steps
 
 import dprp_tf as dprp
 from dprp_tf import zoo
@@ -23,22 +24,13 @@ from dprp_tf.files.atomic import write_json
 __all__ = ["main"]
 
 
-def _compiled(model: keras.Model) -> keras.Model:
-    model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    return model
-
-
 def _models(names: list[str]) -> dict[str, keras.Model]:
     keras.utils.set_random_seed(0)
     plain = zoo.resnet20()
-    made = {"plain": _compiled(plain)}
+    made = {"plain": compiled(plain)}
     for name in names:
         matricization, structure, *period = name.split(":")
-        made[name] = _compiled(
+        made[name] = compiled(
             dprp.factorize(
                 plain,
                 decomposition=matricization,
@@ -77,15 +69,7 @@ def main() -> int:
         began = time.perf_counter()
         model.train_on_batch(x, y)
         tracing[name] = round(time.perf_counter() - began, 2)
-    wall: dict[str, list[float]] = {name: [] for name in models}
-    processor: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(chosen.rounds):
-        for name, model in models.items():
-            began, began_processor = time.perf_counter(), time.process_time()
-            for _ in range(chosen.steps):
-                model.train_on_batch(x, y)
-            processor[name].append((time.process_time() - began_processor) / chosen.steps)
-            wall[name].append((time.perf_counter() - began) / chosen.steps)
+    times = time_steps(models, x, y, rounds=chosen.rounds, steps=chosen.steps)
     result: dict[str, Any] = {
         "backend": keras.backend.backend(),
         "batch_size": chosen.batch_size,
@@ -93,22 +77,16 @@ def main() -> int:
         "steps_per_round": chosen.steps,
         "first_step_seconds": tracing,
         "plain_median_seconds": {
-            "wall": statistics.median(wall["plain"]),
-            "processor": statistics.median(processor["plain"]),
+            "wall": statistics.median(times.wall["plain"]),
+            "processor": statistics.median(times.processor["plain"]),
         },
         "ratios": {},
     }
     for name in chosen.variants:
-        ratios: dict[str, Any] = {
-            kind: statistics.median(times[name]) / statistics.median(times["plain"])
-            for kind, times in (("wall", wall), ("processor", processor))
-        }
-        pairs = sorted(a / b for a, b in zip(processor[name], processor["plain"], strict=True))
-        ratios["processor_quartiles"] = [pairs[len(pairs) // 4], pairs[(3 * len(pairs)) // 4]]
-        result["ratios"][name] = ratios
+        ratios = result["ratios"][name] = times.ratios(name)
+        low, high = ratios["processor_quartiles"]
         print(
-            f"{name:28} processor {ratios['processor']:.3f} "
-            f"({pairs[len(pairs) // 4]:.3f} to {pairs[(3 * len(pairs)) // 4]:.3f})  "
+            f"{name:28} processor {ratios['processor']:.3f} ({low:.3f} to {high:.3f})  "
             f"wall {ratios['wall']:.3f}  first step {tracing[name]:.1f} s"
         )
     if chosen.out:

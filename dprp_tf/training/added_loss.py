@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,7 +18,14 @@ from dprp_tf.keras_internals.call_losses import added_in_calls
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.training.log_names import LOG_PREFIX, beside_the_users
 
-__all__ = ["AddedLoss", "LossOfStep", "added_losses", "assign_copy", "note_structure"]
+__all__ = [
+    "AddedLoss",
+    "LossOfStep",
+    "WeightLoss",
+    "added_losses",
+    "assign_copy",
+    "note_structure",
+]
 
 # What a model with added losses has of its own in place of its class's.
 _WRAPPED = ("compute_loss", "fit", "get_metrics_result")
@@ -49,14 +57,14 @@ class LossOfStep:
 
 
 class AddedLoss(keras.metrics.Metric):
-    """A term that joins a model's loss in training while it is attached: strength * value().
+    """A term that joins a model's loss in training while it is attached: strength * value_in(step).
 
-    A term that depends on the batch defines `value_in(step)` in place of `value()`.
+    A term of the weights alone is a `WeightLoss`.
 
     A metric, because Keras carries a metric's variables through the compiled train step of every
     backend and keeps them out of the model's weights and files. So what changes between steps
     (the strength, arrays given to `hold`) is assigned without tracing anything anew, and nothing
-    is left of it in the model afterwards. The logs of training get the mean of `value()` under
+    is left of it in the model afterwards. The logs of training get the mean of its value under
     the metric's name, and the strength, or with `LOG_PREFIX` before it where the user's model has
     a log of that name; validation has neither the term nor its logs.
 
@@ -69,7 +77,7 @@ class AddedLoss(keras.metrics.Metric):
     A subclass with `of_application` set joins before the others, while the loss is the model's own.
 
     Args:
-        name: Name of the mean of `value()` in the logs.
+        name: Name of the mean of its value in the logs.
         strength_name: Name of the strength in the logs; None leaves it out.
     """
 
@@ -85,12 +93,9 @@ class AddedLoss(keras.metrics.Metric):
         self._logged = True
         self.evaluating = False
 
-    def value(self) -> Any:
-        """Return the term without its strength, a float32 scalar; runs inside the train step."""
-        raise NotImplementedError(f"{type(self).__name__} has neither value() nor value_in(step)")
-
+    @abstractmethod
     def value_in(self, step: LossOfStep) -> Any:
-        """Return `value()`; for a term that depends on the batch, its value there.
+        """Return the term without its strength; runs inside the train step.
 
         Args:
             step: What the loss is computed from.
@@ -98,7 +103,6 @@ class AddedLoss(keras.metrics.Metric):
         Returns:
             A float32 scalar.
         """
-        return self.value()
 
     def shift(self, value: Any, total: Any, step: LossOfStep) -> Any:
         """Return by how much the term changes the loss: its value, times its strength.
@@ -215,6 +219,22 @@ class AddedLoss(keras.metrics.Metric):
         """Begin the mean anew, as Keras does at each epoch's beginning; the rest stays."""
         for variable in (self._total, self._count):
             variable.assign(ops.zeros((), "float32"))
+
+
+class WeightLoss(AddedLoss):
+    """An `AddedLoss` that the batch has no part in: strength * value()."""
+
+    @abstractmethod
+    def value(self) -> Any:
+        """Return the term without its strength, a float32 scalar; runs inside the train step."""
+
+    def value_in(self, step: LossOfStep) -> Any:
+        """Return `value()`.
+
+        Args:
+            step: What the loss is computed from.
+        """
+        return self.value()
 
 
 def assign_copy(variable: keras.Variable, array: Any) -> None:

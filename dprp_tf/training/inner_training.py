@@ -11,7 +11,7 @@ import keras
 from dprp_tf.keras_internals.added_metrics import added_metrics
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.optimizers import exclude_from_weight_decay, model_optimizers
-from dprp_tf.training.added_loss import AddedLoss, LossOfStep
+from dprp_tf.training.added_loss import LossOfStep, WeightLoss
 from dprp_tf.training.averaged_factors import require_no_average
 from dprp_tf.training.guarded_callback import GuardedCallback
 from dprp_tf.training.held_networks import held_networks, trained_network
@@ -119,7 +119,7 @@ class _Held:
         self.network = network
 
 
-class _StructuralTerm(AddedLoss):
+class _StructuralTerm(WeightLoss):
     """A network's weighted structural terms in a trainer's loss, and the retraction after it."""
 
     def __init__(self, name: str, network: DPRPModel) -> None:

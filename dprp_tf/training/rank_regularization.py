@@ -18,7 +18,7 @@ from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.strategies import strategy_scope
 from dprp_tf.training import regularizers
-from dprp_tf.training.added_loss import AddedLoss, assign_copy
+from dprp_tf.training.added_loss import AddedLoss, WeightLoss, assign_copy
 from dprp_tf.training.guarded_callback import GuardedCallback
 from dprp_tf.training.regularizers import RankRegularizer
 from dprp_tf.training.trained_kernels import kernel_values, trained_kernels
@@ -301,7 +301,7 @@ class _Directions:
         return self.regularizer(s)
 
 
-class _RankLoss(AddedLoss):
+class _RankLoss(WeightLoss):
     """sum_l penalty(s_l)."""
 
     def __init__(self, directions: list[_Directions]) -> None:

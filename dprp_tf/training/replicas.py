@@ -64,13 +64,11 @@ def from_first_replica(tensors: Sequence[Any]) -> list[Any]:
     >>> [float(value) for value in from_first_replica([keras.ops.ones(())])]
     [1.0]
     """
-    if replica_count() == 1 or not tensors:
+    context = _exchange(tensors)
+    if context is None:
         return list(tensors)
     import tensorflow as tf
 
-    context = tf.distribute.get_replica_context()
-    if context is None:
-        return list(tensors)
     is_first = tf.equal(context.replica_id_in_sync_group, 0)
     own = [tf.where(is_first, tensor, tf.zeros_like(tensor)) for tensor in tensors]
     return list(context.all_reduce(tf.distribute.ReduceOp.SUM, own))
@@ -90,14 +88,21 @@ def mean_over_replicas(tensors: Sequence[Any]) -> list[Any]:
     >>> [float(value) for value in mean_over_replicas([keras.ops.ones(())])]
     [1.0]
     """
-    if replica_count() == 1 or not tensors:
+    context = _exchange(tensors)
+    if context is None:
         return list(tensors)
     import tensorflow as tf
 
-    context = tf.distribute.get_replica_context()
-    if context is None:
-        return list(tensors)
     return list(context.all_reduce(tf.distribute.ReduceOp.MEAN, list(tensors)))
+
+
+def _exchange(tensors: Sequence[Any]) -> Any:
+    """What replicas exchange tensors by; None where there is nobody or nothing to exchange."""
+    if replica_count() == 1 or not tensors:
+        return None
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context()
 
 
 def from_chief(model: keras.Model, value: Any) -> Any:

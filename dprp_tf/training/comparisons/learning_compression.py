@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dprp_tf.costs.rank_space import RankSpace
 from dprp_tf.files.arguments import check_integer
 from dprp_tf.keras_internals.compiled import sync
-from dprp_tf.training.added_loss import AddedLoss, assign_copy
+from dprp_tf.training.added_loss import AddedLoss, WeightLoss, assign_copy
 from dprp_tf.training.comparisons.base import LowRankTraining
 
 __all__ = ["LearningCompression", "best_rank"]
@@ -165,7 +165,7 @@ class LearningCompression(LowRankTraining):
         return tables
 
 
-class _Distance(AddedLoss):
+class _Distance(WeightLoss):
     """1/2 sum_l ||W_l - Theta_l||^2."""
 
     def __init__(self, layers: list[keras.layers.Layer]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dprp_tf.decomposition import energy_rank
 from dprp_tf.files.arguments import check_integer, check_number
 from dprp_tf.keras_internals.compiled import sync
-from dprp_tf.training.added_loss import AddedLoss, assign_copy
+from dprp_tf.training.added_loss import AddedLoss, WeightLoss, assign_copy
 from dprp_tf.training.comparisons.base import LowRankTraining
 
 __all__ = ["TrainedRankPruning"]
@@ -106,7 +106,7 @@ class TrainedRankPruning(LowRankTraining):
         return energy_rank(s, self.discarded_energy)
 
 
-class _Nuclear(AddedLoss):
+class _Nuclear(WeightLoss):
     """sum_l <W_l, T_l>."""
 
     def __init__(self, layers: list[keras.layers.Layer]) -> None:
