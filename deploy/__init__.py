@@ -26,6 +26,7 @@ from dprp_tf.deploy.targets import Target, TargetError, resolve_target
 if TYPE_CHECKING:
     from dprp_tf.deploy.planning.latencies import measure_latency
     from dprp_tf.deploy.planning.planner import plan_fold
+    from dprp_tf.deploy.planning.width_latencies import measure_widths
     from dprp_tf.deploy.quantization.training import (
         QuantizedModel,
         cluster_weights,
@@ -51,6 +52,7 @@ __all__ = [
     "export",
     "measure_files",
     "measure_latency",
+    "measure_widths",
     "plan_fold",
     "resolve_target",
     "run_file",
@@ -63,6 +65,7 @@ _HOMES = {
     "QuantizedModel": "quantization.training",
     "cluster_weights": "quantization.training",
     "measure_latency": "planning.latencies",
+    "measure_widths": "planning.width_latencies",
     "plan_fold": "planning.planner",
     "sparsify": "quantization.training",
     "train_quantized": "quantization.training",

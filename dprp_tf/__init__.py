@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dprp_tf.costs.form import Form
     from dprp_tf.costs.latency_table import LatencyTable
     from dprp_tf.costs.rank_plan import RankPlan
+    from dprp_tf.costs.width_table import WidthTable
     from dprp_tf.layers import (
         SVDConv1D,
         SVDConv2D,
@@ -74,6 +75,7 @@ __all__ = [
     "TuckerConv1D",
     "TuckerConv2D",
     "TuckerConv3D",
+    "WidthTable",
     "bsr",
     "channel_groups",
     "choose_forms",
@@ -122,6 +124,7 @@ _HOMES = {
     "TuckerConv1D": "layers",
     "TuckerConv2D": "layers",
     "TuckerConv3D": "layers",
+    "WidthTable": "costs.width_table",
     "bsr": "selection.compressing",
     "channel_groups": "channels.groups",
     "choose_forms": "conversion.folding",

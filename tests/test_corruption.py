@@ -26,7 +26,8 @@ from made_plans import fold_plan
 import dprp_tf as dprp
 from dprp_tf.costs.fold_plan import FoldPlan
 from dprp_tf.costs.form import Form
-from dprp_tf.costs.latency_table import LatencyTable, LayerLatency
+from dprp_tf.costs.latency_row import LayerLatency
+from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.data import Dataset, load
 from dprp_tf.deploy.exporters.onnx import convert_onnx
 from dprp_tf.deploy.exporters.tflite import convert_tflite

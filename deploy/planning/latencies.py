@@ -11,7 +11,8 @@ import keras
 
 from dprp_tf.conversion.folding import fold
 from dprp_tf.costs.form import OWN_KIND, Form
-from dprp_tf.costs.latency_table import LatencyTable, LayerLatency
+from dprp_tf.costs.latency_row import LayerLatency
+from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.layer_forms import obstacle
 from dprp_tf.decomposition import resolve
 from dprp_tf.deploy.measurement.benchmark import measure_files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +21,12 @@ from dprp_tf.layers import (
     SVDLayer,
     factorized_keys,
 )
-from dprp_tf.layers.registry import layer_class, layer_named
+from dprp_tf.layers.registry import layer_class, layer_named, registered_layers
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["Geometry", "Site", "layer_sites", "probe"]
+__all__ = ["Geometry", "Site", "at_width", "layer_sites", "plain_geometry", "probe"]
 
 # What decides a layer's cost; the rest of its configuration does not.
 _KEPT = (
@@ -39,6 +39,9 @@ _KEPT = (
     "dilation_rate",
     "use_bias",
     "activation",
+    "groups",
+    "depth_multiplier",
+    "output_padding",
 )
 
 
@@ -49,7 +52,8 @@ class Geometry:
     Two places of equal geometry cost the same and are measured once.
 
     Attributes:
-        type: Class of the SVD layer; of a Tucker layer the one that has its window.
+        type: Class of the SVD layer; of a Tucker layer the one that has its window. Or a layer of
+            Keras' own, which has the dense form alone.
         config: Its arguments that matter, as JSON.
         input_shape: Shape of one sample.
         normalized: Whether a BatchNormalization follows, which only some forms take in.
@@ -62,6 +66,24 @@ class Geometry:
     normalized: bool
     rectified: bool
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is a layer of Keras' own."""
+        return not any(kind.__name__ == self.type for kind in registered_layers())
+
+    def plain_layer(self, name: str = "layer") -> Any:
+        """Return a layer of Keras' own of this geometry, not built.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The layer.
+        """
+        import keras
+
+        return getattr(keras.layers, self.type)(**self._arguments(), name=name)
+
     def layer(self, name: str = "layer") -> SVDLayer:
         """Return a built SVD layer of this geometry, of rank 1 and without meaning.
 
@@ -71,11 +93,7 @@ class Geometry:
         Returns:
             The layer.
         """
-        arguments: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in json.loads(self.config).items()
-        }
-        layer = layer_named(self.type)(**arguments, name=name)
+        layer = layer_named(self.type)(**self._arguments(), name=name)
         height, width = matrix_shape(self.kernel_shape, "spatial")
         layer.start_from(
             Factors(
@@ -87,14 +105,22 @@ class Geometry:
         layer.build((None, *self.input_shape))
         return layer
 
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in json.loads(self.config).items()
+        }
+
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """Keras kernel shape of the layer."""
+        """Keras kernel shape of the layer; of one that has several, as if it were a convolution."""
         config = json.loads(self.config)
         if "units" in config:
             return self.input_shape[-1], config["units"]
         first = config["data_format"] == "channels_first"
-        return (*config["kernel_size"], self.input_shape[0 if first else -1], config["filters"])
+        channels = self.input_shape[0 if first else -1]
+        filters = config.get("filters", channels * config.get("depth_multiplier", 1))
+        return (*config["kernel_size"], channels, filters)
 
     @property
     def key(self) -> str:
@@ -225,28 +251,91 @@ def probe(geometry: Geometry, form: Form, copies: int = 1, seed: int = 0) -> ker
     inputs = keras.Input(geometry.input_shape, name="inputs")
     parts = []
     for copy in range(copies):
-        layer = geometry.layer(f"copy{copy}")
-        weights = random_weights(geometry.kernel_shape, form, seed + copy)
-        outputs = assemble(layer, form, weights)(inputs)
+        if geometry.plain:
+            layer = geometry.plain_layer(f"copy{copy}")
+            outputs = layer(inputs)
+            _fill(layer, seed + copy)
+        else:
+            layer = geometry.layer(f"copy{copy}")
+            weights = random_weights(geometry.kernel_shape, form, seed + copy)
+            outputs = assemble(layer, form, weights)(inputs)
         if geometry.normalized:
             first = getattr(layer, "data_format", "channels_last") == "channels_first"
             normalization = keras.layers.BatchNormalization(axis=1 if first else -1)
             outputs = normalization(outputs)
-            generator = np.random.default_rng(seed)
-            for weight in normalization.weights:
-                weight.assign(generator.uniform(0.5, 1.5, weight.shape))
+            _fill(normalization, seed)
         if geometry.rectified:
             outputs = keras.layers.ReLU()(outputs)
         parts.append(outputs)
     return keras.Model(inputs, parts[0] if copies == 1 else keras.layers.Add()(parts))
 
 
-def _config(layer: FactorizedLayer) -> str:
+def plain_geometry(call: LayerCall, calls: Sequence[LayerCall]) -> Geometry | None:
+    """Return the geometry of a call of a layer of Keras' own.
+
+    Args:
+        call: The call.
+        calls: All calls of the model, which say what follows.
+
+    Returns:
+        The geometry; None for layers of other classes and for inputs of open shape.
+    """
+    import keras
+
+    name = type(call.layer).__name__
+    shape = call.input_shape[1:]
+    if getattr(keras.layers, name, None) is not type(call.layer) or None in shape:
+        return None
+    sizes = tuple(int(size) for size in shape if size is not None)
+    return Geometry(name, _config(call.layer), sizes, *_followed_by(calls, call.consumers))
+
+
+def at_width(geometry: Geometry, reads: int, makes: int) -> Geometry:
+    """Return the same place of a layer with other numbers of channels.
+
+    Args:
+        geometry: A place of a layer of Keras' own.
+        reads: Channels that it reads.
+        makes: Channels that it makes; those of a layer that works on each channel by itself follow
+            from what it reads.
+
+    Returns:
+        The geometry.
+
+    Example:
+
+    >>> config = '{"data_format": "channels_last", "filters": 16, "kernel_size": [3, 3]}'
+    >>> whole = Geometry("Conv2D", config, (8, 8, 16), False, False)
+    >>> at_width(whole, 8, 4).kernel_shape
+    (3, 3, 8, 4)
+    """
+    config = json.loads(geometry.config)
+    for size in ("filters", "units"):
+        if size in config:
+            config[size] = makes
+    first = config.get("data_format") == "channels_first"
+    sizes = geometry.input_shape
+    shape = (reads, *sizes[1:]) if first else (*sizes[:-1], reads)
+    return replace(geometry, config=json.dumps(config, sort_keys=True), input_shape=shape)
+
+
+def _fill(layer: Any, seed: int) -> None:
+    """Random weights: zeros might be left out by a converter."""
+    generator = np.random.default_rng(seed)
+    for weight in layer.weights:
+        if len(weight.shape) > 1:
+            fan_in = np.prod(weight.shape[:-1])
+            weight.assign(generator.normal(scale=fan_in**-0.5, size=weight.shape))
+        else:
+            weight.assign(generator.uniform(0.5, 1.5, weight.shape))
+
+
+def _config(layer: Any) -> str:
     config = layer.get_config()
     return json.dumps({key: config[key] for key in _KEPT if key in config}, sort_keys=True)
 
 
-def _followed_by(calls: list[LayerCall], consumers: tuple[Any, ...]) -> tuple[bool, bool]:
+def _followed_by(calls: Sequence[LayerCall], consumers: tuple[Any, ...]) -> tuple[bool, bool]:
     """(a normalization follows, a ReLU follows) where exactly one layer takes the output."""
     names = [type(consumer).__name__ for consumer in consumers]
     if len(names) != 1:

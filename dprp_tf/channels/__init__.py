@@ -1,7 +1,13 @@
 """Channels: which filters go together, and layers without some of them."""
 
 from dprp_tf.channels.following import Followed, LayerChannels, Resized, follow
-from dprp_tf.channels.groups import ChannelGroup, ChannelGroups, channel_groups, groups_of
+from dprp_tf.channels.groups import (
+    ChannelGroup,
+    ChannelGroups,
+    channel_groups,
+    groups_of,
+    place_labels,
+)
 from dprp_tf.channels.slicing import SlicedLayer, filter_rows
 
 __all__ = [
@@ -15,4 +21,5 @@ __all__ = [
     "filter_rows",
     "follow",
     "groups_of",
+    "place_labels",
 ]

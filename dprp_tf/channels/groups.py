@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from dprp_tf.channels.following import Followed, follow
 from dprp_tf.files.tables import Tabular, lay_out
@@ -17,7 +18,7 @@ from dprp_tf.keras_internals.graphs import layer_keys
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["ChannelGroup", "ChannelGroups", "channel_groups", "groups_of"]
+__all__ = ["ChannelGroup", "ChannelGroups", "channel_groups", "groups_of", "place_labels"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,26 @@ class ChannelGroup:
     def prunable(self) -> int:
         """How many of them may go; at least one must stay."""
         return sum(reason is None for reason in self.reasons)
+
+    def widths(self, multiple: int = 1) -> list[int]:
+        """Return how many places may stay, the largest number first.
+
+        Args:
+            multiple: Multiples in which places stay; a group of no more than that many stays whole.
+                Default 1.
+
+        Returns:
+            The numbers, the size first, which need not be a multiple.
+
+        Example:
+
+        >>> group = ChannelGroup("a", {}, (), (None,) * 20)
+        >>> group.widths(8), group.widths(32)
+        ([20, 16, 8], [20])
+        """
+        least = max(self.size - self.prunable, 1)
+        first = (self.size - 1) // multiple * multiple
+        return [self.size, *(width for width in range(first, 0, -multiple) if width >= least)]
 
     @property
     def reason(self) -> str | None:
@@ -108,6 +129,37 @@ class ChannelGroups(Tabular, Mapping[str, ChannelGroup]):
             if layer in group.layers:
                 return group
         raise KeyError(layer)
+
+    def able(self, names: Iterable[str] | None = None) -> list[ChannelGroup]:
+        """Return the groups that may lose channels.
+
+        Args:
+            names: Which of them; default all.
+
+        Returns:
+            The groups, in model order or in that of the names.
+
+        Raises:
+            ValueError: If a name is none of them, with what keeps its channels, or there is none.
+        """
+        able = {group.name: group for group in self.groups if group.prunable}
+        if names is None:
+            wanted = list(able)
+        else:
+            wanted = [names] if isinstance(names, str) else list(names)
+            unable = [name for name in wanted if name not in able]
+            if unable:
+                reasons = {name: self[name].reason for name in unable if name in self}
+                raise ValueError(
+                    f"`groups` must name groups of which channels may go: {list(able)}. Received: "
+                    f"{unable}{f'; what keeps them: {reasons}' if reasons else ''}"
+                )
+        if not wanted:
+            raise ValueError(
+                "`model` must have channels that may go. Received: one in which all must stay; "
+                "print(dprp_tf.channel_groups(model)) says why."
+            )
+        return [able[name] for name in wanted]
 
     @property
     def prunable_share(self) -> float:
@@ -178,6 +230,27 @@ def channel_groups(model: keras.Model) -> ChannelGroups:
     'a model output'
     """
     return groups_of(model, follow(model))
+
+
+def place_labels(
+    followed: Followed, layers: Mapping[str, Any], group: ChannelGroup
+) -> NDArray[np.intp]:
+    """Return the label that the channels of each place of a group bear, wherever they are read.
+
+    Args:
+        followed: What `follow` found.
+        layers: The model's layers by name.
+        group: One of its groups.
+
+    Returns:
+        Labels as `Labels.find` gives them, of shape (places,).
+    """
+    found = []
+    for place in range(group.size):
+        name, tied = group.filters_at(place)
+        made = followed.layers[id(layers[name])].makes[list(tied[:1])]
+        found.append(int(followed.labels.find(made)[0]))
+    return np.array(found, dtype=np.intp)
 
 
 def groups_of(model: keras.Model, followed: Followed) -> ChannelGroups:

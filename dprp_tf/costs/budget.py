@@ -12,6 +12,7 @@ from dprp_tf.files.setting_fields import check_settings, setting
 
 if TYPE_CHECKING:
     from dprp_tf.costs.latency_table import LatencyTable
+    from dprp_tf.costs.width_table import WidthTable
 
 __all__ = ["METRICS", "Budget", "BudgetError", "bounds_text", "metric_name"]
 
@@ -34,6 +35,7 @@ class BudgetError(ValueError):
     Attributes:
         budget: What was asked for.
         least: The smallest cost there is.
+        metric: The cost that is bounded; None where it has no name.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class BudgetError(ValueError):
             )
         self.budget = budget
         self.least = least
-        self._metric, self._nearest = metric, nearest
+        self.metric, self._nearest = metric, nearest
 
     def asked_as(self, budget: Budget, latency: LatencyTable | None) -> BudgetError:
         """Return the error in the words of the budget that was asked for.
@@ -81,7 +83,7 @@ class BudgetError(ValueError):
         Returns:
             An error of `time` if it is one of a time that was asked for as a share; else itself.
         """
-        if budget.time is None or latency is None or self._metric != "milliseconds":
+        if budget.time is None or latency is None or self.metric != "milliseconds":
             return self
         whole, sides = latency.dense, None
         if self._nearest is not None:
@@ -195,11 +197,11 @@ class Budget:
         """Whether it bounds the time, which takes a latency table to tell."""
         return self.milliseconds is not None or self.time is not None
 
-    def on(self, latency: LatencyTable | None) -> Budget:
+    def on(self, latency: LatencyTable | WidthTable | None) -> Budget:
         """Return the same budget with a share of the time as the time that it is on a target.
 
         Args:
-            latency: The latency table of the model; None if there is none.
+            latency: The latency table of the model, or its width table; None if there is none.
 
         Returns:
             A budget without `time`.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dprp_tf.costs.budget import bounds_text
+from dprp_tf.costs.budget import bounds_text, metric_name
 from dprp_tf.files.arguments import is_integer
 from dprp_tf.files.tables import StoredTable, lay_out
 
@@ -69,6 +69,7 @@ class ChannelPlan(StoredTable):
         cost: Cost of the smaller model by metric.
         dense: Cost of the whole model by metric.
         accuracy: `"dense"` and `"planned"` accuracy on the data, not fine-tuned, where measured.
+        unit: What the costs in milliseconds count: `"ms"`, or what the latency table counts.
 
     Example:
 
@@ -86,6 +87,7 @@ class ChannelPlan(StoredTable):
     cost: Mapping[str, float]
     dense: Mapping[str, float]
     accuracy: Mapping[str, float] = field(default_factory=dict)
+    unit: str = "ms"
 
     @property
     def removed(self) -> dict[str, list[int]]:
@@ -107,13 +109,16 @@ class ChannelPlan(StoredTable):
             (row.name, str(row.size), str(row.kept), f"{row.lost:.1%}", ", ".join(row.removed))
             for row in self.groups
         )
-        costs = ", ".join(f"{share:.1%} of the {name}" for name, share in self.shares.items())
+        costs = ", ".join(
+            f"{share:.1%} of the {metric_name(name, self.unit)}"
+            for name, share in self.shares.items()
+        )
         told = "".join(f"; {name} {value:.2%}" for name, value in self.accuracy.items())
         return lay_out(
             {"group": "fold", "channels": "right", "kept": "right", "lost": "right", "in": "fold"},
             rows,
             title=f"Channels by {self.method}, in multiples of {self.multiple}: "
-            f"{bounds_text(self.budget)}",
+            f"{bounds_text(self.budget, self.unit)}",
             caption=f"{costs}{told}",
         )
 
@@ -132,6 +137,7 @@ class ChannelPlan(StoredTable):
             "cost": dict(self.cost),
             "dense": dict(self.dense),
             "accuracy": dict(self.accuracy),
+            "unit": self.unit,
         }
 
     @classmethod
@@ -181,4 +187,5 @@ class ChannelPlan(StoredTable):
                 figures["cost"],
                 figures["dense"],
                 figures["accuracy"],
+                str(values["unit"]),
             )

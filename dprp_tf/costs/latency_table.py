@@ -3,116 +3,29 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dprp_tf.costs.latency_row import LayerLatency
 from dprp_tf.files.tables import StoredTable, lay_out
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["LatencyTable", "LayerLatency"]
+__all__ = ["MEASURED_WITH", "LatencyTable", "measured_with"]
 
 _VERSION = 1
 
-
-@dataclass(frozen=True)
-class LayerLatency:
-    """Cost of one layer by rank.
-
-    Attributes:
-        name: The layer's name.
-        decomposition: How its kernel is unfolded.
-        full_rank: Its full rank.
-        dense: Cost of its dense form, which it can have at every rank.
-        ranks: Ranks measured, ascending.
-        costs: Cost of the quickest form at each of them.
-        forms: Kind of that form.
-    """
-
-    name: str
-    decomposition: str
-    full_rank: int
-    dense: float
-    ranks: tuple[int, ...]
-    costs: tuple[float, ...]
-    forms: tuple[str, ...]
-
-    def cost(self, rank: int) -> float:
-        """Return the cost at a rank: between measured ones by a straight line, at most dense.
-
-        A smaller rank never costs more: where noise says so, the cheaper larger rank counts.
-        Above the largest rank measured the layer is dense; below the smallest it costs as much as
-        there, for nothing less was seen.
-
-        Args:
-            rank: 1 to the full rank.
-
-        Returns:
-            The cost, in the table's unit.
-
-        Raises:
-            ValueError: If the rank is out of range.
-
-        Example:
-
-        >>> LayerLatency("a", "spatial", 9, 1.0, (1, 3), (0.2, 0.6), ("summed",) * 2).cost(2)
-        0.4
-        """
-        if not 1 <= rank <= self.full_rank:
-            raise ValueError(
-                f"`rank` of layer {self.name!r} must lie in 1..{self.full_rank}. Received: {rank}"
-            )
-        costs = self._falling()
-        position = bisect_left(self.ranks, rank)
-        if position == len(self.ranks):
-            return self.dense
-        if self.ranks[position] == rank or position == 0:
-            return costs[position]
-        below, above = self.ranks[position - 1], self.ranks[position]
-        share = (rank - below) / (above - below)
-        return costs[position - 1] + share * (costs[position] - costs[position - 1])
-
-    def check(self) -> None:
-        """Refuse a row with costs that no measurement can have given.
-
-        Raises:
-            ValueError: If ranks do not ascend within 1..full rank, lengths differ, or a cost is
-                not finite and above 0.
-        """
-        ascending = list(self.ranks) == sorted(set(self.ranks))
-        within = bool(self.ranks) and self.ranks[0] >= 1 and self.ranks[-1] <= self.full_rank
-        equal = len(self.ranks) == len(self.costs) == len(self.forms)
-        costs = all(0 < cost < math.inf for cost in (self.dense, *self.costs))
-        if not (ascending and within and equal and costs):
-            raise ValueError(
-                f"Layer {self.name!r} must have ascending ranks in 1..{self.full_rank}, and a cost "
-                f"above 0 and a form for each. Received: {self}"
-            )
-
-    def form(self, rank: int) -> str:
-        """Return the kind of form that is quickest at the measured rank next above.
-
-        Args:
-            rank: 1 to the full rank.
-
-        Returns:
-            A kind; `"dense"` where no other form is quicker.
-        """
-        position = bisect_left(self.ranks, rank)
-        if position == len(self.ranks) or self.costs[position] >= self.dense:
-            return "dense"
-        return self.forms[position]
-
-    def _falling(self) -> list[float]:
-        costs: list[float] = []
-        least = self.dense
-        for cost in reversed(self.costs):
-            least = min(least, cost)
-            costs.append(least)
-        return costs[::-1]
+MEASURED_WITH = (
+    "target",
+    "runtime",
+    "precision",
+    "threads",
+    "unit",
+    "processor",
+    "runtime_version",
+)
 
 
 @dataclass(frozen=True)
@@ -238,7 +151,8 @@ class LatencyTable(StoredTable):
         """Return it as JSON-ready values."""
         return {
             "version": _VERSION,
-            **{name: getattr(self, name) for name in _PLAIN},
+            "dense": self.dense,
+            **{name: getattr(self, name) for name in MEASURED_WITH},
             "layers": [
                 {name: _plain(getattr(row, name)) for name in LayerLatency.__annotations__}
                 for row in self.layers
@@ -278,20 +192,25 @@ class LatencyTable(StoredTable):
             names = [row.name for row in rows]
             if len(set(names)) < len(names):
                 raise ValueError(f"one row per layer: {names}")
-            kinds: dict[str, Callable[[Any], Any]] = {"dense": float, "threads": int}
-            return cls(rows, **{name: kinds.get(name, str)(values[name]) for name in _PLAIN})
+            return cls(rows, float(values["dense"]), **measured_with(values))
 
 
-_PLAIN = (
-    "dense",
-    "target",
-    "runtime",
-    "precision",
-    "threads",
-    "unit",
-    "processor",
-    "runtime_version",
-)
+def measured_with(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where and how a stored table was measured.
+
+    Args:
+        values: What its `as_dict` returned, perhaps by way of JSON.
+
+    Returns:
+        A value for each name of `MEASURED_WITH`.
+
+    Raises:
+        KeyError: If one is missing.
+    """
+    return {
+        name: int(values[name]) if name == "threads" else str(values[name])
+        for name in MEASURED_WITH
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,8 @@ from keras import ops
 
 from dprp_tf.costs.budget import METRICS, Budget
 from dprp_tf.costs.form import OWN_KIND, Form
-from dprp_tf.costs.latency_table import LatencyTable, LayerLatency
+from dprp_tf.costs.latency_row import LayerLatency
+from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.layer_forms import obstacle
 from dprp_tf.costs.models import model_cost
 from dprp_tf.decomposition import KernelTruncation, Truncation, resolve_decomposition

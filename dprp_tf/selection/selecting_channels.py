@@ -10,26 +10,26 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from dprp_tf.channels import ChannelGroup, ChannelGroups, Followed, follow, groups_of
+from dprp_tf.channels import ChannelGroup, Followed, follow, groups_of, place_labels
 from dprp_tf.conversion.calibration import has_moments, input_moments
 from dprp_tf.conversion.cutting import cut
 from dprp_tf.conversion.refitting import kernel_matrix, rows_of_channels
-from dprp_tf.costs.budget import Budget
+from dprp_tf.costs.budget import METRICS, Budget, BudgetError
 from dprp_tf.costs.channel_plan import ChannelPlan, PlannedChannels
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.scores import Score, resolve_score
+from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.selection.methods.channel_norms import CRITERIA, filter_scores, order_by_scores
 from dprp_tf.selection.methods.channel_outputs import Reader, order_by_outputs
 from dprp_tf.selection.scoring.samples import samples_of
 from dprp_tf.selection.solving.width_costs import WidthCosts
-from dprp_tf.selection.solving.widths import choose_widths, widths_in_multiples
+from dprp_tf.selection.solving.widths import choose_widths
 
 __all__ = ["CHANNEL_METHODS", "select_channels"]
 
 CHANNEL_METHODS = ("activation", *CRITERIA)
-_METRICS = ("parameters", "macs")
 
 
 def select_channels(
@@ -40,6 +40,7 @@ def select_channels(
     data: Any = None,
     groups: Iterable[str] | None = None,
     multiple: int = 8,
+    latency: WidthTable | None = None,
     score: Score | None = None,
     progress: Callable[[float | None, str], None] | None = None,
     seed: int = 0,
@@ -59,12 +60,14 @@ def select_channels(
     Args:
         model: A built, trained Functional or Sequential model; it stays as it is.
         method: A name of the table. Default `"activation"`, which needs `data`.
-        budget: A `Budget` of parameters, MACs or both, its bounds by name, or a share of the
-            parameters alone. Channels go in multiples, so that the result may stay below.
+        budget: A `Budget` of parameters, MACs, activations or time, its bounds by name, or a share
+            of the parameters alone. Channels go in multiples, so that the result may stay below.
         data: As `select_ranks` takes it: `(x, y)`, or x alone; the plan then states no accuracy.
         groups: Names of the groups that may lose channels; see `channel_groups`. Default: all.
         multiple: Multiples in which places of a group stay; groups of no more stay whole.
             Default 8, which int8 kernels are made for.
+        latency: A width table of the model, as `deploy.measure_widths` makes it, for budgets of
+            time.
         score: What is called accuracy, as `select_ranks` takes it.
         progress: Called with the share done, 0 to 1 or None, and a text. Default: nothing shown.
         seed: Seed of chance.
@@ -88,9 +91,9 @@ def select_channels(
     """
     check_choice("method", method, CHANNEL_METHODS)
     check_integer("multiple", multiple)
-    bounds = _bounds(budget)
+    bounds = _bounds(budget, latency)
     followed = follow(model)
-    found = _wanted(groups_of(model, followed), groups)
+    found = groups_of(model, followed).able(groups)
     samples = None if data is None else samples_of(data, model)
     if method == "activation" and samples is None:
         raise ValueError(
@@ -99,15 +102,22 @@ def select_channels(
         )
     told = progress or (lambda share, text: None)
     orders = _orders(model, followed, found, method, samples, told, seed)
-    costs = WidthCosts(model, followed, [(group, orders[group.name][0]) for group in found])
-    widths = {
-        group.name: widths_in_multiples(group.size, len(orders[group.name][0]), multiple)
-        for group in found
-    }
+    ordered = [(group, orders[group.name][0]) for group in found]
+    costs = WidthCosts(model, followed, ordered, latency)
+    widths = {group.name: group.widths(multiple) for group in found}
     lost = {name: share for name, (_, share) in orders.items()}
-    chosen = choose_widths(lost, widths, costs.shares, bounds, multiple)
+    _require_known(bounds, costs.dense)
+    limits = {
+        name: bound / latency.dense if latency and name == "milliseconds" else bound
+        for name, bound in bounds.items()
+    }
+    try:
+        chosen = choose_widths(lost, widths, costs.shares, limits, multiple)
+    except BudgetError as error:
+        raise _in_units(error, budget, latency) from None
     rows = tuple(_row(group, orders[group.name], chosen[group.name]) for group in found)
-    plan = ChannelPlan(method, multiple, bounds, rows, costs.dense, costs.dense)
+    unit = "ms" if latency is None else latency.unit
+    plan = ChannelPlan(method, multiple, bounds, rows, costs.dense, costs.dense, unit=unit)
     x = None if samples is None or method != "activation" else samples[0]
     told(None, "measuring what is left")
     small = cut(model, plan, calibration_data=x)
@@ -119,43 +129,55 @@ def select_channels(
             name: float(judge(samples[1], network.predict(samples[0], verbose=0)))
             for name, network in (("dense", model), ("planned", small))
         }
-    exact = {"parameters": float(counted.parameters), "macs": float(counted.macs or 0)}
-    cost = {name: exact[name] for name in plan.dense}
-    return replace(plan, cost=cost, accuracy=accuracy)
+    predicted = {name: share * costs.dense[name] for name, share in costs.shares(chosen).items()}
+    exact = {"parameters": float(counted.parameters)}
+    if counted.macs is not None:
+        exact["macs"] = float(counted.macs)
+    return replace(plan, cost=predicted | exact, accuracy=accuracy)
 
 
-def _bounds(budget: Budget | float | Mapping[str, float]) -> dict[str, float]:
+def _bounds(
+    budget: Budget | float | Mapping[str, float], latency: WidthTable | None
+) -> dict[str, float]:
     asked = Budget.of(budget)
-    bounds = asked.bounds
-    others = [name for name in ("time", "accuracy_drop") if getattr(asked, name) is not None]
-    if others or set(bounds) - set(_METRICS):
+    if asked.accuracy_drop is not None:
         raise ValueError(
-            f"`budget` must bound {' or '.join(_METRICS)} where channels are chosen. Received: "
-            f"{', '.join(sorted({*bounds, *others}))}"
+            f"`budget` must bound {', '.join(METRICS)} or time where channels are chosen. "
+            "Received: accuracy_drop"
         )
-    return dict(bounds)
+    if asked.of_time and latency is None:
+        raise ValueError(
+            "`latency` must be given for a budget of time: deploy.measure_widths(model, "
+            "target=...). Received: latency=None"
+        )
+    return dict(asked.on(latency).bounds)
 
 
-def _wanted(groups: ChannelGroups, names: Iterable[str] | None) -> list[ChannelGroup]:
-    """The groups that may lose channels."""
-    able = {group.name: group for group in groups.values() if group.prunable}
-    if names is None:
-        wanted = list(able)
-    else:
-        wanted = [names] if isinstance(names, str) else list(names)
-        unable = [name for name in wanted if name not in able]
-        if unable:
-            reasons = {name: groups[name].reason for name in unable if name in groups}
-            raise ValueError(
-                f"`groups` must name groups of which channels may go: {list(able)}. Received: "
-                f"{unable}{f'; what keeps them: {reasons}' if reasons else ''}"
-            )
-    if not wanted:
+def _require_known(bounds: Mapping[str, float], dense: Mapping[str, float]) -> None:
+    unknown = sorted(set(bounds) - set(dense))
+    if unknown:
         raise ValueError(
-            "`model` must have channels that may go. Received: one in which all must stay; "
-            "print(dprp_tf.channel_groups(model)) says why."
+            f"`budget` must bound costs that are known: {list(dense)}. Received: {unknown}; "
+            "rebuild the model with a fixed input shape."
         )
-    return [able[name] for name in wanted]
+
+
+def _in_units(
+    error: BudgetError, budget: Budget | float | Mapping[str, float], latency: WidthTable | None
+) -> BudgetError:
+    """The error about shares in the units that the budget was given in."""
+    if latency is None or error.metric != "milliseconds":
+        return error
+    by_time = Budget.of(budget).time is not None
+    scale = 1.0 if by_time else latency.dense
+    return BudgetError(
+        error.budget * scale,
+        error.least * scale,
+        metric="time" if by_time else "milliseconds",
+        unit=latency.unit,
+        smallest="at the least widths",
+        remedy="Raise it, or let more layers be cut.",
+    )
 
 
 _Order = tuple[list[int], NDArray[np.float64]]
@@ -206,15 +228,11 @@ def _rows(
     followed: Followed, layers: Mapping[str, Any], group: ChannelGroup, reader: str
 ) -> list[NDArray[np.intp]]:
     """The rows of a reader's kernel by place of a group."""
-    labels = followed.labels
-    reads = labels.find(followed.layers[id(layers[reader])].reads)
+    reads = followed.labels.find(followed.layers[id(layers[reader])].reads)
     rows = rows_of_channels(layers[reader])
-    found = []
-    for place in range(group.size):
-        name, tied = group.filters_at(place)
-        root = labels.find(followed.layers[id(layers[name])].makes[[tied[0]]])[0]
-        found.append(rows[reads == root].reshape(-1))
-    return found
+    return [
+        rows[reads == label].reshape(-1) for label in place_labels(followed, layers, group).tolist()
+    ]
 
 
 def _row(group: ChannelGroup, order: _Order, kept: int) -> PlannedChannels:

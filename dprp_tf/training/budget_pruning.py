@@ -59,7 +59,7 @@ class BudgetPruning(RankPruning):
 
     Example:
 
-    >>> from dprp_tf.costs.latency_table import LayerLatency
+    >>> from dprp_tf.costs.latency_row import LayerLatency
     >>> row = LayerLatency("a", "spatial", 9, 1.0, (1, 3), (0.2, 0.6), ("summed",) * 2)
     >>> table = LatencyTable((row,), 5.0, "local", "litert", "float32", 1, "ms", "some", "2.3")
     >>> BudgetPruning(Budget(milliseconds=4.5), latency=table, stop_epoch=8).budget.bounds

@@ -23,7 +23,8 @@ from dprp_tf.cli.console import print_table, told_warnings
 from dprp_tf.cli.main import app
 from dprp_tf.conversion.summaries import summarize
 from dprp_tf.costs.form import Form
-from dprp_tf.costs.latency_table import LatencyTable, LayerLatency
+from dprp_tf.costs.latency_row import LayerLatency
+from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.report import bench_report, results_table
 from dprp_tf.report.formatting import clean_name

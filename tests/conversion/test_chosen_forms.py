@@ -13,7 +13,8 @@ from made_plans import fold_plan
 import dprp_tf as dprp
 from dprp_tf import deploy
 from dprp_tf.conversion.chosen_forms import form_doubts
-from dprp_tf.costs.latency_table import LatencyTable, LayerLatency
+from dprp_tf.costs.latency_row import LayerLatency
+from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.layer_forms import own_form
 
 

@@ -17,7 +17,8 @@ import dprp_tf as dprp
 from dprp_tf import deploy
 from dprp_tf.cli.main import app
 from dprp_tf.cli.selecting import _speed
-from dprp_tf.costs.latency_table import LatencyTable, LayerLatency
+from dprp_tf.costs.latency_row import LayerLatency
+from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.data import load as load_data

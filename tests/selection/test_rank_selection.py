@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import dprp_tf as dprp
 from dprp_tf.costs.budget import Budget, BudgetError
-from dprp_tf.costs.latency_table import LatencyTable, LayerLatency
+from dprp_tf.costs.latency_row import LayerLatency
+from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.program import Bound, choose
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.costs.rank_space import RankSpace

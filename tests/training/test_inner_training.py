@@ -12,7 +12,7 @@ import pytest
 from keras import layers, ops
 
 import dprp_tf as dprp
-from dprp_tf.costs.latency_table import LayerLatency
+from dprp_tf.costs.latency_row import LayerLatency
 
 pytestmark = pytest.mark.backend
 FULL = 8 + 3

@@ -20,7 +20,8 @@ from keras import layers
 import dprp_tf as dprp
 from dprp_tf.costs.allocation import allocate_ranks
 from dprp_tf.costs.budget import BudgetError
-from dprp_tf.costs.latency_table import LatencyTable, LayerLatency
+from dprp_tf.costs.latency_row import LayerLatency
+from dprp_tf.costs.latency_table import LatencyTable
 
 
 def _row(name: str, full_rank: int, dense: float, *points: tuple[int, float]) -> LayerLatency:

@@ -9,34 +9,13 @@ from numpy.typing import ArrayLike
 
 from dprp_tf.costs.budget import BudgetError
 
-__all__ = ["choose_widths", "widths_in_multiples"]
+__all__ = ["choose_widths"]
 
 _FLOOR = 1e-9
 # Steps that are looked ahead.
 _AHEAD = 8
 
 Widths = Mapping[str, int]
-
-
-def widths_in_multiples(size: int, loose: int, multiple: int) -> list[int]:
-    """Return how many places of a group may stay, the largest number first.
-
-    Args:
-        size: The places of the group.
-        loose: How many of them may go.
-        multiple: Multiples in which places stay; a group of no more than that many stays whole.
-
-    Returns:
-        The numbers, `size` first, which need not be a multiple.
-
-    Example:
-
-    >>> widths_in_multiples(20, 20, 8), widths_in_multiples(6, 6, 8)
-    ([20, 16, 8], [6])
-    """
-    least = max(size - loose, 1)
-    first = (size - 1) // multiple * multiple
-    return [size, *(width for width in range(first, 0, -multiple) if width >= least)]
 
 
 def choose_widths(
