@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from dprp_tf.selection.compressing import Compressed, bsr
     from dprp_tf.selection.selecting import select_ranks
+    from dprp_tf.selection.selecting_both import select_channels_and_ranks
     from dprp_tf.selection.selecting_channels import select_channels
     from dprp_tf.training.budget_pruning import BudgetPruning
     from dprp_tf.training.distillation import Distillation
@@ -89,6 +90,7 @@ __all__ = [
     "remove_channels",
     "save_model",
     "select_channels",
+    "select_channels_and_ranks",
     "select_ranks",
     "summarize",
 ]
@@ -139,6 +141,7 @@ _HOMES = {
     "remove_channels": "conversion.removing",
     "save_model": "training.saving",
     "select_channels": "selection.selecting_channels",
+    "select_channels_and_ranks": "selection.selecting_both",
     "select_ranks": "selection.selecting",
     "summarize": "conversion.summaries",
 }

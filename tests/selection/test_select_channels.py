@@ -209,9 +209,9 @@ def test_a_plan_prints_and_states_accuracies() -> None:
     [
         ({"method": "l3"}, "method"),
         ({"method": "activation"}, "`data` must be given"),
-        ({"budget": dprp.Budget(time=0.5)}, "Received: time"),
+        ({"budget": dprp.Budget(time=0.5)}, "`latency` must be given for a budget of time"),
         ({"budget": {"accuracy_drop": 0.1, "macs": 0.5}}, "accuracy_drop"),
-        ({"budget": {"activations": 0.5}}, "activations"),
+        ({"budget": {"milliseconds": 0.5}}, "`latency` must be given for a budget of time"),
         ({"budget": 0.001}, "Channels stay in multiples of 8"),
         ({"groups": ["nobody"]}, "nobody"),
         ({"groups": ["out"]}, "a model output"),

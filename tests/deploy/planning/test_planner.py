@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from counting_target import CountingTarget
 from keras import layers
 
 import dprp_tf as dprp
@@ -46,61 +46,6 @@ def lowrank() -> keras.Model:
     return dprp.factorize(
         _network(), decomposition="separable", ranks=3, layers=["first", "second", "third"]
     )
-
-
-class _Counting(Target):
-    """A target with exact costs: MACs of a file's kernels, weighted by kind."""
-
-    spec = "counting"
-    unit = "instructions"
-
-    def __init__(self, depthwise: float = 1.0, fixed: float = 100.0) -> None:
-        self.depthwise, self.fixed = depthwise, fixed
-        self.calls: list[int] = []
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "machine": {"processor": "abacus", "architecture": "wood", "cpus": 1},
-            "runtimes": {"LiteRT": "1.0", "ONNX Runtime": None},
-        }
-
-    def measure(
-        self,
-        paths: Sequence[Path],
-        *,
-        threads: int = 1,
-        warmup: int = 10,
-        repeats: int = 50,
-        inputs: Path | None = None,
-        memory: bool = True,
-    ) -> dict[str, Any]:
-        self.calls.append(len(paths))
-        local = resolve_target("local").measure(paths, warmup=0, repeats=1, memory=False)
-        for path, entry in zip(paths, local["models"], strict=True):
-            for key in [key for key in entry if key.endswith("_ms")]:
-                del entry[key]
-            entry["instructions"] = self.fixed + self._count(path)
-        return local
-
-    def outputs(
-        self, path: Path, inputs: Mapping[str, np.ndarray] | np.ndarray
-    ) -> dict[str, np.ndarray]:
-        return resolve_target("local").outputs(path, inputs)
-
-    def _count(self, path: Path) -> float:
-        from ai_edge_litert.interpreter import Interpreter
-
-        interpreter = Interpreter(model_path=str(path))
-        tensors = {entry["index"]: entry for entry in interpreter.get_tensor_details()}
-        total = 0.0
-        for operator in interpreter._get_ops_details():
-            if operator["op_name"] not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
-                continue
-            weights = tensors[operator["inputs"][1]]["shape"]
-            output = tensors[operator["outputs"][0]]["shape"]
-            cost = math.prod(weights) * math.prod(output[1:-1])
-            total += cost * (self.depthwise if "DEPTHWISE" in operator["op_name"] else 1.0)
-        return total
 
 
 def test_equal_places_are_one_geometry_and_know_what_follows(lowrank: keras.Model) -> None:
@@ -142,7 +87,7 @@ def test_a_probe_has_the_macs_of_its_copies(lowrank: keras.Model, form: Form) ->
 
 
 def test_exact_counts_choose_what_counts_least(lowrank: keras.Model, tmp_path: Path) -> None:
-    target = _Counting()
+    target = CountingTarget()
     plan = deploy.plan_fold(lowrank, target=target, cache=tmp_path)
     assert plan.unit == "instructions"
     assert plan.processor == "abacus"
@@ -164,7 +109,7 @@ def test_exact_counts_choose_what_counts_least(lowrank: keras.Model, tmp_path: P
 
 
 def test_what_is_known_is_not_measured_again(lowrank: keras.Model, tmp_path: Path) -> None:
-    first, second = _Counting(), _Counting()
+    first, second = CountingTarget(), CountingTarget()
     before = deploy.plan_fold(lowrank, target=first, cache=tmp_path)
     places = [site.geometries[0] for site in layer_sites(lowrank)]
     costs = FormCosts(Setting(first, "litert", "float32"), cache=tmp_path)
@@ -187,15 +132,15 @@ def test_what_is_known_is_not_measured_again(lowrank: keras.Model, tmp_path: Pat
             damage(values)
             path.write_text(json.dumps(values), encoding="utf-8")
         assert all(costs._read(place) is None for place in places)
-    third = _Counting()
+    third = CountingTarget()
     assert deploy.plan_fold(lowrank, target=third, cache=tmp_path) == before
     assert third.calls == first.calls
-    fourth = _Counting()
+    fourth = CountingTarget()
     assert deploy.plan_fold(lowrank, target=fourth, cache=tmp_path, refresh=True) == before
     assert fourth.calls == first.calls
 
 
-class _HalfLying(_Counting):
+class _HalfLying(CountingTarget):
     """Everything is sound but one figure of the last file."""
 
     def measure(self, paths: Sequence[Path], **options: Any) -> dict[str, Any]:
@@ -217,8 +162,8 @@ def test_an_answer_of_which_half_can_be_is_not_remembered(
 
 def test_a_target_where_depthwise_is_dear_keeps_dense(tmp_path: Path) -> None:
     low = dprp.factorize(_network(), decomposition="spatial", ranks=3, layers=["second", "third"])
-    cheap = deploy.plan_fold(low, target=_Counting(depthwise=1.0), cache=tmp_path / "cheap")
-    dear = deploy.plan_fold(low, target=_Counting(depthwise=500.0), cache=tmp_path / "dear")
+    cheap = deploy.plan_fold(low, target=CountingTarget(depthwise=1.0), cache=tmp_path / "cheap")
+    dear = deploy.plan_fold(low, target=CountingTarget(depthwise=500.0), cache=tmp_path / "dear")
     assert {layer.form.matricization for layer in cheap.layers} == {"spatial"}
     assert cheap.ratio < 1
     assert all(layer.form == Form("dense") for layer in dear.layers)
@@ -227,7 +172,7 @@ def test_a_target_where_depthwise_is_dear_keeps_dense(tmp_path: Path) -> None:
     assert all("takes" in layer.reason for layer in dear.layers)
 
 
-class _Lying(_Counting):
+class _Lying(CountingTarget):
     """Single layers look cheaper in two stages, the whole model is not."""
 
     def _count(self, path: Path) -> float:
@@ -310,7 +255,9 @@ def test_real_measurements_make_a_plan_that_holds(lowrank: keras.Model, tmp_path
 def test_a_table_of_costs_by_rank_counts_the_right_thing(
     lowrank: keras.Model, tmp_path: Path
 ) -> None:
-    table = deploy.measure_latency(lowrank, target=_Counting(), ranks=(3, 6, 12), cache=tmp_path)
+    table = deploy.measure_latency(
+        lowrank, target=CountingTarget(), ranks=(3, 6, 12), cache=tmp_path
+    )
     assert (table.unit, table.processor) == ("instructions", "abacus")
     place = {site.layer.name: site.geometries[0] for site in layer_sites(lowrank)}
     for row in table.layers:
@@ -325,12 +272,12 @@ def test_a_table_of_costs_by_rank_counts_the_right_thing(
         100 + model_cost(dprp.fold(low, form="two_stage")).macs, abs=20
     )
     with pytest.raises(ValueError, match=r"`ranks`.*\(0,\)"):
-        deploy.measure_latency(lowrank, target=_Counting(), ranks=(0,), cache=tmp_path)
+        deploy.measure_latency(lowrank, target=CountingTarget(), ranks=(0,), cache=tmp_path)
 
 
 def test_a_spatial_table_knows_every_rank_and_its_quickest_form(tmp_path: Path) -> None:
     low = dprp.factorize(_network(), decomposition="spatial", layers=["second"])
-    table = deploy.measure_latency(low, target=_Counting(depthwise=4.0), cache=tmp_path)
+    table = deploy.measure_latency(low, target=CountingTarget(depthwise=4.0), cache=tmp_path)
     (row,) = table.layers
     # 8 ranks would take 8 * (9 * 32 + 32 * 32) MACs per position, the dense form 9 * 32 * 32.
     assert row.ranks == tuple(range(1, 8))
@@ -362,7 +309,7 @@ def test_bad_arguments_are_named(lowrank: keras.Model, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="`ranks`"):
             deploy.measure_latency(lowrank, ranks=ranks, cache=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="ONNX Runtime"):
-        deploy.plan_fold(lowrank, target=_Counting(), runtime="onnxruntime", cache=tmp_path)
+        deploy.plan_fold(lowrank, target=CountingTarget(), runtime="onnxruntime", cache=tmp_path)
 
 
 def test_layers_of_equal_name_in_nested_models_are_planned_by_their_paths(tmp_path: Path) -> None:
@@ -373,13 +320,13 @@ def test_layers_of_equal_name_in_nested_models_are_planned_by_their_paths(tmp_pa
     inputs = keras.Input((8, 8, 4))
     both = layers.Add()([twin(inputs) for twin in twins])
     lowrank = dprp.factorize(keras.Model(inputs, both), ranks={"one/it": 1, "two/it": 3})
-    plan = deploy.plan_fold(lowrank, target=_Counting(), cache=tmp_path)
+    plan = deploy.plan_fold(lowrank, target=CountingTarget(), cache=tmp_path)
     assert [(row.name, row.rank) for row in plan.layers] == [("one/it", 1), ("two/it", 3)]
     assert [row.reason for row in dprp.choose_forms(lowrank, plan=plan)] == ["measured"] * 2
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype("float32")
     folded = dprp.fold(lowrank, plan=plan)
     np.testing.assert_allclose(folded(x), lowrank(x), atol=1e-5)
-    table = deploy.measure_latency(lowrank, target=_Counting(), ranks=(1, 3), cache=tmp_path)
+    table = deploy.measure_latency(lowrank, target=CountingTarget(), ranks=(1, 3), cache=tmp_path)
     assert [row.name for row in table.layers] == ["one/it", "two/it"]
     assert table.model_cost(lowrank.ranks) > 0
 
@@ -427,7 +374,7 @@ def test_a_memory_of_fewer_rounds_does_not_count(lowrank: keras.Model, tmp_path:
     assert more._read(place) is None
 
 
-class _Hour(_Counting):
+class _Hour(CountingTarget):
     """A target that times, in an hour that may be busy: other work takes CPUs, rounds scatter."""
 
     spec = "hour"
@@ -567,8 +514,8 @@ def test_a_model_whose_gain_is_not_certain_is_not_said_to_gain_nothing(
 
 
 def test_times_of_a_slower_hour_are_brought_to_now(lowrank: keras.Model, tmp_path: Path) -> None:
-    slow, quick = _Counting(fixed=0.0), _Counting(fixed=0.0)
-    slow._count = lambda path: 3.0 * _Counting._count(slow, path)  # type: ignore[method-assign]
+    slow, quick = CountingTarget(fixed=0.0), CountingTarget(fixed=0.0)
+    slow._count = lambda path: 3.0 * CountingTarget._count(slow, path)  # type: ignore[method-assign]
     deploy.plan_fold(lowrank, target=slow, cache=tmp_path)
     plan = deploy.plan_fold(lowrank, target=quick, cache=tmp_path)
     assert quick.calls[0] == 2, "remembered"
@@ -582,10 +529,10 @@ def test_times_of_a_slower_hour_are_brought_to_now(lowrank: keras.Model, tmp_pat
 def test_ratios_travel_between_runs_and_times_do_not(lowrank: keras.Model, tmp_path: Path) -> None:
     place = layer_sites(lowrank)[1].geometries[0]
     one, two = Form("separable", (3,)), Form("channel", (2,))
-    setting = Setting(_Counting(fixed=0.0), "litert", "float32")
+    setting = Setting(CountingTarget(fixed=0.0), "litert", "float32")
     first = FormCosts(setting, cache=tmp_path).measure({place: [one]})[place]
-    doubled = _Counting(fixed=0.0)
-    doubled._count = lambda path: 2.0 * _Counting._count(doubled, path)  # type: ignore[method-assign]
+    doubled = CountingTarget(fixed=0.0)
+    doubled._count = lambda path: 2.0 * CountingTarget._count(doubled, path)  # type: ignore[method-assign]
     setting = Setting(doubled, "litert", "float32")
     second = FormCosts(setting, cache=tmp_path).measure({place: [one, two]})[place]
     assert second[one].ratio == first[one].ratio

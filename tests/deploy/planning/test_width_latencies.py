@@ -1,0 +1,210 @@
+"""Times by width: held against targets that count, and against models really cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from counting_target import CountingTarget
+from keras import layers
+
+import dprp_tf as dprp
+from dprp_tf import deploy
+from dprp_tf.channels import follow, groups_of
+from dprp_tf.costs.width_table import WidthTable
+from dprp_tf.deploy.planning.form_costs import Setting
+from dprp_tf.selection.solving.width_costs import WidthCosts
+
+FIXED = 100.0
+# The model that says what nothing costs has a weight, which each layer is told without.
+WITHIN = 10.0
+
+
+def _block(x: Any, filters: int, name: str, **options: Any) -> Any:
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=name, **options)(x)
+    return layers.ReLU()(layers.BatchNormalization()(x))
+
+
+def _network() -> keras.Model:
+    """Sums, a window of its own for each channel, a stride, and rows of a flattened map."""
+    inputs = keras.Input((8, 8, 3))
+    x = _block(inputs, 16, "stem")
+    y = _block(x, 24, "inner")
+    y = layers.Conv2D(16, 3, padding="same", name="back")(y)
+    x = layers.Add()([x, y])
+    x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = _block(x, 32, "down", strides=2)
+    x = layers.Flatten()(x)
+    x = layers.Dense(16, activation="relu", name="hidden")(x)
+    return keras.Model(inputs, layers.Dense(4, name="head")(x))
+
+
+def _counted(model: keras.Model, target: CountingTarget, folder: Path) -> float:
+    path = Setting(target, "litert", "float32").convert(model, folder / "model")
+    return target.fixed + target._count(path)
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return _network()
+
+
+@pytest.fixture(scope="module")
+def table(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> WidthTable:
+    return deploy.measure_widths(
+        model,
+        target=CountingTarget(fixed=FIXED),
+        decomposition="separable",
+        cache=tmp_path_factory.mktemp("cache"),
+    )
+
+
+def _costs(model: keras.Model, table: WidthTable) -> WidthCosts:
+    followed = follow(model)
+    found = groups_of(model, followed).able()
+    return WidthCosts(model, followed, [(g, range(g.size)) for g in found], table)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_cut_costs_what_its_widths_say(
+    model: keras.Model, table: WidthTable, tmp_path: Path, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    groups = {group.name: group for group in groups_of(model, follow(model)).able()}
+    widths = {name: int(rng.choice(group.widths(8))) for name, group in groups.items()}
+    if seed == 0:
+        widths = {name: group.widths(8)[-1] for name, group in groups.items()}
+    removed = {
+        name: [
+            at for place in range(group.size - widths[name]) for at in group.filters_at(place)[1]
+        ]
+        for name, group in groups.items()
+    }
+    small = dprp.remove_channels(model, {name: at for name, at in removed.items() if at})
+    target = CountingTarget(fixed=FIXED)
+    told = _costs(model, table).shares(widths)["milliseconds"] * table.dense
+    counted = _counted(small, target, tmp_path)
+    assert told == pytest.approx(counted, abs=WITHIN)
+    assert counted < _counted(model, target, tmp_path)
+
+
+def test_ranks_at_a_width_cost_what_their_two_stages_do(
+    model: keras.Model, table: WidthTable, tmp_path: Path
+) -> None:
+    costs = _costs(model, table)
+    widths = {"inner": 16, "down": 24}
+    by_rank = table.by_rank(
+        {n: at for n, at in costs.channels(widths).items() if n in table.by_name},
+        maps=costs.shares(widths)["activations"],
+    )
+    small = dprp.remove_channels(model, {"inner": list(range(8)), "down": list(range(8))})
+    target = CountingTarget(fixed=FIXED)
+    assert by_rank.dense == pytest.approx(_counted(small, target, tmp_path), abs=WITHIN)
+    ranks = {"back": 8, "down": 16}
+    low = dprp.factorize(small, ranks=ranks, layers=list(ranks), decomposition="separable")
+    plain = dprp.fold(low, forms=dict.fromkeys(ranks, "separable"))
+    told = by_rank.model_cost(ranks)
+    assert told == pytest.approx(_counted(plain, target, tmp_path), abs=WITHIN)
+    assert told != pytest.approx(by_rank.dense, rel=1e-2)
+    row = by_rank.layer("back")
+    assert (row.full_rank, row.form(8)) == (48, "separable")
+
+
+def test_the_table_is_kept_and_read_again(table: WidthTable, tmp_path: Path) -> None:
+    table.save(tmp_path / "widths.json")
+    again = WidthTable.load(tmp_path / "widths.json")
+    assert again == table
+    assert "depthwise" in str(again)
+    assert "instructions" in str(again)
+    # Behind a flattening a channel is sixteen columns, and counts are measured in those.
+    assert again.by_name["hidden"].dense.reads[-1] == 4 * 4 * 32
+    assert again.by_name["depthwise"].dense.makes == (16,)
+    assert again.by_name["head"].dense.makes == (4,)
+    values = again.as_dict()
+    values["layers"][0]["dense"]["costs"][0][0] = -1.0
+    with pytest.raises(ValueError, match="a cost above 0"):
+        WidthTable.from_dict(values)
+
+
+def test_what_is_known_is_not_measured_again(model: keras.Model, tmp_path: Path) -> None:
+    target = CountingTarget(fixed=FIXED)
+    deploy.measure_widths(model, target=target, cache=tmp_path, groups=["inner"])
+    before = sum(target.calls)
+    deploy.measure_widths(model, target=target, cache=tmp_path, groups=["inner"])
+    # The yardstick beside an empty model, and the whole model beside another.
+    assert sum(target.calls) - before == 4
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5])
+def test_channels_are_chosen_for_a_time(
+    model: keras.Model, table: WidthTable, tmp_path: Path, share: float
+) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
+    plan = dprp.select_channels(model, budget=dprp.Budget(time=share), data=x, latency=table)
+    assert plan.unit == "instructions"
+    assert "instructions" in str(plan)
+    assert plan.shares["milliseconds"] <= share
+    counted = _counted(dprp.cut(model, plan), CountingTarget(fixed=FIXED), tmp_path)
+    assert plan.cost["milliseconds"] == pytest.approx(counted, abs=WITHIN)
+    same = dprp.Budget(milliseconds=share * table.dense)
+    again = dprp.select_channels(model, budget=same, data=x, latency=table)
+    assert again.removed == plan.removed
+    with pytest.raises(dprp.BudgetError, match=r"`time` must be at least 0\.[0-9]+, the cost at"):
+        dprp.select_channels(model, budget={"time": 1e-4}, data=x, latency=table)
+
+
+def test_both_meet_a_time_and_are_no_worse_than_either(
+    model: keras.Model, table: WidthTable, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(96, 8, 8, 3)).astype("float32")
+    y = model.predict(x, verbose=0).argmax(-1)
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    options: dict[str, Any] = {"budget": dprp.Budget(time=0.5), "latency": table}
+    plan = dprp.select_channels_and_ranks(model, data=(x, y), splits=3, **options)
+    alone = dprp.select_channels(model, data=(x, y), **options)
+    rows = table.by_rank({})
+    ranks = dprp.select_ranks(
+        model,
+        data=(x, y),
+        budget=dprp.Budget(time=0.5),
+        latency=rows,
+        layers=[row.name for row in rows.layers],
+    )
+    least = max(alone.accuracy["planned"], ranks.accuracy["planned"])
+    assert plan.accuracy["planned"] >= least - 1e-9
+    assert plan.accuracy["dense"] == 1.0
+    assert plan.shares["milliseconds"] <= 0.5 + 1e-9
+    small = dprp.cut(model, plan, calibration_data=x)
+    assert np.mean(small.predict(x, verbose=0).argmax(-1) == y) == plan.accuracy["planned"]
+    counted = _counted(small, CountingTarget(fixed=FIXED), tmp_path)
+    assert plan.cost["milliseconds"] == pytest.approx(counted, rel=1e-2)
+    assert small.count_params() < model.count_params()
+
+
+def test_what_cannot_be_measured_or_chosen_is_said(
+    model: keras.Model, table: WidthTable, tmp_path: Path
+) -> None:
+    inputs = keras.Input((8, 8, 3))
+    fixed = keras.Model(inputs, layers.Conv2D(4, 3, name="only")(inputs))
+    with pytest.raises(ValueError, match="all must stay"):
+        deploy.measure_widths(fixed, target=CountingTarget(), cache=tmp_path)
+    with pytest.raises(ValueError, match="`points`"):
+        deploy.measure_widths(model, target=CountingTarget(), points=1, cache=tmp_path)
+    with pytest.raises(ValueError, match="`decomposition`"):
+        deploy.measure_widths(model, decomposition="spatial", cache=tmp_path)
+    other = keras.Model(inputs, layers.Dense(4)(_block(inputs, 16, "stem")))
+    with pytest.raises(ValueError, match=r"table of this model's widths.*'inner'|'stem'"):
+        dprp.select_channels(other, method="l1", budget={"time": 0.9}, latency=table)
+    x = np.zeros((8, 8, 8, 3), "float32")
+    with pytest.raises(ValueError, match="without labels"):
+        dprp.select_channels_and_ranks(model, budget=0.5, data=x)
+    alone = deploy.measure_widths(model, target=CountingTarget(fixed=FIXED), cache=tmp_path)
+    with pytest.raises(ValueError, match="a table of widths alone"):
+        dprp.select_channels_and_ranks(
+            model, budget={"time": 0.5}, data=(x, np.zeros(8, int)), latency=alone
+        )
