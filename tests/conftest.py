@@ -197,8 +197,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # First, so that `-m "not long"` sees it.
     if keras.backend.backend() == "jax":
         for item in items:
-            if item.get_closest_marker("long_on_jax") is not None:
-                item.add_marker(pytest.mark.long)
+            for name in ("long", "slow"):
+                if item.get_closest_marker(f"{name}_on_jax") is not None:
+                    item.add_marker(name)
     # Files stay whole, as `--dist loadfile` hands them out.
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else 99)
 

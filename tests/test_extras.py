@@ -156,6 +156,7 @@ def test_optional_packages_are_imported_where_they_are_needed(folder: str) -> No
             assert not found, f"{path.relative_to(ROOT)}:{node.lineno} imports {found} at the top"
 
 
+@pytest.mark.slow
 def test_training_factorizing_and_selecting_need_no_extra(tmp_path: Path) -> None:
     assert ast.literal_eval(_run(TRAINING, tmp_path)) == {"close": True, "smaller": True}
 

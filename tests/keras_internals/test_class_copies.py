@@ -138,6 +138,7 @@ def _with_head(backbone: keras.Model) -> keras.Model:
     return _stirred(keras.Model(inputs, layers.Dense(5, name="classes")(x)))
 
 
+@pytest.mark.slow_on_jax
 def test_an_unchanged_nested_model_is_copied_through_its_class(tmp_path: Path) -> None:
     model = _with_head(Backbone(name="body"))
     source = model.get_layer("body")

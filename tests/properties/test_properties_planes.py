@@ -11,6 +11,7 @@ from random_networks import Program, Tally, programs, searching
 TALLY = Tally("random networks, 2 axes")
 
 
+@pytest.mark.slow
 @searching(15)
 @given(program=programs(2))
 def test_random_networks_on_images(program: Program) -> None:

@@ -195,6 +195,7 @@ def test_a_run_that_distills_goes_on_with_the_teacher_it_began_with(
     assert not (tmp_path / "run" / "teacher.keras").exists()
 
 
+@pytest.mark.slow
 def test_the_schedule_goes_on_where_it_was(
     broken_off: Path, settings: TrainSettings, digits: Dataset, tmp_path: Path
 ) -> None:
@@ -223,6 +224,7 @@ def test_a_schedule_without_a_best_goes_on_without_one(
     assert again["plateau"]["best"] == pytest.approx(min(losses))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_returned_and_can_be_prolonged(
     whole: Path, settings: TrainSettings, digits: Dataset, tmp_path: Path
 ) -> None:

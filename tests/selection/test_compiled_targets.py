@@ -63,6 +63,10 @@ def _segmenter() -> tuple[keras.Model, np.ndarray, Any]:
 
 KINDS = {f.__name__: f for f in (_keypoints, _labels, _yes_or_no, _denoiser, _segmenter)}
 EVERY = pytest.mark.parametrize("kind", KINDS)
+EVERY_BEHIND_ONE = pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] if at else []) for at, kind in enumerate(KINDS)],
+)
 
 
 def _trained(kind: str, epochs: int = 30) -> tuple[keras.Model, np.ndarray, Any]:
@@ -72,7 +76,7 @@ def _trained(kind: str, epochs: int = 30) -> tuple[keras.Model, np.ndarray, Any]
     return model, y, loss
 
 
-@EVERY
+@EVERY_BEHIND_ONE
 def test_tuning_learns_what_the_model_was_compiled_for(kind: str) -> None:
     model, y, loss = _trained(kind)
     x = _images()
@@ -130,6 +134,7 @@ def test_without_a_loss_or_a_score_nothing_is_guessed(kind: str) -> None:
         FineTuning(epochs=1).fit(model, (_images(), y))
 
 
+@pytest.mark.slow
 def test_bsr_of_a_regressor_trains_a_regressor(tmp_path: Path) -> None:
     model, y, _ = _trained("_keypoints", epochs=40)
     x = _images()
@@ -185,6 +190,7 @@ def _loader(x: np.ndarray, y: np.ndarray) -> Any:
     return Batches()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tf.data", "PyDataset"])
 def test_streams_are_tuned_on_and_chosen_by(kind: str, tmp_path: Path) -> None:
     model, y, _ = _trained("_keypoints", epochs=20)

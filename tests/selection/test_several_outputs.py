@@ -101,6 +101,7 @@ def test_labels_by_name_and_in_order_give_the_score_of_the_cut_model(
     assert mixed.ranks == named.ranks
 
 
+@pytest.mark.slow
 def test_an_accuracy_drop_is_kept_by_the_score(heads: dict[str, keras.Model], data: Any) -> None:
     x, y = data
     for method in ("energy", FeatureSimilarity(share=1.0, samples=COUNT)):

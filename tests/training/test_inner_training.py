@@ -94,6 +94,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
 def test_a_network_in_a_trainer_trains_as_by_itself(settings: dict[str, Any]) -> None:
     twin, held = _low(**settings), _low(**settings)
@@ -113,6 +114,7 @@ def test_a_network_in_a_trainer_trains_as_by_itself(settings: dict[str, Any]) ->
     assert "val_structural_loss" not in theirs
 
 
+@pytest.mark.slow
 def test_ranks_fall_in_a_trainer_as_by_themselves() -> None:
     twin, held = _low(compression_weight=2.0), _low(compression_weight=2.0)
     trainer = Trainer(held)
@@ -154,6 +156,7 @@ def test_a_network_compiled_by_itself_predicts_with_the_ranks_of_its_trainer() -
     assert np.isfinite(_fit(held, epochs=1)["loss"][0])
 
 
+@pytest.mark.slow_on_jax
 def test_the_terms_count_once_however_often_the_network_is_called() -> None:
     held = _low(compression_weight=0.7)
     trainer = Siamese(held)

@@ -181,6 +181,7 @@ def test_slots_are_permuted_signed_and_cut_with_their_variables(name: str) -> No
     assert model.count_params() == sum(int(np.prod(v.shape)) for v in model.variables)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("name", ["Nesterov", "AdamW", "accumulation"])
 def test_training_goes_on_with_the_new_variables(name: str) -> None:
     model = _model(OPTIMIZERS[name][0](), structure="smoothed")
@@ -492,6 +493,7 @@ def test_a_fit_that_shrinks_and_another_after_it(structure: str, tmp_path: Path)
             assert np.all(np.diff(_np(layer.s)) <= 1e-6)
 
 
+@pytest.mark.slow_on_jax
 def test_a_shrink_in_the_middle_of_a_fit_is_traced_once_and_trains_on() -> None:
     model = _model(compression_weight=0.02)
     model.get_layer("first").s.assign(TINY)
@@ -565,6 +567,7 @@ def test_retraction_comes_every_so_many_steps() -> None:
     assert min(errors[0], errors[1], errors[3], errors[4]) > 1e-4
 
 
+@pytest.mark.slow_on_jax
 def test_retraction_does_not_change_what_the_model_computes() -> None:
     # Two models, one step each from the same weights: only one retracts afterwards.
     x, y = _data(16)
@@ -647,6 +650,7 @@ def test_frozen_layers_are_in_no_term() -> None:
     assert {float(_np(value)) for value in model.structural_losses().values()} == {0.0}
 
 
+@pytest.mark.slow_on_jax
 def test_the_smoothed_norm_follows_the_learning_rate() -> None:
     model = _model(keras.optimizers.SGD(0.02), structure="smoothed", orthogonality_weight=2.0)
     schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.02 / (epoch + 1))
@@ -815,6 +819,7 @@ def test_pressure_is_a_factor_on_the_compression_alone() -> None:
     assert model.pressure == 0.5
 
 
+@pytest.mark.slow
 def test_each_fit_presses_anew_and_leaves_the_settings_alone() -> None:
     model = _model()
     given, seen = model.settings, []
@@ -845,6 +850,7 @@ def test_each_fit_presses_anew_and_leaves_the_settings_alone() -> None:
     assert pressures() == first
 
 
+@pytest.mark.slow
 def test_the_step_after_a_fit_that_ended_the_pressure_presses_again() -> None:
     x, y = _data()
     values = []

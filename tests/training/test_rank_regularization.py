@@ -206,6 +206,7 @@ def test_validation_is_that_of_the_model_alone(
     assert history["loss"][-1] > alone["loss"] + 1.0
 
 
+@pytest.mark.slow_on_jax
 @backend
 def test_a_continued_training_is_the_unbroken_one(
     batches: Callable[..., Any], tmp_path: Path

@@ -277,6 +277,7 @@ def test_backup_within_an_epoch_keeps_the_ranks(tmp_path: Path) -> None:
     assert history.history["total_rank"] == [5, 4, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.long_on_jax
 def test_model_checkpoint_of_weights_alone_keeps_the_best(tmp_path: Path) -> None:
     x, _ = _data()

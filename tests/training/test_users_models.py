@@ -191,6 +191,7 @@ def test_a_metric_named_as_our_terms_keeps_its_log_and_ours_can_be_watched() -> 
     assert logs["total_rank"][-1] == low.rank_logs()["total_rank"]
 
 
+@pytest.mark.slow
 def test_a_term_that_a_callback_adds_leaves_an_output_of_its_name_its_log() -> None:
     x = _images()
     names = ["rank", "other"]
@@ -340,6 +341,7 @@ def _plan(model: keras.Model) -> dprp.RankPlan:
     )
 
 
+@pytest.mark.slow_on_jax
 def test_a_class_derived_from_ours_trains_as_its_dense_twin() -> None:
     x, y = _images(), np.full((24, 3), 0.5, "float32")
     dense = _of(DenseShift)

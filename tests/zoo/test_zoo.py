@@ -225,6 +225,7 @@ def test_preprocess_standardizes_inside_the_model(mean: Any, std: Any) -> None:
     assert np.abs(np.asarray(raw(x)) - np.asarray(plain(x))).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_saved_model_loads_without_this_library(tmp_path: Path) -> None:
     model = zoo.resnet_small(widths=(4, 8), preprocess=(78.0, 89.0))
     _randomize(model)

@@ -157,6 +157,7 @@ def test_channels_are_chosen_for_a_time(
         dprp.select_channels(model, budget={"time": 1e-4}, data=x, latency=table)
 
 
+@pytest.mark.slow
 def test_both_meet_a_time_and_are_no_worse_than_either(
     model: keras.Model, table: WidthTable, tmp_path: Path
 ) -> None:
