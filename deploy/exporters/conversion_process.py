@@ -25,6 +25,8 @@ _WORKER = Path(__file__).with_name("conversion_worker.py")
 # Seconds: for the import of TensorFlow from a slow disk, and until an unused process ends.
 _START = 300
 _IDLE = 600
+# Whether a process can be told by the system that another has ended.
+_HAS_LIFELINES = hasattr(signal, "SIGIO") and hasattr(os, "O_ASYNC")
 # Lines of C++ logs that only inform.
 _CHATTER = re.compile(r"[IW]\d{4} |WARNING: All log messages")
 
@@ -69,7 +71,9 @@ class ConversionProcess:
     run in this one.
 
     Args:
-        command: What to start; it must talk as `conversion_worker.py` does.
+        command: What to start; it must talk as `conversion_worker.py` does. Where the system has
+            such things, it gets one more argument, the descriptor of a pipe that is open for as
+            long as this process lives.
 
     Example:
 
@@ -86,6 +90,7 @@ class ConversionProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._complaints: IO[bytes] | None = None
+        self._lifeline: IO[bytes] | None = None
         self._ready = False
         self._impossible = not sys.executable or getattr(sys, "frozen", False)
         self._crashed = False
@@ -130,6 +135,8 @@ class ConversionProcess:
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
                     pipe.close()
+            if self._lifeline is not None:
+                self._lifeline.close()
             self._process.returncode = 0  # no child of this process, so nothing to wait for
         self._reset()
 
@@ -140,9 +147,14 @@ class ConversionProcess:
             return
         # Without buffers: a fork would copy their locks, held by whichever thread converts.
         self._complaints = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        handed: list[int] = []
+        if _HAS_LIFELINES:
+            end, own = os.pipe()
+            handed, self._lifeline = [end], os.fdopen(own, "wb", buffering=0)
         try:
             self._process = subprocess.Popen(
-                self.command,
+                [*self.command, *map(str, handed)],
+                pass_fds=handed,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,
@@ -154,6 +166,9 @@ class ConversionProcess:
             )
         except OSError:
             self._give_up()
+        finally:
+            for end in handed:
+                os.close(end)
 
     def _ask(self, request: Mapping[str, Any]) -> Any:
         """Return the process's answer; None if there is no process to be had."""
@@ -197,8 +212,8 @@ class ConversionProcess:
         return " ".join(told[-3:])[-300:]
 
     def _stop(self) -> None:
-        process, complaints = self._process, self._complaints
-        self._process, self._complaints, self._ready = None, None, False
+        process, kept = self._process, (self._complaints, self._lifeline)
+        self._process, self._complaints, self._lifeline, self._ready = None, None, None, False
         if process is not None:
             process.kill()
             process.wait()
@@ -206,8 +221,9 @@ class ConversionProcess:
                 if pipe is not None:
                     with contextlib.suppress(OSError):  # what was not sent is not needed
                         pipe.close()
-        if complaints is not None:
-            complaints.close()
+        for file in kept:
+            if file is not None:
+                file.close()
 
 
 def _answer(process: subprocess.Popen[bytes]) -> Any:

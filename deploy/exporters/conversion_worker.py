@@ -17,7 +17,6 @@ from typing import Any
 
 __all__ = ["convert_saved", "failure", "samples_file"]
 
-_ENDS_WITH_PARENT = hasattr(signal, "SIGIO") and hasattr(os, "O_ASYNC")
 _ENDS_IDLE = hasattr(signal, "alarm")
 
 
@@ -127,18 +126,31 @@ def _samples(request: Mapping[str, Any]) -> Callable[[], Iterator[Any]]:
     return samples
 
 
-def _end_with_the_parent(watching: bool) -> None:
-    """Have the kernel end this process when stdin closes: the converter lets no Python run."""
-    if not _ENDS_WITH_PARENT:
-        return
+def _end_with_the_parent(lifeline: int) -> None:
+    """Have the kernel end this process when the other end of a pipe that nobody writes to closes.
+
+    The converter lets no Python run for long, and what is stopped runs nothing at all. (Linux can
+    also tell of a parent's end, but means the thread that started this process, which may be done.)
+    """
     import fcntl
+    import select
 
-    flags = fcntl.fcntl(0, fcntl.F_GETFL)
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(0, fcntl.F_SETFL, flags | os.O_ASYNC if watching else flags & ~os.O_ASYNC)
+    # Only what SIGKILL ends ends while it is stopped; elsewhere than on Linux it is SIGIO.
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    else:
+        signal.signal(signal.SIGIO, signal.SIG_DFL)  # it may have been started with this ignored
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC)
+    # Of what happened before the kernel was asked it does not tell.
+    if select.select([lifeline], [], [], 0)[0]:
+        sys.exit("The process that this one was to work for has ended.")
 
 
-def _serve(idle: int) -> None:
+def _serve(idle: int, lifeline: int | None) -> None:
+    if lifeline is not None:
+        _end_with_the_parent(lifeline)
     # What the converter prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -146,10 +158,7 @@ def _serve(idle: int) -> None:
 
     # The converter collects garbage in every run, and would walk all of TensorFlow each time.
     gc.freeze()
-    # This process may have been started with these ignored.
-    if _ENDS_WITH_PARENT:
-        signal.signal(signal.SIGIO, signal.SIG_DFL)
-    if _ENDS_IDLE:
+    if _ENDS_IDLE:  # this too it may have been started with ignored
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     print(json.dumps("ready"), file=answers, flush=True)
     while True:
@@ -160,7 +169,6 @@ def _serve(idle: int) -> None:
             signal.alarm(0)
         if not line:
             return
-        _end_with_the_parent(True)
         os.lseek(2, 0, os.SEEK_SET)
         os.ftruncate(2, 0)
         try:
@@ -168,9 +176,8 @@ def _serve(idle: int) -> None:
             error = None
         except Exception as raised:  # the converter's exceptions share no public base class
             error = failure(raised)
-        _end_with_the_parent(False)
         print(json.dumps({"error": error}), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

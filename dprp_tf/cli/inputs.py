@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,7 @@ def load_data(
     if taken is None or source.startswith("modelnet:"):
         dataset = data.load(source, image_size=image_size)
     else:
-        dataset = data.load(source, image_size=taken)
-        found = _other_sizes(source, taken)
+        dataset, found = _of_size(source, taken)
         if found:
             print_error(
                 f"images of {found} pixels are resized to {taken[0]}x{taken[1]}, which the model "
@@ -137,19 +137,27 @@ def load_test_samples(
     return dataset.sample("test", count), first_looks(files, dataset)
 
 
-def _other_sizes(source: str, taken: tuple[int, int]) -> str:
-    """The sizes that images have before they are resized, in words; empty for those taken."""
-    from dprp_tf import data
+def _of_size(source: str, size: tuple[int, int]) -> tuple[Dataset, str]:
+    """The data at a size, and the sizes that they had if it is another, in words."""
+    import numpy as np
 
-    if Path(source).is_dir():
-        found = sorted(data.image_sizes(Path(source)) - {taken})
-    elif source.endswith(".npz"):
-        height, width = data.load(source).image_shape[:2]
-        found = [(height, width)] if (height, width) != taken else []
-    else:
-        return ""  # a named set, and a layout, have a size by default alone
+    from dprp_tf import data
+    from dprp_tf.data.images import resize
+
+    if source.endswith(".npz") and not Path(source).is_dir():
+        # Read once: only what was read tells the size.
+        dataset = data.load(source)
+        height, width = dataset.image_shape[:2]
+        if (height, width) == size:
+            return dataset, ""
+        train, test = (resize(np.asarray(x), size) for x in (dataset.x_train, dataset.x_test))
+        return replace(dataset, x_train=train, x_test=test), f"{height}x{width}"
+    dataset = data.load(source, image_size=size)
+    if not Path(source).is_dir():
+        return dataset, ""  # a named set, and a layout, have a size by default alone
+    found = sorted(data.image_sizes(Path(source)) - {size})
     first, *_, last = ["x".join(map(str, size)) for size in (found[:1] + found[-1:])] or ["", ""]
-    return first if len(found) < 2 else f"{first} to {last}"
+    return dataset, first if len(found) < 2 else f"{first} to {last}"
 
 
 def require_low_rank(model: keras.Model, path: Path) -> keras.Model:

@@ -20,6 +20,7 @@ from dprp_tf.cli.next_steps import (
     steps_of_plain,
 )
 from dprp_tf.cli.options import ImageSize, Json, Mean, Std
+from dprp_tf.runs.ownership import DEMO, SELECTION, TRAINING, owner_of
 
 if TYPE_CHECKING:
     from dprp_tf.data import Dataset
@@ -28,7 +29,13 @@ if TYPE_CHECKING:
 __all__ = ["look"]
 
 _FILES = (".tflite", ".onnx")
-# Any of these makes a folder one that a command wrote.
+# What is missing, by whose folder it is, and the command that goes on.
+_NOT_YET = {
+    TRAINING: ("no epoch has been trained to its end yet", "train"),
+    SELECTION: ("no ranks have been chosen yet", "select"),
+    DEMO: ("nothing has been trained yet", "demo"),
+}
+# Any of these makes a folder one that a command wrote, if the settings of a run do not.
 _WRITTEN = ("selection.json", "rank_plan.json", "results.json", "history.json", "bench.json")
 
 
@@ -98,7 +105,7 @@ def _kind(thing: str) -> str:
         return "model"
     if path.suffix in _FILES:
         return "file"
-    if any((path / name).exists() for name in _WRITTEN):
+    if any((path / name).exists() for name in _WRITTEN) or owner_of(path) in _NOT_YET:
         return "run"
     return "data"
 
@@ -217,14 +224,32 @@ def _run(folder: Path, words: Sequence[object]) -> tuple[dict[str, Any], list[St
             steps = steps_of_plain(folder / "model.keras", words)
         else:
             told.append("the same `dprp train` goes on")
-    else:
+    elif "bench" in parts:
         told.append(f"{folder}: times of files")
+    else:
+        told += _begun(folder, parts.get("config", {}))
     if {"results", "history", "bench", "plan"} & set(parts):
         steps.append(("its page", ("report", folder)))
     return {
         "holds": sorted(path.name for path in folder.iterdir()),
         "told": "\n  ".join(told),
     }, steps
+
+
+def _begun(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """What is to be said of a folder that has the settings of a run and nothing else."""
+    owner = owner_of(folder)
+    if owner not in _NOT_YET:  # removed, or begun anew, since its kind was seen
+        return [f"{folder}: nothing that a run wrote"]
+    missing, name = _NOT_YET[owner]
+    told = [f"{folder}: the settings of {owner.what} alone: {missing}"]
+    settings = config.get("settings")
+    if owner is TRAINING and isinstance(settings, Mapping):
+        told.append(
+            f"{settings.get('model')} on {config.get('data')}, epochs: {settings.get('epochs')}"
+        )
+    told.append(f"unless it is at work now, the same `dprp {name}` goes on")
+    return told
 
 
 def _accuracies(chosen: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from dprp_tf.files.json_text import from_json, to_json
 
 __all__ = [
+    "LONGEST_WRITING",
     "atomic_path",
     "naming_failures",
     "read_json",
@@ -23,6 +25,9 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+LONGEST_WRITING = 600.0
+"""Seconds after which nobody still writes a picture or a page that has not changed since."""
 
 # Eight digits alone would be a date, such as that of a hidden backup.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}(\.[^.]*)?")
@@ -162,11 +167,16 @@ device). Make room, or choose another place.
         raise named from error
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+def remove_leftovers(
+    folder: str | os.PathLike[str], of: str = "*", unchanged_for: float | None = None
+) -> list[Path]:
     """Remove the temporary files that killed processes left in a folder.
 
     Args:
-        folder: A folder in which nothing else is being written now.
+        folder: A folder in which nothing else is being written now; it may be missing.
+        of: The stem of the file that they were to become, as a pattern. Default: any.
+        unchanged_for: Seconds for which what is removed has not been written to, where others may
+            be writing now. Default: any time.
 
     Returns:
         What was removed.
@@ -179,13 +189,23 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
     >>> len(remove_leftovers(folder))
     1
     """
-    found = [p for p in sorted(Path(folder).glob(".*")) if _TEMPORARY.fullmatch(p.name)]
+    named = Path(folder).glob(f".{of}.*")
+    found = [p for p in sorted(named) if _TEMPORARY.fullmatch(p.name)]
+    if unchanged_for is not None:
+        found = [p for p in found if _unchanged(p, unchanged_for)]
     for path in found:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
     return found
+
+
+def _unchanged(path: Path, seconds: float) -> bool:
+    try:
+        return time.time() - path.lstat().st_mtime > seconds
+    except OSError:  # renamed by whoever wrote it, this very moment
+        return False
 
 
 def _flush(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dprp_tf.files.atomic import write_text
+from dprp_tf.files.atomic import LONGEST_WRITING, remove_leftovers, write_text
 from dprp_tf.files.extras import require
 from dprp_tf.report.contents import PageContents, page_contents
 from dprp_tf.report.loading import load_run
@@ -52,6 +52,7 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
             "that started it."
         )
     path = run.folder / "report.html"
+    remove_leftovers(run.folder, of=path.stem, unchanged_for=LONGEST_WRITING)
     write_text(path, _markup(page_contents(run)))
     return path
 

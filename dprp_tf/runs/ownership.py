@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dprp_tf.files.atomic import read_json
 
-__all__ = ["DEMO", "REPRODUCTION", "SELECTION", "TRAINING", "Owner", "require_own"]
+__all__ = ["DEMO", "REPRODUCTION", "SELECTION", "TRAINING", "Owner", "owner_of", "require_own"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,26 @@ REPRODUCTION = Owner(
     ("history.json", "ranks.json", "plots/*.png"),
 )
 _OWNERS = (TRAINING, SELECTION, DEMO, REPRODUCTION)
+
+
+def owner_of(folder: str | os.PathLike[str]) -> Owner | None:
+    """Return whose a folder is, by the mark in it.
+
+    Args:
+        folder: The folder; it may be missing.
+
+    Returns:
+        The owner; None for a folder without a mark.
+
+    Example:
+
+    >>> import tempfile
+    >>> place = Path(tempfile.mkdtemp())
+    >>> _ = (place / "config.json").write_text('{"settings": {}, "data": "digits"}')
+    >>> owner_of(place) is TRAINING
+    True
+    """
+    return next((owner for owner in _OWNERS if owner.owns(Path(folder))), None)
 
 
 def require_own(folder: str | os.PathLike[str], owner: Owner) -> None:

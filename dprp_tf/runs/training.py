@@ -23,6 +23,7 @@ from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.runs.checkpoints import Recorder, check_config, load_checkpoint, read_state
 from dprp_tf.runs.excluded_layers import all_but
 from dprp_tf.runs.first_look import first_look
+from dprp_tf.runs.kept_folder import KeptFolder
 from dprp_tf.runs.ownership import TRAINING, require_own
 from dprp_tf.runs.results import FOLDED, LOOK, RESULTS, TABLE
 from dprp_tf.runs.schedules import Plateau, schedule
@@ -138,6 +139,7 @@ def _train(
         check_config(folder / "config.json", config)
     table = _latency_table(folder / TABLE, settings, resumed)
     keras.utils.set_random_seed(settings.seed)
+    start: keras.Model | None = None
     state: dict[str, Any] = {"epoch": 0, "history": [], "plateau": None, "seeds": None}
     if resumed:
         state = read_state(state_path)
@@ -152,12 +154,16 @@ def _train(
             return model
     else:
         with place.scope():
-            model = _new_model(settings, dataset)
+            found = load_model(settings.model) if settings.starts_trained else None
+            model = _new_model(settings, dataset, found)
         # Only now: a model that can't be made takes no earlier run with it.
         for stale in ("state.json", "history.json", "ranks.json", LOOK, _TEACHER):
             (folder / stale).unlink(missing_ok=True)
         if settings.starts_trained:
-            start = load_model(settings.model)
+            # What is trained itself, or lies on several devices, is not what it began from.
+            apart = found is not None and model is not found and place.strategy is None
+            start = found if apart else load_model(settings.model)
+            assert start is not None
             if settings.distill:
                 save_model(start, folder / _TEACHER)
             look = first_look(start, dataset)
@@ -183,11 +189,12 @@ def _train(
             pruning = BudgetPruning(budget, latency=table, **options)
         own = [pruning, rates, RankHistory(folder / "ranks.json")]
         if settings.distill:
-            # The run's own copy, which a run that goes on finds as it was.
-            own.append(Distillation(load_model(folder / _TEACHER)))
-    # First, so that the last good epoch's checkpoint outlives a diverged one.
-    own.insert(0, DivergenceGuard())
-    own = [*place.callbacks(), *own]
+            # A run that goes on finds its own copy as it was.
+            teacher = load_model(folder / _TEACHER) if start is None else start
+            own.append(Distillation(teacher))
+    # Before all that write, so that the last good epoch's checkpoint outlives a diverged one.
+    kept = KeptFolder(folder / TRAINING.mark)
+    own = [*place.callbacks(), DivergenceGuard(), kept, *own]
     if settings.on_device:
         fit_on_device(
             model,
@@ -206,6 +213,7 @@ def _train(
         _fit_from_host(
             model, dataset, settings, state["epoch"], [*own, recorder, *callbacks], verbose, place
         )
+    kept.check()
     _save(model, folder)
     return model
 
@@ -287,9 +295,9 @@ def _fit_from_host(
         )
 
 
-def _new_model(settings: TrainSettings, dataset: Dataset) -> keras.Model:
-    if settings.starts_trained:
-        model = load_model(settings.model)
+def _new_model(settings: TrainSettings, dataset: Dataset, start: keras.Model | None) -> keras.Model:
+    if start is not None:
+        model = start
     else:
         takes_shortcut = zoo.accepts(settings.model, "shortcut")
         options = {"shortcut": settings.shortcut} if takes_shortcut else {}

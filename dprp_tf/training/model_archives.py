@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 
 from dprp_tf.files.archives import check_members, most_unpacked
 from dprp_tf.files.atomic import read_json
+from dprp_tf.files.stored_members import StoredMember
 
 __all__ = ["check_weights", "largest_model"]
 
@@ -22,6 +24,7 @@ _CONFIG = "config.json"
 _WEIGHTS = ("model.weights.h5", "model.weights.npz")
 _OLDER_CONFIG = "model_config"
 _ALWAYS_ALLOWED = 2**26  # bytes
+_PIECE = 2**20  # bytes
 # As Python's objects it may take twenty times that.
 _LONGEST_CONFIG = 2**24  # bytes
 # An optimizer that was never built has its slots made beside the weights when the model is loaded,
@@ -52,11 +55,11 @@ def largest_model(path: Path) -> int:
     """
     limit = most_unpacked(path.stat().st_size, _ALWAYS_ALLOWED)
     if path.suffix == _ARCHIVE:
-        with zipfile.ZipFile(path) as archive:
-            config, held = _check_archive(archive, limit)
+        with path.open("rb") as file:
+            config, held = _check_archive(file, limit)
     else:
-        with h5py.File(path, "r") as file:
-            config, held = file.attrs.get(_OLDER_CONFIG, "{}"), _held(file, limit)
+        with h5py.File(path, "r") as whole:
+            config, held = whole.attrs.get(_OLDER_CONFIG, "{}"), _held(whole, limit)
     _check_config(config, held)
     return _COPIES * held + _ALWAYS_ALLOWED
 
@@ -79,11 +82,11 @@ def check_weights(path: Path) -> None:
             for shard in _shards(path):
                 check_weights(path.parent / shard)
         elif path.suffix == _ARCHIVE:
-            with zipfile.ZipFile(path) as archive:
-                _check_archive(archive, limit)
+            with path.open("rb") as file:
+                _check_archive(file, limit)
         else:
-            with h5py.File(path, "r") as file:
-                _held(file, limit)
+            with h5py.File(path, "r") as whole:
+                _held(whole, limit)
     except Exception as error:  # zip, JSON and HDF5 each have errors of their own
         raise ValueError(
             f"`filepath` must hold weights as Keras writes them. Received: {path} ({error}). Save "
@@ -103,45 +106,69 @@ def _shards(path: Path) -> set[str]:
     return shards
 
 
-def _check_archive(archive: zipfile.ZipFile, limit: int) -> tuple[bytes, int]:
+def _check_archive(file: BinaryIO, limit: int) -> tuple[bytes, int]:
     """Refuse members that are not what was written; return the configuration and weights' bytes."""
-    check_members(archive, limit)
-    names = archive.namelist()
-    weights = next((name for name in _WEIGHTS if name in names), None)
-    if _CONFIG not in names or weights is None:
-        raise ValueError(f"it must hold {_CONFIG} and {_WEIGHTS[0]}; it holds {names}")
-    length = archive.getinfo(_CONFIG).file_size
-    if length > _LONGEST_CONFIG:
-        raise ValueError(f"{_CONFIG} has {length} bytes, more than {_LONGEST_CONFIG}")
-    broken = archive.testzip()
-    if broken is not None:
-        raise ValueError(f"{broken} does not have the checksum it was written with")
+    with zipfile.ZipFile(file) as archive:
+        check_members(archive, limit)
+        members = {member.filename: member for member in archive.infolist()}
+        weights = next((name for name in _WEIGHTS if name in members), None)
+        if _CONFIG not in members or weights is None:
+            raise ValueError(f"it must hold {_CONFIG} and {_WEIGHTS[0]}; it holds {[*members]}")
+        length = members[_CONFIG].file_size
+        if length > _LONGEST_CONFIG:
+            raise ValueError(f"{_CONFIG} has {length} bytes, more than {_LONGEST_CONFIG}")
+        wanted = {_CONFIG}
+        if weights == _WEIGHTS[0] and members[weights].compress_type != zipfile.ZIP_STORED:
+            wanted.add(weights)
+        # Each member is unpacked once: reading it to its end holds it against its checksum.
+        read = {name: _whole(archive, name, name in wanted) for name in members}
     if weights != _WEIGHTS[0]:
-        return archive.read(_CONFIG), archive.getinfo(weights).file_size
-    with h5py.File(io.BytesIO(archive.read(weights)), "r") as file:
-        return archive.read(_CONFIG), _held(file, limit)
+        return read[_CONFIG], members[weights].file_size
+    packed = weights in wanted
+    with h5py.File(
+        io.BytesIO(read[weights]) if packed else StoredMember(file, members[weights]), "r"
+    ) as arrays:
+        return read[_CONFIG], _held(arrays, limit)
+
+
+def _whole(archive: zipfile.ZipFile, name: str, wanted: bool) -> bytes:
+    """The content of a member that is as it was written; of one that is not wanted, none."""
+    try:
+        if wanted:
+            return archive.read(name)
+        with archive.open(name) as member:
+            while member.read(_PIECE):
+                pass
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{name} does not have the checksum it was written with") from error
+    return b""
 
 
 def _held(file: h5py.File, limit: int) -> int:
     """The bytes of all arrays in an HDF5 file; of a few bytes on disk they can be any number."""
     held = 0
 
-    def add(name: str, item: Any) -> None:
+    # With HDF5's own handles: objects of h5py for every group would take twice the time.
+    def add(name: bytes, info: Any) -> None:
         nonlocal held
-        if not isinstance(item, h5py.Dataset):
+        if info.type != h5py.h5o.TYPE_DATASET:
             return
-        if item.external or item.is_virtual:
-            raise ValueError(f"{name} lies in another file")
-        if item.dtype.hasobject:
-            raise ValueError(f"{name} holds {item.dtype}, which is no array of numbers")
-        held += item.nbytes
+        array = h5py.h5d.open(file.id, name)
+        created, shape, dtype = array.get_create_plist(), array.shape, array.dtype
+        if created.get_external_count() or created.get_layout() == h5py.h5d.VIRTUAL:
+            raise ValueError(f"{name.decode(errors='replace')} lies in another file")
+        if dtype.hasobject:
+            raise ValueError(
+                f"{name.decode(errors='replace')} holds {dtype}, which is no array of numbers"
+            )
+        held += math.prod(shape) * dtype.itemsize
         if held > limit:
             raise ValueError(
-                f"{name} claims shape {item.shape}, all arrays more than the {limit} bytes that "
-                "a file of this size may hold"
+                f"{name.decode(errors='replace')} claims shape {shape}, all arrays more than the "
+                f"{limit} bytes that a file of this size may hold"
             )
 
-    file.visititems(add)
+    h5py.h5o.visit(file.id, add, info=True)
     return held
 
 

@@ -187,3 +187,41 @@ def test_what_a_run_is_writing_or_removing_meanwhile_is_left_out(tmp_path: Path)
     result = invoke(tmp_path)
     assert result.exit_code == 0, result.output
     assert "a training that is not finished" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            {"settings": {"model": "resnet20", "epochs": 30}, "data": "cifar10"},
+            (
+                "the settings of a training run alone: no epoch has been trained to its end yet",
+                "resnet20 on cifar10, epochs: 30",
+                "the same `dprp train` goes on",
+            ),
+        ),
+        (
+            {"budget": {}, "decomposition": "spatial"},
+            ("the settings of a selection alone: no ranks have been chosen", "`dprp select` goes"),
+        ),
+        ({"demo": 1}, ("the settings of a demo alone: nothing has been", "`dprp demo` goes on")),
+    ],
+)
+def test_a_run_of_which_only_the_settings_are_there_is_told_as_such(
+    config: dict[str, Any], told: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = invoke("look", tmp_path)
+    assert result.exit_code == 0, result.output
+    for part in told:
+        assert part in result.stdout
+    assert "times of files" not in result.stdout
+    assert "next, " not in result.stdout, "nothing is there that a page could show"
+    assert json.loads(invoke("look", tmp_path, "--json").stdout)["next"] == []
+
+
+def test_a_config_of_anything_else_makes_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"settings": 1}')
+    result = invoke("look", tmp_path)
+    assert result.exit_code == 2
+    assert "settings of" not in result.output

@@ -113,3 +113,22 @@ def test_a_request_inside_another_exception_is_no_error(
     monkeypatch.setattr("dprp_tf.conversion.summaries.summarize", wrapped)
     said = CliRunner().invoke(app, ["inspect", str(model)])
     assert (said.exit_code, said.stderr) == (143, f"{STOPPED}\n")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_picture_that_is_being_written_leaves_nothing(tmp_path: Path, name: str) -> None:
+    # The signal comes from inside what draws, where the temporary file is there already.
+    script = """
+from pathlib import Path
+from matplotlib.figure import Figure
+from dprp_tf.report.pictures import save_picture
+class Asking(Figure):
+    def savefig(self, target, **options):
+        super().savefig(target, **options)
+        assert len(list(Path(sys.argv[1], "plots").iterdir())) == 1
+        ask()
+with stopping.told_to_stop():
+    save_picture(Asking(), Path(sys.argv[1]) / "plots" / "a.png")
+"""
+    assert _ended(script, tmp_path, name) == (128 + getattr(signal, name), f"{STOPPED}\n")
+    assert list((tmp_path / "plots").iterdir()) == []

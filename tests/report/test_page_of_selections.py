@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,24 @@ def test_a_damaged_plan_is_named(tmp_path: Path) -> None:
     damaged = {**PLAN.as_dict(), "truncation": "sideways"}
     with pytest.raises(ValueError, match="A rank plan must have"):
         write_report(_write(tmp_path / "run", selection=SELECTION, rank_plan=damaged))
+
+
+def test_what_a_killed_report_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    folder = _write(tmp_path / "run", rank_plan=PLAN.as_dict(), selection=SELECTION)
+    plots, token = folder / "plots", "0123abcd" * 4
+    plots.mkdir()
+    left = [plots / f".rank_plan.{token}.png", folder / f".report.{token}.html"]
+    # What another process may be writing now, a model that takes long, and a person's own.
+    kept = [
+        *(path.with_name(path.name.replace("0", "f")) for path in left),
+        folder / f".model.{token}.keras",
+        plots / ".notes.png",
+    ]
+    for path in (*left, *kept):
+        path.write_text("half")
+    for path in (*left, *kept[2:]):
+        os.utime(path, (0, 0))
+    save_plots(folder)
+    write_report(folder)
+    assert [path.exists() for path in left] == [False, False]
+    assert all(path.exists() for path in kept)

@@ -484,3 +484,45 @@ def test_the_learning_rate_of_every_epoch(schedule: str, expected: list[float]) 
     settings = TrainSettings(epochs=6, warmup_epochs=2, learning_rate=0.1, schedule=schedule)
     rate = schedules.schedule(settings, None).schedule
     assert [rate(epoch, 0.0) for epoch in range(6)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed"])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_whose_folder_is_taken_away_ends_and_leaves_none_without_settings(
+    settings: TrainSettings, digits: Dataset, tmp_path: Path, how: str, epoch: int
+) -> None:
+    folder, other = tmp_path / "run", tmp_path / "other"
+
+    class Take(keras.callbacks.Callback):
+        def on_epoch_begin(self, at: int, logs: Any = None) -> None:
+            if at == epoch and how == "removed":
+                shutil.rmtree(folder)
+            elif at == epoch:
+                folder.rename(other)
+
+    chosen = replace(settings, epochs=2)
+    with pytest.raises(FileNotFoundError, match=r"`folder` must stay.*run, which.*config\.json"):
+        train(folder, chosen, digits, callbacks=[Take()])
+    assert not folder.exists()
+    if how == "renamed":
+        # Nothing of it is lost.
+        train(other, chosen, digits)
+        assert [entry["epoch"] for entry in _history(other)] == [1, 2]
+
+
+def test_what_a_run_begins_from_is_loaded_once(
+    settings: TrainSettings, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Path] = []
+
+    def counted(path: Any) -> keras.Model:
+        loaded.append(Path(path))
+        return load_model(path)
+
+    monkeypatch.setattr("dprp_tf.runs.training.load_model", counted)
+    train(tmp_path / "run", replace(settings, epochs=1, distill=True), digits)
+    assert loaded == [Path(settings.model)]
+    # What is trained itself is not what is looked at and kept beside it.
+    loaded.clear()
+    train(tmp_path / "dense", replace(settings, epochs=1, method="dense"), digits)
+    assert loaded == [Path(settings.model)] * 2

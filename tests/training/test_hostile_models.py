@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -377,3 +378,46 @@ def test_the_limit_grows_with_the_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert held * 8 <= largest_model(tmp_path / "a.keras") < held * 40
     assert load_model(tmp_path / "a.keras").count_params() == model.count_params()
     check_weights(tmp_path / "a.keras")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_each_member_is_unpacked_once_and_held_against_its_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: int
+) -> None:
+    members = {CONFIG: b"{}", "metadata.json": b"{}", "more": b"3" * 10**6}
+    file = io.BytesIO()
+    with h5py.File(file, "w") as arrays:
+        arrays["layers/a/vars/0"] = np.arange(10**6, dtype="f4")
+        arrays["layers/b/vars/0"] = np.arange(7, dtype="f8")
+    path = _write(tmp_path / "a.keras", {**members, WEIGHTS: file.getvalue()}, compression)
+    opened: list[str] = []
+    original = zipfile.ZipFile.open
+
+    def counted(archive: zipfile.ZipFile, name: Any, *args: Any, **named: Any) -> Any:
+        opened.append(getattr(name, "filename", name))
+        return original(archive, name, *args, **named)
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", counted)
+    monkeypatch.setattr(model_archives, "_COPIES", 1)
+    assert largest_model(path) - model_archives._ALWAYS_ALLOWED == 4 * 10**6 + 7 * 8
+    assert sorted(opened) == sorted([*members, WEIGHTS])
+    with zipfile.ZipFile(path) as archive:
+        places = {member.filename: member.header_offset for member in archive.infolist()}
+    for name in (WEIGHTS, "more"):
+        spoiled = bytearray(path.read_bytes())
+        # The length of its name and note, its name, and some of its content.
+        spoiled[places[name] + 30 + len(name) + 900] ^= 1
+        (tmp_path / "b.keras").write_bytes(spoiled)
+        with pytest.raises(Exception, match=r"checksum|decompressing"):
+            largest_model(tmp_path / "b.keras")
+
+
+def test_stored_weights_are_not_taken_into_memory(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((1000,)), layers.Dense(8000)])
+    model.save(tmp_path / "a.keras")
+    tracemalloc.start()
+    try:
+        largest_model(tmp_path / "a.keras")
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000 < model.count_params() * 4
+    finally:
+        tracemalloc.stop()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dprp_tf.files.atomic import LONGEST_WRITING, remove_leftovers
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.figures.benchmarks import describe_bench, plot_bench
 from dprp_tf.report.figures.cost_by_epoch import describe_cost_by_epoch, plot_cost_by_epoch
@@ -166,7 +167,6 @@ def save_plots(run_folder: str | os.PathLike[str]) -> list[Path]:
     ['training.png']
     """
     run = load_run(run_folder)
-    return [
-        save_picture(figure, run.folder / "plots" / f"{entry.name}.png")
-        for entry, figure in run_figures(run)
-    ]
+    plots = run.folder / "plots"
+    remove_leftovers(plots, unchanged_for=LONGEST_WRITING)
+    return [save_picture(figure, plots / f"{entry.name}.png") for entry, figure in run_figures(run)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -459,6 +460,44 @@ convert("works on")
     finally:
         psutil.Process(forked).kill()
         script.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere what is stopped waits to go on")
+@pytest.mark.parametrize("mode", ["works on", None])
+def test_a_process_that_is_stopped_ends_with_its_session(stand_in: Path, mode: str | None) -> None:
+    script = _script(
+        stand_in, f"print(worker, flush=True)\nconvert({mode!r}) if {mode!r} else time.sleep(600)"
+    )
+    assert script.stdout is not None
+    worker = psutil.Process(int(script.stdout.readline()))
+    if mode is not None:
+        busy = worker.cpu_times().user
+        _until(lambda: worker.cpu_times().user > busy + 0.2)
+    worker.suspend()
+    _until(lambda: worker.status() == psutil.STATUS_STOPPED)
+    try:
+        script.kill()
+        script.wait()
+        _until(lambda: _gone(worker.pid))
+    finally:
+        script.stdout.close()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors of POSIX")
+def test_a_process_whose_session_is_gone_before_it_asks_ends_at_once(stand_in: Path) -> None:
+    end, other = os.pipe()
+    os.close(other)
+    command = [sys.executable, "-P", WORKER, "600", str(end)]
+    # Its stdin stays open, so that this does not end it.
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[end], text=True
+    ) as worker:
+        os.close(end)
+        assert worker.stderr is not None
+        assert worker.wait(timeout=60) == 1
+        assert "has ended" in worker.stderr.read()
 
 
 def test_the_process_ends_with_a_session_that_ends(stand_in: Path) -> None:
