@@ -16,7 +16,7 @@ from dprp_tf.files.arguments import check_integer
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS
 
-__all__ = ["has_moments", "input_moments", "patches"]
+__all__ = ["has_moments", "input_moments", "output_positions", "patches"]
 
 _BLOCK_BYTES = 2**26
 
@@ -181,6 +181,28 @@ def patches(
     return np.swapaxes(taken, 2, 3).reshape(len(inputs), len(at), -1)
 
 
+def output_positions(layer: keras.layers.Layer, shape: tuple[int, ...]) -> int:
+    """Return how many outputs a layer makes of one input: positions, without the channels.
+
+    Args:
+        layer: A layer that `has_moments`.
+        shape: Shape of its input, with the batch axis.
+
+    Returns:
+        The number.
+
+    Example:
+
+    >>> output_positions(keras.layers.Conv2D(4, 3), (1, 8, 8, 3))
+    36
+    """
+    if not isinstance(layer, CONVOLUTIONS):
+        return math.prod(shape[1:-1])
+    sizes = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
+    axes = zip(sizes, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
+    return math.prod(_padding(layer.padding, *axis)[1] for axis in axes)
+
+
 def _padding(
     padding: str, size: int, kernel: int, stride: int, dilation: int
 ) -> tuple[tuple[int, int], int]:
@@ -199,14 +221,8 @@ def _rows(
     layer: keras.layers.Layer, inputs: NDArray[Any], quota: int | None, rng: np.random.Generator
 ) -> Iterator[NDArray[np.float64]]:
     """Yield the patches of a batch as rows (n, C*L), in blocks of limited size."""
-    if isinstance(layer, CONVOLUTIONS):
-        last = layer.data_format == "channels_last"
-        sizes = inputs.shape[1:-1] if last else inputs.shape[2:]
-        axes = zip(sizes, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
-        total = math.prod(_padding(layer.padding, *axis)[1] for axis in axes)
-        width = math.prod(layer.kernel.shape[:-1])
-    else:
-        total, width = math.prod(inputs.shape[1:-1]), inputs.shape[-1]
+    total = output_positions(layer, inputs.shape)
+    width = math.prod(layer.kernel.shape[:-1])
     at = np.arange(total)
     if quota is not None and quota < total:
         at = np.sort(rng.choice(total, quota, replace=False))

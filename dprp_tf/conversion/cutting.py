@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
 from dprp_tf.conversion.chosen_forms import ChosenForms, remember_choice
 from dprp_tf.conversion.compilation import compiled_like
@@ -13,6 +16,7 @@ from dprp_tf.conversion.folding import fold
 from dprp_tf.conversion.model_class import plain_class
 from dprp_tf.conversion.refitting import refit_readers
 from dprp_tf.conversion.removing import Removal
+from dprp_tf.conversion.sequential_refitting import refit_in_sequence
 from dprp_tf.costs.channel_plan import ChannelPlan
 from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.latency_table import LatencyTable
@@ -28,6 +32,7 @@ def cut(
     plan: RankPlan | ChannelPlan | JointPlan,
     *,
     calibration_data: Any = None,
+    refit: bool = True,
     latency: LatencyTable | None = None,
     model_class: Any = None,
 ) -> keras.Model:
@@ -37,17 +42,20 @@ def cut(
         model: The dense model.
         plan: Ranks for its layers, channels that go, or both: the channels go first, and the ranks
             are those of what is left.
-        calibration_data: Inputs on which the outputs are kept instead of the kernels: factors that
-            lose least of them, or the kernels of what reads removed channels fitted anew to those
-            that are left. Default: the kernels are kept.
+        calibration_data: Inputs, a few hundred, on which the outputs are kept instead of the
+            kernels: by factors that lose least of them, by the kernels of what reads removed
+            channels, and by `refit`. Default: the kernels are kept.
+        refit: Whether each layer is then fitted anew, from the inputs to the outputs, so that it
+            gives on those inputs what it gave in the whole model; see `refit_in_sequence`. Default
+            True; without `calibration_data` nothing is fitted.
         latency: For ranks, the table whose times the plan was chosen by: each layer gets the form
             that was the quickest there. Default: the form of fewest weights.
         model_class: As `fold` takes it; the model's own class is kept where it can be.
 
     Returns:
         `fold(factorize(model, ranks=plan))` in those forms, or `remove_channels(model,
-        plan.removed)`, or the one after the other; a copy of the model if the plan cuts nothing.
-        Compiled as `fold` says.
+        plan.removed)`, or the one after the other, fitted anew where data are given; a copy of the
+        model if the plan cuts nothing. Compiled as `fold` says.
 
     Raises:
         ValueError: As `factorize`; if the model's class has methods of its own, can't be kept, and
@@ -64,29 +72,41 @@ def cut(
     True
     """
     require_graph(model)
+    small, kept = _cut(model, plan, calibration_data, latency, model_class)
+    if refit and calibration_data is not None:
+        refit_in_sequence(model, small, calibration_data, kept=kept)
+    return small
+
+
+_Kept = Mapping[str, NDArray[np.bool_]]
+
+
+def _cut(
+    model: keras.Model,
+    plan: RankPlan | ChannelPlan | JointPlan,
+    calibration_data: Any,
+    latency: LatencyTable | None,
+    model_class: Any,
+) -> tuple[keras.Model, _Kept | None]:
+    """The smaller model, and by layer which of its output channels are left; None for all."""
     if isinstance(plan, JointPlan):
-        fewer = cut(
-            model, plan.channels, calibration_data=calibration_data, model_class=model_class
-        )
-        return cut(
-            fewer,
-            plan.ranks,
-            calibration_data=calibration_data,
-            latency=latency,
-            model_class=model_class,
-        )
+        fewer, kept = _cut(model, plan.channels, calibration_data, None, model_class)
+        if plan.ranks.ranks and calibration_data is not None:
+            # The ranks were chosen for the model that its users would have at this point.
+            refit_in_sequence(model, fewer, calibration_data, kept=kept)
+        return _cut(fewer, plan.ranks, calibration_data, latency, model_class)[0], kept
     if isinstance(plan, ChannelPlan):
         removal = Removal(model, plan.removed)
-        small = removal.smaller(model_class)
+        small, masks = removal.smaller(model_class), removal.masks()
         if calibration_data is not None:
-            refit_readers(model, small, removal.masks(), calibration_data)
-        return small
+            refit_readers(model, small, masks, calibration_data)
+        return small, {key: makes for key, (_, makes) in masks.items()}
     result_class = plain_class(model, model_class)
     if not plan.ranks:
-        return compiled_like(rewrite(model, lambda layer: None, result_class), model)
+        return compiled_like(rewrite(model, lambda layer: None, result_class), model), None
     lowrank = factorize(model, ranks=plan, calibration_data=calibration_data, model_class=DPRPModel)
     forms = None if latency is None else latency.forms(plan.ranks)
     small = fold(lowrank, forms=forms, model_class=result_class)
     if forms is not None and set(forms.values()) != {"dense"}:
         remember_choice(small, ChosenForms.by(latency))
-    return compiled_like(small, model)
+    return compiled_like(small, model), None

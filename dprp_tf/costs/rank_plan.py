@@ -77,7 +77,8 @@ class RankPlan(StoredTable):
         layers: One `PlannedRanks` per layer that could be cut, in model order.
         cost: Predicted cost by metric.
         dense: Cost of the dense model by metric.
-        accuracy: `"dense"` and `"planned"` accuracy on the data, not fine-tuned, where measured.
+        accuracy: `"dense"` and `"planned"` accuracy on the data, where measured: of the cuts alone,
+            neither refitted nor fine-tuned.
         history: What the method did, step by step.
         unit: What `"milliseconds"` among the costs counts: `"ms"`, or `"instructions"` where the
             latency table counts those.

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 
 from dprp_tf.conversion.cutting import cut
+from dprp_tf.conversion.removing import Removal
+from dprp_tf.conversion.sequential_refitting import refit_in_sequence
 from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.channel_plan import ChannelPlan
 from dprp_tf.costs.joint_plan import JointPlan
@@ -196,9 +198,15 @@ class _Search:
         bounds = self._asked.on(self._latency).bounds
         channels = self._choice.plan(widths, bounds)
         small = cut(self._model, channels, calibration_data=self._x)
-        ranks = self._kept(small, channels) if whole else self._ranks(small, channels, widths)
-        latency = self._by_rank(widths, channels) if ranks.ranks else None
-        result = cut(small, ranks, calibration_data=self._x, latency=latency)
+        ranks = self._kept(channels) if whole else self._ranks(small, channels, widths)
+        result = small
+        if ranks.ranks:
+            # As `cut` does with both, but for the channels, which have gone already.
+            latency = self._by_rank(widths, channels)
+            result = cut(small, ranks, calibration_data=self._x, refit=False, latency=latency)
+            masks = Removal(self._model, channels.removed).masks()
+            kept = {name: makes for name, (_, makes) in masks.items()}
+            refit_in_sequence(self._model, result, self._x, kept=kept)
         counted = model_cost(result)
         cost = {"parameters": float(counted.parameters)}
         if counted.macs is not None:
@@ -244,13 +252,11 @@ class _Search:
             seed=self._seed,
         )
 
-    def _kept(self, small: keras.Model, channels: ChannelPlan) -> RankPlan:
+    def _kept(self, channels: ChannelPlan) -> RankPlan:
         """Every layer dense: channels alone."""
-        cost = {name: channels.cost[name] for name in channels.cost}
-        unit = channels.unit
-        return RankPlan(
-            "activation", self._decomposition, "output", {}, (), cost, cost, {}, unit=unit
-        )
+        own = channels.cost
+        kind = self._decomposition
+        return RankPlan("activation", kind, "output", {}, (), own, own, unit=channels.unit)
 
 
 def _able(

@@ -68,7 +68,9 @@ def _in_order(y: Any, found: Any) -> float:
 
 def _scored(model: keras.Model, plan: dprp.RankPlan, x: Any, y: Any, score: Any) -> float:
     calibration = x if plan.truncation == "output" else None
-    return float(score(y, cut(model, plan, calibration_data=calibration).predict(x, verbose=0)))
+    return float(
+        score(y, cut(model, plan, calibration_data=calibration, refit=False).predict(x, verbose=0))
+    )
 
 
 METHODS = ("activation", "energy", "similarity", BeamSearch(step=4, beams=2, samples=COUNT))
