@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dprp_tf.costs.channel_plan import ChannelPlan
     from dprp_tf.costs.fold_plan import FoldPlan
     from dprp_tf.costs.form import Form
+    from dprp_tf.costs.joint_plan import JointPlan
     from dprp_tf.costs.latency_table import LatencyTable
     from dprp_tf.costs.rank_plan import RankPlan
     from dprp_tf.layers import (
@@ -61,6 +62,7 @@ __all__ = [
     "FoldedLayer",
     "Form",
     "InnerTraining",
+    "JointPlan",
     "LatencyTable",
     "RankHistory",
     "RankPlan",
@@ -109,6 +111,7 @@ _HOMES = {
     "FoldedLayer": "conversion.folding",
     "Form": "costs.form",
     "InnerTraining": "training.inner_training",
+    "JointPlan": "costs.joint_plan",
     "LatencyTable": "costs.latency_table",
     "RankHistory": "training.rank_history",
     "RankPlan": "costs.rank_plan",

@@ -1,4 +1,4 @@
-"""A dense model with its kernels cut to chosen ranks, as plain layers."""
+"""A model cut as a plan says, as plain layers: to lower ranks, to fewer channels, or to both."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dprp_tf.conversion.model_class import plain_class
 from dprp_tf.conversion.refitting import refit_readers
 from dprp_tf.conversion.removing import Removal
 from dprp_tf.costs.channel_plan import ChannelPlan
+from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
@@ -24,17 +25,18 @@ __all__ = ["cut"]
 
 def cut(
     model: keras.Model,
-    plan: RankPlan | ChannelPlan,
+    plan: RankPlan | ChannelPlan | JointPlan,
     *,
     calibration_data: Any = None,
     latency: LatencyTable | None = None,
     model_class: Any = None,
 ) -> keras.Model:
-    """Return a model of plain layers cut as a plan says: to lower ranks, or to fewer channels.
+    """Return a model of plain layers cut as a plan says: to lower ranks, fewer channels, or both.
 
     Args:
         model: The dense model.
-        plan: Ranks for its layers, or channels that go.
+        plan: Ranks for its layers, channels that go, or both: the channels go first, and the ranks
+            are those of what is left.
         calibration_data: Inputs on which the outputs are kept instead of the kernels: factors that
             lose least of them, or the kernels of what reads removed channels fitted anew to those
             that are left. Default: the kernels are kept.
@@ -44,7 +46,8 @@ def cut(
 
     Returns:
         `fold(factorize(model, ranks=plan))` in those forms, or `remove_channels(model,
-        plan.removed)`; a copy of the model if the plan cuts nothing. Compiled as `fold` says.
+        plan.removed)`, or the one after the other; a copy of the model if the plan cuts nothing.
+        Compiled as `fold` says.
 
     Raises:
         ValueError: As `factorize`; if the model's class has methods of its own, can't be kept, and
@@ -61,6 +64,17 @@ def cut(
     True
     """
     require_graph(model)
+    if isinstance(plan, JointPlan):
+        fewer = cut(
+            model, plan.channels, calibration_data=calibration_data, model_class=model_class
+        )
+        return cut(
+            fewer,
+            plan.ranks,
+            calibration_data=calibration_data,
+            latency=latency,
+            model_class=model_class,
+        )
     if isinstance(plan, ChannelPlan):
         removal = Removal(model, plan.removed)
         small = removal.smaller(model_class)
