@@ -2,6 +2,7 @@
 
 from dprp_tf.channels.following import Followed, LayerChannels, Resized, follow
 from dprp_tf.channels.groups import ChannelGroup, ChannelGroups, channel_groups, groups_of
+from dprp_tf.channels.places import LayerPlaces, Places, places_of
 from dprp_tf.channels.slicing import SlicedLayer, filter_rows
 
 __all__ = [
@@ -9,10 +10,13 @@ __all__ = [
     "ChannelGroups",
     "Followed",
     "LayerChannels",
+    "LayerPlaces",
+    "Places",
     "Resized",
     "SlicedLayer",
     "channel_groups",
     "filter_rows",
     "follow",
     "groups_of",
+    "places_of",
 ]

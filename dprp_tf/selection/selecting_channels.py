@@ -26,7 +26,7 @@ from dprp_tf.selection.scoring.samples import samples_of
 from dprp_tf.selection.solving.width_costs import WidthCosts
 from dprp_tf.selection.solving.widths import choose_widths, widths_in_multiples
 
-__all__ = ["CHANNEL_METHODS", "select_channels"]
+__all__ = ["CHANNEL_METHODS", "prunable_groups", "select_channels"]
 
 CHANNEL_METHODS = ("activation", *CRITERIA)
 _METRICS = ("parameters", "macs")
@@ -90,7 +90,7 @@ def select_channels(
     check_integer("multiple", multiple)
     bounds = _bounds(budget)
     followed = follow(model)
-    found = _wanted(groups_of(model, followed), groups)
+    found = prunable_groups(groups_of(model, followed), groups)
     samples = None if data is None else samples_of(data, model)
     if method == "activation" and samples is None:
         raise ValueError(
@@ -136,8 +136,21 @@ def _bounds(budget: Budget | float | Mapping[str, float]) -> dict[str, float]:
     return dict(bounds)
 
 
-def _wanted(groups: ChannelGroups, names: Iterable[str] | None) -> list[ChannelGroup]:
-    """The groups that may lose channels."""
+def prunable_groups(
+    groups: ChannelGroups, names: Iterable[str] | None = None
+) -> list[ChannelGroup]:
+    """Return the groups that may lose channels.
+
+    Args:
+        groups: All groups of a model.
+        names: Names of those that are wanted. Default: all that may lose some.
+
+    Returns:
+        The groups.
+
+    Raises:
+        ValueError: If a name is unknown or its channels must stay, or there are none.
+    """
     able = {group.name: group for group in groups.values() if group.prunable}
     if names is None:
         wanted = list(able)

@@ -14,12 +14,19 @@ from dprp_tf.channels import ChannelGroup, Followed, LayerChannels
 from dprp_tf.costs.models import model_cost
 from dprp_tf.keras_internals.graphs import layer_keys
 
-__all__ = ["WidthCosts"]
+__all__ = ["ChannelWeights", "WidthCosts", "channel_weights"]
 
 
-@dataclass
-class _Weights:
-    """Weights of a layer, and whether they fall with the channels it takes and gives."""
+@dataclass(frozen=True)
+class ChannelWeights:
+    """Weights of a layer, and whether they fall with the channels it takes and gives.
+
+    Attributes:
+        entries: How many there are.
+        by_reads: Whether they fall with the channels that the layer takes.
+        by_makes: Whether they fall with those that it gives.
+        multiplies: Whether they multiply, and count for the layer's MACs.
+    """
 
     entries: float
     by_reads: bool
@@ -31,7 +38,7 @@ class _Weights:
 class _Layer:
     """A layer: its weights, its MACs, and by group how many channels have gone with k places."""
 
-    weights: list[_Weights]
+    weights: list[ChannelWeights]
     macs: float
     reads: int
     makes: int
@@ -82,7 +89,9 @@ class WidthCosts:
             record = followed.layers.get(id(layer))
             if record is None:
                 continue
-            found = _Layer(_weights(record), macs.get(key, 0), record.reads.size, record.makes.size)
+            found = _Layer(
+                channel_weights(record), macs.get(key, 0), record.reads.size, record.makes.size
+            )
             for name, ranks in gone.items():
                 for labels, into in (
                     (record.reads, found.gone_reads),
@@ -132,14 +141,29 @@ def _rank_of_labels(
     return found
 
 
-def _weights(record: LayerChannels) -> list[_Weights]:
+def channel_weights(record: LayerChannels) -> list[ChannelWeights]:
+    """Return what a layer's weights are to the channels that it takes and gives.
+
+    Args:
+        record: The layer, as `follow` found it.
+
+    Returns:
+        One for each trainable variable, in the layer's order.
+
+    Example:
+
+    >>> from dprp_tf.channels import follow
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, use_bias=False)])
+    >>> channel_weights(next(iter(follow(model).layers.values())))
+    [ChannelWeights(entries=12.0, by_reads=True, by_makes=True, multiplies=True)]
+    """
     layer = record.layer
     found = []
     for weight in layer.trainable_weights:
         bias = weight.name.endswith("bias")
         depthwise = "depthwise" in weight.name and record.produces
         found.append(
-            _Weights(
+            ChannelWeights(
                 entries=float(np.prod(weight.shape)),
                 by_reads=record.produces and not bias,
                 by_makes=not depthwise,
