@@ -22,6 +22,7 @@ __all__ = ["LeSS", "Learned"]
 
 _MASKED = ("channels", "filters")
 _CUTS = ("gate", "shrink")
+_MEMORY = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +58,20 @@ class LeSS:
     B_d, at most `most_steps` in all.
 
     Args:
-        steps: Steps of a round. Default 200.
-        most_steps: Most steps in all. Default 1000.
+        steps: Steps of a round. Default 300.
+        most_steps: Most steps in all. Default 900.
         closeness: eps, how far B may stay from the budget, relative to it. Default 0.02.
         batch_size: Samples per step. Default 128.
         learning_rate: Adam's, in units of the masks, and of each kernel's largest singular value
             for the thresholds. Default 0.01.
         strength: lambda, before the first step. Default 1.
         strength_growth: Factor by which it grows each step, so that the budget is met in the end
-            whatever the loss weighs. Default 1.02; 1 as in the thesis.
+            whatever the loss weighs. Default 1.015; 1 as in the thesis.
         first_steepness: mu_0 of the scheduled sigmoid. Default 5.
         most_steepness: alpha. Default 50.
-        steepness_growth: beta, by which mu grows each step. Default 4; the thesis has 8 for
-            ImageNet.
+        steepness_growth: beta, by which mu grows each step. Default 0.15. The thesis has 4, on
+            ImageNet 8: after some ten such steps masks stay where they are, for at 1 the sigmoid
+            has no slope any more.
         cut: `"gate"`: singular values above the threshold stay as they are, as they do where ranks
             are cut. `"shrink"`: all fall by the threshold, as in the thesis. Default `"gate"`.
         rank_steepness: How steeply a singular value above its threshold counts: q of a gate, t s_1
@@ -93,16 +95,16 @@ class LeSS:
     """
 
     name: ClassVar[str] = "less"
-    steps: int = setting(200, "Steps of a round.", minimum=1)
-    most_steps: int = setting(1000, "Most steps in all.", minimum=1)
+    steps: int = setting(300, "Steps of a round.", minimum=1)
+    most_steps: int = setting(900, "Most steps in all.", minimum=1)
     closeness: float = setting(0.02, "How far the cost may stay from the budget.", above=0)
     batch_size: int = setting(128, "Samples per step.", minimum=1)
     learning_rate: float = setting(0.01, "Adam's rate.", above=0)
     strength: float = setting(1.0, "Weight of the distance to the budget.", above=0)
-    strength_growth: float = setting(1.02, "Factor by which it grows each step.", minimum=1)
+    strength_growth: float = setting(1.015, "Factor by which it grows each step.", minimum=1)
     first_steepness: float = setting(5.0, "Steepness of the sigmoid at first.", above=0)
     most_steepness: float = setting(50.0, "Steepness of the sigmoid at last.", above=0)
-    steepness_growth: float = setting(4.0, "What it grows by each step.", minimum=0)
+    steepness_growth: float = setting(0.15, "What it grows by each step.", minimum=0)
     cut: str = setting("gate", "What becomes of singular values.", choices=_CUTS)
     rank_steepness: float | None = setting(
         None, "How steeply singular values count.", above=0, none_means="4, shrinking 2"
@@ -184,7 +186,9 @@ class LeSS:
             ValueError: If the model has no loss and nothing says which is meant.
         """
         soft.compile(
-            optimizer=keras.optimizers.Adam(self.learning_rate),
+            # The sigmoids' derivatives fall by orders of magnitude as they become steeper: a long
+            # memory of larger ones, or a floor beneath them, would stop the masks there.
+            optimizer=keras.optimizers.Adam(self.learning_rate, beta_2=_MEMORY, epsilon=1e-12),
             loss=FineTuning().for_model(model, y).loss,
             loss_weights=loss_weights_by_output(model) or None,
         )

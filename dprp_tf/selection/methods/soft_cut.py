@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dprp_tf.channels import Places
 from dprp_tf.conversion.refitting import kernel_matrix, rows_of_channels
+from dprp_tf.decomposition.threads import threads_for
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.substitution import call_with
 from dprp_tf.selection.solving.soft_costs import SoftCosts
@@ -185,11 +186,13 @@ class SoftCut(keras.Model):
         whole = np.append(np.asarray(ops.convert_to_numpy(self.kept()), np.float64), 1.0)
         by_filters = self._settings.masked == "filters"
         for kernel, basis, held in zip(self._ranked, self._bases, self._energies, strict=True):
-            energies = _energies(kernel, np.ones_like(whole) if by_filters else whole)
-            made = np.ones(len(energies)) if kernel.makes is None else whole[kernel.makes[0]]
+            with threads_for(_matrix_shape(kernel.variable)):
+                energies = _energies(kernel, np.ones_like(whole) if by_filters else whole)
+                made = np.ones(len(energies)) if kernel.makes is None else whole[kernel.makes[0]]
+                vectors = np.linalg.eigh(made[:, None] * energies * made)[1]
             held.assign(energies)
             # Ascending, the largest last.
-            basis.assign(np.linalg.eigh(made[:, None] * energies * made)[1][:, ::-1])
+            basis.assign(vectors[:, ::-1])
 
     def _missed(self, shares: Mapping[str, Any]) -> Any:
         """||B - B_d||^2; of several bounds what exceeds each."""
