@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -56,6 +58,7 @@ def learn_channels_and_ranks(
     truncation: str = "output",
     validation_data: Any = None,
     score: Score | None = None,
+    folder: str | os.PathLike[str] | None = None,
     progress: Callable[[float | None, str], None] | None = None,
     seed: int = 0,
 ) -> JointPlan:
@@ -93,6 +96,8 @@ def learn_channels_and_ranks(
         validation_data: Labelled samples that accuracies are measured on. Default: the first of
             `data`.
         score: What is called accuracy, as `select_ranks` takes it.
+        folder: Where to keep what was learned so far; the same call goes on from there. Default:
+            nowhere.
         progress: Called with the share done, 0 to 1 or None, and a text. Default: nothing shown.
         seed: Seed of the order of the samples; equal seeds give equal plans.
 
@@ -100,8 +105,10 @@ def learn_channels_and_ranks(
         The `JointPlan`; `cut(model, plan, calibration_data=x)` applies it. Fine-tune the result.
 
     Raises:
+        DivergenceError: If the loss is no longer finite.
         BudgetError: If no widths and ranks meet the budget; it names the bound and what can be met.
-        ValueError: If an argument is unusable, labels are missing, or nothing can go.
+        ValueError: If an argument is unusable, labels are missing, nothing can go, or the folder
+            is of another learning.
 
     Source: BSR/LeSS thesis, chapter 4: Eq. 4.3 to 4.12, Algorithm 2.
 
@@ -132,7 +139,8 @@ def learn_channels_and_ranks(
     soft = learning.soften(
         model, problem.places, problem.factorized, problem.costs, asked.bounds, moments
     )
-    learned = learning.learn(model, soft, x, y, told=told, seed=seed)
+    place = None if folder is None else Path(folder)
+    learned = learning.learn(model, soft, x, y, told=told, seed=seed, folder=place)
     told(None, "rounding")
     channels, space, ranks = _rounded(model, problem, learned, learning, multiple, asked, seen)
     plan = _plan(learning, problem, learned, channels, space, ranks, truncation)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import keras
@@ -13,9 +16,12 @@ from numpy.typing import NDArray
 from dprp_tf.channels import Places
 from dprp_tf.costs.compiled_loss import loss_weights_by_output
 from dprp_tf.files.setting_fields import check_settings, setting
+from dprp_tf.keras_internals.compiled import sync
+from dprp_tf.selection.methods.learning_state import LearningState
 from dprp_tf.selection.methods.soft_cut import SoftCut, SoftSettings
 from dprp_tf.selection.scoring.samples import picked
 from dprp_tf.selection.solving.soft_costs import SoftCosts
+from dprp_tf.training.divergence import DivergenceError
 from dprp_tf.training.fine_tuning import FineTuning
 
 __all__ = ["LeSS", "Learned"]
@@ -23,6 +29,7 @@ __all__ = ["LeSS", "Learned"]
 _MASKED = ("channels", "filters")
 _CUTS = ("gate", "shrink")
 _MEMORY = 0.95
+_KEPT_EVERY = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +40,8 @@ class Learned:
         masks: m of each place, as learned.
         kept: sigma(m), how much of each place is left, 0 to 1.
         ranks: The soft rank of each factorized layer; None where none has one.
-        history: By round its steps, mean loss, and cost relative to the bound.
+        history: By round the steps by its end, their mean loss with the budget's term, and the cost
+            at its end relative to the bound.
         met: Whether the cost came as close to the budget as was asked.
     """
 
@@ -168,6 +176,7 @@ class LeSS:
         *,
         told: Callable[[float | None, str], None] = lambda share, text: None,
         seed: int = 0,
+        folder: Path | None = None,
     ) -> Learned:
         """Take steps until the budget is met.
 
@@ -178,12 +187,16 @@ class LeSS:
             y: Labels.
             told: Called with the share done and a text.
             seed: Seed of the order of the samples.
+            folder: Where to keep the state every 50 steps; the same call goes on from there.
+                Default: nowhere.
 
         Returns:
             What was learned.
 
         Raises:
-            ValueError: If the model has no loss and nothing says which is meant.
+            DivergenceError: If the loss is no longer finite.
+            ValueError: If the model has no loss and nothing says which is meant, or the folder is
+                of another learning.
         """
         soft.compile(
             # The sigmoids' derivatives fall by orders of magnitude as they become steeper: a long
@@ -192,24 +205,73 @@ class LeSS:
             loss=FineTuning().for_model(model, y).loss,
             loss_weights=loss_weights_by_output(model) or None,
         )
-        batches = self._batches(len(keras.tree.flatten(x)[0]), np.random.default_rng(seed))
-        done, history, met = 0, [], False
-        while done < self.most_steps and not met:
-            losses, spent = [], 1.0
-            for _ in range(min(self.steps, self.most_steps - done)):
-                rows = next(batches)
-                losses.append(float(soft.train_on_batch(picked(x, rows), picked(y, rows))))
-                done += 1
-                spent = float(keras.ops.convert_to_numpy(soft.spent))
-                if done % self.refresh == 0:
-                    soft.refresh()
-                    told(done / self.most_steps, f"learning, {spent:.2f} of the budget")
-            met = abs(spent - 1) <= self.closeness
-            history.append({"steps": done, "loss": float(np.mean(losses)), "spent": spent})
+        count = len(keras.tree.flatten(x)[0])
+        soft.optimizer.build(soft.trainable_variables)
+        variables = [*soft.variables, *soft.optimizer.variables]
+        state = LearningState(folder, self._identity(model, soft, count, seed))
+        state.restore(variables)
+        batches = self._batches(count, np.random.default_rng(seed))
+        for _ in range(state.done):
+            next(batches)
+        while state.done < self.most_steps and not self._met(state):
+            rows = next(batches)
+            soft.reset_metrics()
+            loss = soft.train_on_batch(picked(x, rows), picked(y, rows), return_dict=True)["loss"]
+            state.note(float(loss), float(keras.ops.convert_to_numpy(soft.spent)))
+            if not math.isfinite(state.losses[-1]):
+                raise DivergenceError(
+                    f"Learning diverged at step {state.done}: its loss is {state.losses[-1]}. "
+                    "Look for values in the data that are not finite, or lower `learning_rate`.",
+                    epoch=1,
+                    step=state.done,
+                    terms=("app",),
+                )
+            if state.done % self.refresh == 0:
+                soft.refresh()
+                told(
+                    state.done / self.most_steps,
+                    f"learning, {state.spent[-1]:.2f} of the budget",
+                )
+            if state.done % _KEPT_EVERY == 0:
+                sync(soft)
+                state.keep(variables)
         soft.refresh()
         kept, ranks = soft.counts()
         masks = np.asarray(keras.ops.convert_to_numpy(soft.masks), dtype=np.float64)
-        return Learned(masks, kept, ranks, tuple(history), met)
+        return Learned(masks, kept, ranks, self._history(state), self._met(state))
+
+    def _met(self, state: LearningState) -> bool:
+        """Whether a round has ended close to the budget."""
+        ended = state.done > 0 and state.done % self.steps == 0
+        return ended and abs(state.spent[-1] - 1) <= self.closeness
+
+    def _history(self, state: LearningState) -> tuple[dict[str, float], ...]:
+        rounds = [
+            (begun, min(begun + self.steps, state.done))
+            for begun in range(0, state.done, self.steps)
+        ]
+        return tuple(
+            {
+                "steps": end,
+                "loss": float(np.mean(state.losses[begun:end])),
+                "spent": state.spent[end - 1],
+            }
+            for begun, end in rounds
+        )
+
+    def _identity(self, model: keras.Model, soft: SoftCut, count: int, seed: int) -> dict[str, Any]:
+        """What the steps depend on, but for the data's values."""
+        digest = hashlib.sha256()
+        for weight in model.weights:
+            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
+        return {
+            **asdict(self),
+            "bounds": soft.bounds,
+            "samples": count,
+            "seed": seed,
+            "weights": digest.hexdigest(),
+            "variables": [list(variable.shape) for variable in soft.variables],
+        }
 
     def _batches(self, count: int, rng: np.random.Generator) -> Iterator[NDArray[np.intp]]:
         """Numbers of the samples of each step, always as many."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dprp_tf.channels import Places
 from dprp_tf.conversion.refitting import kernel_matrix, rows_of_channels
+from dprp_tf.costs.compiled_loss import names_of_outputs
 from dprp_tf.decomposition.threads import threads_for
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.substitution import call_with
@@ -98,6 +99,13 @@ class SoftCut(keras.Model):
         bounds: The costs wanted, by metric.
         settings: How soft it is.
         moments: Second moments of inputs by layer, as `input_moments` gives them. Default: none.
+
+    Attributes:
+        masks: m by place.
+        thresholds: g by factorized layer, as shares of s_1; for a gate on a scale of its logarithm.
+        steps: The steps taken.
+        spent: The cost at the last of them, relative to the bound.
+        bounds: The costs wanted, by metric.
     """
 
     def __init__(
@@ -113,9 +121,11 @@ class SoftCut(keras.Model):
         super().__init__(name=f"{model.name}_softly_cut", dtype="float32")
         # Functions are not tracked: neither the frozen model's weights nor its layers are ours.
         self._frozen = lambda values, x: call_with(model, values, x)
+        # What labels and losses call the outputs.
+        self.output_names = names_of_outputs(model)
         self._costs = costs
         self._settings = settings
-        self._bounds = dict(bounds)
+        self.bounds = dict(bounds)
         self._loose = places.loose.astype(np.float32)
         self._kernels = _kernels(places, factorized if settings.thresholds else (), moments or {})
         self._ranked = [kernel for kernel in self._kernels if kernel.number is not None]
@@ -196,14 +206,14 @@ class SoftCut(keras.Model):
 
     def _missed(self, shares: Mapping[str, Any]) -> Any:
         """||B - B_d||^2; of several bounds what exceeds each."""
-        away = [shares[name] - bound for name, bound in self._bounds.items()]
+        away = [shares[name] - bound for name, bound in self.bounds.items()]
         if len(away) > 1:
             away = [ops.relu(each) for each in away]
         return sum(ops.square(each) for each in away)
 
     def _nearest(self, shares: Mapping[str, Any]) -> Any:
         """The largest of the costs relative to their bounds."""
-        return ops.max(ops.stack([shares[name] / bound for name, bound in self._bounds.items()]))
+        return ops.max(ops.stack([shares[name] / bound for name, bound in self.bounds.items()]))
 
     def _cut(self) -> tuple[Any, Any, list[tuple[Any, Any]]]:
         """What is left of the places, ranks, and kernels by variable."""

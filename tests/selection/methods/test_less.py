@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from dprp_tf.conversion.calibration import input_moments
 from dprp_tf.selection.methods.less import LeSS
 from dprp_tf.selection.methods.soft_cut import SoftCut, SoftSettings
 from dprp_tf.selection.solving.soft_costs import SoftCosts
+from dprp_tf.training.divergence import DivergenceError
 
 SHARP = (1e4, 1e4, 0.0)
 
@@ -170,6 +172,75 @@ def test_a_step_moves_masks_and_thresholds_and_nothing_else() -> None:
     assert float(np.asarray(soft.steps)) == 5
     for ours, kept in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, kept)
+
+
+def test_an_interrupted_learning_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    model = _model()
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = _inputs(64), np.arange(64) % 4
+    learning = LeSS(steps=60, most_steps=60, batch_size=8)
+
+    def learn(folder: Path | None, told: Any = lambda share, text: None) -> Any:
+        soft, _ = _soft(model, SoftSettings())
+        return learning.learn(model, soft, x, y, folder=folder, told=told)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(share: float | None, text: str) -> None:
+        if share == 1.0:  # at step 60; kept at 50
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        learn(tmp_path, stop)
+    steps: list[float | None] = []
+    found = learn(tmp_path, lambda share, text: steps.append(share))
+    assert steps == [1.0]
+    whole = learn(None)
+    np.testing.assert_allclose(found.masks, whole.masks, rtol=1e-5)
+    np.testing.assert_allclose(found.ranks, whole.ranks, rtol=1e-4)
+    assert found.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=1e-5)
+    learning = LeSS(steps=60, most_steps=60, batch_size=16)
+    with pytest.raises(ValueError, match="batch_size"):
+        learn(tmp_path)
+    learning = LeSS(steps=60, most_steps=60, batch_size=8)
+    (tmp_path / "less.npz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="sound state"):
+        learn(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_it() -> None:
+    model = _model()
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    soft, _ = _soft(model, SoftSettings())
+    x = np.full((16, 6, 6, 3), np.nan, "float32")
+    with pytest.raises(DivergenceError, match="diverged at step"):
+        LeSS(batch_size=8).learn(model, soft, x, np.zeros(16, int))
+
+
+def test_several_outputs_learn_by_the_losses_they_were_compiled_with() -> None:
+    pictures, figures = keras.Input((6, 6, 3), name="pictures"), keras.Input((4,), name="figures")
+    x = layers.Conv2D(8, 3, activation="relu", name="a")(pictures)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, name="b")(x))
+    x = layers.Concatenate()([x, layers.Dense(8, name="c")(figures)])
+    outputs = [layers.Dense(3, name="kind")(x), layers.Dense(1, name="size")(x)]
+    model = keras.Model([pictures, figures], outputs)
+    model.compile(
+        loss={"kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "size": "mse"},
+        loss_weights={"kind": 1.0, "size": 0.5},
+    )
+    rng = np.random.default_rng(0)
+    x = [_inputs(32), rng.normal(size=(32, 4)).astype("float32")]
+    y = [rng.integers(0, 3, 32), rng.normal(size=(32, 1)).astype("float32")]
+    groups = [group for group in channel_groups(model).values() if group.prunable]
+    places = places_of(model, follow(model), groups)
+    costs = SoftCosts(model, places, ["a", "b"], ["macs"])
+    learning = LeSS(steps=1, most_steps=1, batch_size=32, first_steepness=50)
+    soft = learning.soften(model, places, ["a", "b"], costs, {"macs": 1.0})
+    expected = float(model.evaluate(x, y, batch_size=32, verbose=0, return_dict=True)["loss"])
+    learned = learning.learn(model, soft, x, y)
+    # At its first step it computes what the model does, and costs nothing too much.
+    assert learned.history[0]["loss"] == pytest.approx(expected, rel=0.02)
 
 
 def test_the_sigmoid_becomes_steeper_up_to_its_most() -> None:
