@@ -231,7 +231,7 @@ def test_equal_seeds_give_equal_plans() -> None:
 
 
 def test_a_share_of_the_data_is_learned_from() -> None:
-    few = dprp.LeSS(batch_size=64, data_share=0.1)
+    few = dprp.LeSS(data_share=0.1)
     batches = few._batches(200, np.random.default_rng(0))
     drawn = [next(batches) for _ in range(5)]
     assert {len(rows) for rows in drawn} == {20}
