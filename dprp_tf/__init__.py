@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         TuckerConv3D,
     )
     from dprp_tf.selection.compressing import Compressed, bsr
+    from dprp_tf.selection.learning_channels_and_ranks import learn_channels_and_ranks
+    from dprp_tf.selection.methods.less import LeSS
     from dprp_tf.selection.selecting import select_ranks
     from dprp_tf.selection.selecting_both import select_channels_and_ranks
     from dprp_tf.selection.selecting_channels import select_channels
@@ -66,6 +68,7 @@ __all__ = [
     "InnerTraining",
     "JointPlan",
     "LatencyTable",
+    "LeSS",
     "RankHistory",
     "RankPlan",
     "RankPruning",
@@ -86,6 +89,7 @@ __all__ = [
     "distribution",
     "factorize",
     "fold",
+    "learn_channels_and_ranks",
     "load_model",
     "remove_channels",
     "save_model",
@@ -117,6 +121,7 @@ _HOMES = {
     "InnerTraining": "training.inner_training",
     "JointPlan": "costs.joint_plan",
     "LatencyTable": "costs.latency_table",
+    "LeSS": "selection.methods.less",
     "RankHistory": "training.rank_history",
     "RankPlan": "costs.rank_plan",
     "RankPruning": "training.rank_pruning",
@@ -137,6 +142,7 @@ _HOMES = {
     "distribution": "training.distribution",
     "factorize": "conversion.factorizing",
     "fold": "conversion.folding",
+    "learn_channels_and_ranks": "selection.learning_channels_and_ranks",
     "load_model": "training.saving",
     "remove_channels": "conversion.removing",
     "save_model": "training.saving",

@@ -51,6 +51,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             "by_rank(deploy.measure_latency(lowrank, target=target, rounds=3, ranks=(1, 2)))",
         ),
         ("stop_epoch=24", "stop_epoch=1"),
+        ("most_steps=900", "most_steps=5"),
         ("FineTuning(epochs=20)", "FineTuning(epochs=1)"),
         ("FineTuning(epochs=20, ", "FineTuning(epochs=1, "),
         # Of a network that has learned nothing, the largest of ten scores is a matter of rounding.

@@ -8,6 +8,7 @@ from dprp_tf.channels.groups import (
     groups_of,
     place_labels,
 )
+from dprp_tf.channels.places import LayerPlaces, Places, places_of
 from dprp_tf.channels.slicing import SlicedLayer, filter_rows
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "ChannelGroups",
     "Followed",
     "LayerChannels",
+    "LayerPlaces",
+    "Places",
     "Resized",
     "SlicedLayer",
     "channel_groups",
@@ -22,4 +25,5 @@ __all__ = [
     "follow",
     "groups_of",
     "place_labels",
+    "places_of",
 ]

@@ -18,12 +18,19 @@ from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.layer_calls import layer_calls
 
-__all__ = ["WidthCosts"]
+__all__ = ["ChannelWeights", "WidthCosts", "channel_weights"]
 
 
-@dataclass
-class _Weights:
-    """Weights of a layer, and whether they fall with the channels it takes and gives."""
+@dataclass(frozen=True)
+class ChannelWeights:
+    """Weights of a layer, and whether they fall with the channels it takes and gives.
+
+    Attributes:
+        entries: How many there are.
+        by_reads: Whether they fall with the channels that the layer takes.
+        by_makes: Whether they fall with those that it gives.
+        multiplies: Whether they multiply, and count for the layer's MACs.
+    """
 
     entries: float
     by_reads: bool
@@ -36,7 +43,7 @@ class _Layer:
     """A layer: its weights, MACs, entries of its maps; by group how many channels k places take."""
 
     key: str
-    weights: list[_Weights]
+    weights: list[ChannelWeights]
     macs: float
     maps: float
     reads: int
@@ -110,7 +117,7 @@ class WidthCosts:
                 continue
             found = _Layer(
                 key,
-                _weights(record),
+                channel_weights(record),
                 macs.get(key, 0),
                 maps.get(id(layer)) or 0.0,
                 record.reads.size,
@@ -208,14 +215,29 @@ def _require_fitting(latency: WidthTable, keys: Mapping[str, Any], followed: Fol
             )
 
 
-def _weights(record: LayerChannels) -> list[_Weights]:
+def channel_weights(record: LayerChannels) -> list[ChannelWeights]:
+    """Return what a layer's weights are to the channels that it takes and gives.
+
+    Args:
+        record: The layer, as `follow` found it.
+
+    Returns:
+        One for each trainable variable, in the layer's order.
+
+    Example:
+
+    >>> from dprp_tf.channels import follow
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, use_bias=False)])
+    >>> channel_weights(next(iter(follow(model).layers.values())))
+    [ChannelWeights(entries=12.0, by_reads=True, by_makes=True, multiplies=True)]
+    """
     layer = record.layer
     found = []
     for weight in layer.trainable_weights:
         bias = weight.name.endswith("bias")
         depthwise = "depthwise" in weight.name and record.produces
         found.append(
-            _Weights(
+            ChannelWeights(
                 entries=float(np.prod(weight.shape)),
                 by_reads=record.produces and not bias,
                 by_makes=not depthwise,

@@ -1,0 +1,426 @@
+"""One call that learns which channels and which ranks a trained model can do without."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from dprp_tf.channels import ChannelGroup, Places, follow, groups_of, places_of
+from dprp_tf.conversion.calibration import input_moments
+from dprp_tf.conversion.cutting import cut
+from dprp_tf.costs.budget import METRICS, Budget, BudgetError
+from dprp_tf.costs.channel_plan import ChannelPlan, PlannedChannels
+from dprp_tf.costs.joint_plan import JointPlan
+from dprp_tf.costs.models import model_cost
+from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
+from dprp_tf.costs.rank_space import Ranks, RankSpace
+from dprp_tf.costs.scores import Score, resolve_score
+from dprp_tf.data import Dataset
+from dprp_tf.decomposition import OutputTruncation
+from dprp_tf.files.arguments import check_choice, check_integer
+from dprp_tf.layers.factorizable import factorizable
+from dprp_tf.selection.methods.less import Learned, LeSS
+from dprp_tf.selection.scoring.samples import picked, samples_of
+from dprp_tf.selection.solving.rounded_counts import (
+    narrowed,
+    nearest_widths,
+    order_of_places,
+    scaled_ranks,
+    widened,
+)
+from dprp_tf.selection.solving.soft_costs import SoftCosts
+
+__all__ = ["learn_channels_and_ranks"]
+
+_METRICS = METRICS[:3]
+_TRUNCATIONS = ("kernel", "output")
+# Samples that outputs are kept on, and that accuracies are measured on.
+_CALIBRATION, _MEASURED = 512, 4096
+
+
+def learn_channels_and_ranks(
+    model: keras.Model,
+    data: Any,
+    *,
+    budget: Budget | float | Mapping[str, float],
+    learning: LeSS | None = None,
+    groups: Iterable[str] | None = None,
+    layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
+    multiple: int = 8,
+    truncation: str = "output",
+    validation_data: Any = None,
+    score: Score | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Callable[[float | None, str], None] | None = None,
+    seed: int = 0,
+) -> JointPlan:
+    """Learn which channels and ranks of a trained model go, both at once, against a budget.
+
+    LeSS: the weights stay as they are, and gradient steps lower
+
+        loss(y, model with kernels SVT(mask * W, g)) + lambda ||B - B_d||^2
+
+    by a mask m (places,) of each group of channels and a threshold g of each kernel's singular
+    values, with W as a matrix (L*C, S) of L positions, C channels and S filters:
+
+        mask = 1 / (1 + exp(-mu (m - 0.5)));  SVT(U S V^T, g) = U ReLU(S - g) V^T
+        channels c = sum mask;  rank r = sum tanh(ReLU(S - g) t)
+        B = sum A min(r (L c_in + c_out), L c_in c_out) / sum A L C S  for MACs, A positions each
+
+    Then counts of channels are rounded to multiples, and ranks in proportion to the soft ones are
+    taken as large as the budget allows, within its tolerance where whole numbers come as close.
+    Unlike `select_channels` and `select_ranks`, which look at a model, this trains: give it
+    labelled training data, a few thousand samples or more.
+
+    Args:
+        model: A built, trained Functional or Sequential model; it stays as it is.
+        data: Labelled training data `(x, y)` or a `Dataset`, as `select_ranks` takes data.
+        budget: A `Budget` of parameters, MACs or activations, its bounds by name, or a share of
+            the parameters alone.
+        learning: Settings; masks or thresholds alone are among them. Default: `LeSS()`.
+        groups: Names of the groups that may lose channels; see `channel_groups`. Default: all.
+        layers: As `select_ranks` takes them, the layers whose ranks may fall. Default: all.
+        multiple: Multiples in which places of a group stay. Default 8, which int8 kernels are
+            made for.
+        truncation: `"output"`: cuts keep the outputs on samples of `data`, and so do the kernels
+            of what reads channels that went; `cut` then needs calibration data. `"kernel"`: they
+            keep the kernels. Default `"output"`.
+        validation_data: Labelled samples that accuracies are measured on. Default: the first of
+            `data`.
+        score: What is called accuracy, as `select_ranks` takes it.
+        folder: Where to keep what was learned so far; the same call goes on from there. Default:
+            nowhere.
+        progress: Called with the share done, 0 to 1 or None, and a text. Default: nothing shown.
+        seed: Seed of the order of the samples; equal seeds give equal plans.
+
+    Returns:
+        The `JointPlan`; `cut(model, plan, calibration_data=x)` applies it. Fine-tune the result.
+
+    Raises:
+        DivergenceError: If the loss is no longer finite.
+        BudgetError: If no widths and ranks meet the budget; it names the bound and what can be met.
+        ValueError: If an argument is unusable, labels are missing, nothing can go, or the folder
+            is of another learning.
+
+    Source: BSR/LeSS thesis, chapter 4: Eq. 4.3 to 4.12, Algorithm 2.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 8, 3))
+    >>> x = keras.layers.Conv2D(16, 3, activation="relu", name="a")(inputs)
+    >>> x = keras.layers.Flatten()(keras.layers.Conv2D(16, 3, name="b")(x))
+    >>> model = keras.Model(inputs, keras.layers.Dense(2, name="out")(x))
+    >>> images = np.random.default_rng(0).normal(size=(64, 8, 8, 3)).astype("float32")
+    >>> labels = (images.mean(axis=(1, 2, 3)) > 0).astype("int32")
+    >>> few = LeSS(steps=20, most_steps=20, batch_size=16)
+    >>> plan = learn_channels_and_ranks(
+    ...     model, (images, labels), budget={"macs": 0.5}, learning=few, multiple=4)
+    >>> 0.49 < plan.shares["macs"] <= 0.5
+    True
+    """
+    learning = learning or LeSS()
+    check_integer("multiple", multiple)
+    check_choice("truncation", truncation, _TRUNCATIONS)
+    asked = _budget(budget)
+    x, y = _labelled(data, model, "data")
+    told = progress or (lambda share, text: None)
+    problem = _problem(model, learning, groups, layers, asked)
+    seen = None if truncation == "kernel" else picked(x, slice(0, _CALIBRATION))
+    told(None, "running the data")
+    moments = {} if seen is None else input_moments(model, problem.factorized, seen)
+    soft = learning.soften(
+        model, problem.places, problem.factorized, problem.costs, asked.bounds, moments
+    )
+    place = None if folder is None else Path(folder)
+    learned = learning.learn(model, soft, x, y, told=told, seed=seed, folder=place)
+    told(None, "rounding")
+    channels, space, ranks = _rounded(model, problem, learned, learning, multiple, asked, seen)
+    plan = _plan(learning, problem, learned, channels, space, ranks, truncation)
+    told(None, "measuring what is left")
+    small = cut(model, plan, calibration_data=seen)
+    counted = model_cost(small)
+    exact = {"parameters": float(counted.parameters), "macs": float(counted.macs or 0)}
+    plan = replace(plan, cost={name: exact[name] for name in plan.dense})
+    if validation_data is None:
+        x, y = picked(x, slice(0, _MEASURED)), picked(y, slice(0, _MEASURED))
+    else:
+        x, y = _labelled(validation_data, model, "validation_data")
+    judge = resolve_score(score, model, y)
+    accuracy = {
+        name: float(judge(y, network.predict(x, verbose=0)))
+        for name, network in (("dense", model), ("planned", small))
+    }
+    return replace(plan, accuracy=accuracy)
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """What is learned of: places and layers, what they cost, and the bounds on that."""
+
+    places: Places
+    factorized: tuple[str, ...]
+    costs: SoftCosts
+    bounds: Mapping[str, float]
+
+
+def _problem(
+    model: keras.Model, learning: LeSS, groups: Any, layers: Any, asked: Budget
+) -> _Problem:
+    followed = follow(model)
+    found: list[ChannelGroup] = []
+    if learning.masks:
+        known = groups_of(model, followed)
+        if groups is not None or not learning.thresholds or any(g.prunable for g in known.values()):
+            found = known.able(groups)
+    names: dict[str, keras.layers.Layer] = {}
+    if learning.thresholds:
+        try:
+            names, _ = factorizable(model, layers)
+        except ValueError:
+            if layers is not None or not found:
+                raise
+    places = places_of(model, followed, found)
+    # Those that `RankSpace` passes over, and whose weights count as nobody's.
+    able = {
+        key
+        for key, layer in names.items()
+        if layer.kernel_constraint is None and layer.kernel.trainable
+    }
+    factorized = tuple(layer.key for layer in places.layers if layer.key in able)
+    costs = SoftCosts(model, places, factorized, list(asked.bounds))
+    return _Problem(places, factorized, costs, asked.bounds)
+
+
+def _budget(budget: Budget | float | Mapping[str, float]) -> Budget:
+    asked = Budget.of(budget)
+    others = [name for name in ("time", "accuracy_drop") if getattr(asked, name) is not None]
+    unknown = sorted({*asked.bounds, *others} - set(_METRICS))
+    if unknown:
+        raise ValueError(
+            f"`budget` must bound {', '.join(_METRICS)} where channels and ranks are learned. "
+            f"Received: {', '.join(unknown)}"
+        )
+    return asked
+
+
+def _labelled(data: Any, model: keras.Model, name: str) -> tuple[Any, Any]:
+    if isinstance(data, Dataset):
+        data = (data.x_train, data.y_train)
+    x, y = samples_of(data, model) if data is not None else (None, None)
+    if y is None:
+        raise ValueError(
+            f"`{name}` must be labelled samples (x, y): masks and thresholds are learned from the "
+            f"loss. Received: {'None' if data is None else 'inputs without labels'}; "
+            "select_channels and select_ranks have methods that need none."
+        )
+    return x, y
+
+
+class _Widths:
+    """The widths that the groups of a problem may have, and what they cost and leave."""
+
+    def __init__(self, problem: _Problem, learned: Learned, learning: LeSS, multiple: int) -> None:
+        self._problem = problem
+        places = problem.places
+        # As the first steps saw them: at the end all that stay look alike.
+        soft = 1 / (1 + np.exp(-learning.first_steepness * (learned.masks - 0.5)))
+        self.orders: dict[str, list[int]] = {}
+        self.left: dict[str, np.ndarray] = {}
+        self.allowed: dict[str, list[int]] = {}
+        self.kept: dict[str, float] = {}
+        for number, group in enumerate(places.groups):
+            loose = places.of(places.loose, number)
+            order = order_of_places(places.of(learned.masks, number), loose)
+            self.orders[group.name] = order
+            of_group = places.of(soft, number)
+            self.left[group.name] = np.concatenate([[0.0], np.cumsum(of_group[order])])
+            self.allowed[group.name] = group.widths(multiple)
+            self.kept[group.name] = float(places.of(learned.kept, number).sum())
+
+    def over(self, widths: Mapping[str, int], *, least: bool = False) -> float:
+        """The largest cost relative to its bound, dense or at the least ranks."""
+        whole = self._problem.costs.shares(self._mask(widths))
+        if least and self._problem.factorized:
+            ones = np.ones(len(self._problem.factorized), dtype=np.float32)
+            lower = self._problem.costs.shares(self._mask(widths), ones)
+            whole = {name: min(float(whole[name]), float(lower[name])) for name in whole}
+        return max(float(whole[name]) / bound for name, bound in self._problem.bounds.items())
+
+    def narrow(self, at: dict[str, int]) -> dict[str, int] | None:
+        return narrowed(at, self.allowed, self.left, self.over)
+
+    def widen(self, at: dict[str, int], most: float = np.inf) -> dict[str, int] | None:
+        return widened(at, self.allowed, self.left, self.over, most=most)
+
+    def gone(self, widths: Mapping[str, int]) -> dict[str, list[int]]:
+        return {
+            name: order[: self.allowed[name][0] - widths[name]]
+            for name, order in self.orders.items()
+        }
+
+    def _mask(self, widths: Mapping[str, int]) -> Any:
+        places = self._problem.places
+        mask = np.ones(places.count, dtype=np.float32)
+        for number, group in enumerate(places.groups):
+            mask[places.starts[number] + np.array(self.gone(widths)[group.name], dtype=int)] = 0
+        return mask
+
+
+def _rounded(
+    model: keras.Model,
+    problem: _Problem,
+    learned: Learned,
+    learning: LeSS,
+    multiple: int,
+    asked: Budget,
+    seen: Any,
+) -> tuple[ChannelPlan, RankSpace | None, dict[str, Ranks]]:
+    """The channels that go, the ranks that what is left could have, and those it gets."""
+    widths = _Widths(problem, learned, learning, multiple)
+    at = nearest_widths(widths.kept, widths.allowed)
+    ranked = bool(problem.factorized)
+    while widths.over(at, least=ranked) > 1 + 1e-6:
+        narrower = widths.narrow(at)
+        if narrower is None:
+            raise _impossible(problem, widths, at, multiple)
+        at = narrower
+    wide = 1 - asked.tolerance if ranked else 0.0
+    while not ranked or widths.over(at) < wide:
+        # Dense, it costs less than it may: channels that stay are worth more than nothing.
+        wider = widths.widen(at, np.inf if ranked else 1 + 1e-6)
+        if wider is None:
+            break
+        at = wider
+    if not ranked:
+        return _channel_plan(model, problem, widths, at, learning, multiple, seen), None, {}
+    soft = dict(zip(problem.factorized, np.asarray(learned.ranks).tolist(), strict=True))
+    tolerance, first = asked.tolerance, at
+    while True:
+        channels = _channel_plan(model, problem, widths, at, learning, multiple, seen)
+        small = cut(model, channels, calibration_data=seen)
+        space = _space(small, problem, seen)
+        bounds = {
+            name: min(1.0, bound * problem.costs.dense[name] / space.cost({}).dense[name])
+            for name, bound in asked.bounds.items()
+        }
+        within = Budget(**bounds, tolerance=tolerance)
+        try:
+            return channels, space, scaled_ranks(space, soft, within)
+        except BudgetError:
+            # No whole ranks come as close at these widths: others may, else what is nearest.
+            narrower = widths.narrow(at)
+            if narrower is None or widths.over(narrower) < wide:
+                if tolerance > 1:
+                    raise
+                tolerance, narrower = max(2 * tolerance, 1e-3), first
+            at = narrower
+
+
+def _impossible(
+    problem: _Problem, widths: _Widths, at: Mapping[str, int], multiple: int
+) -> BudgetError:
+    metric = min(problem.bounds, key=lambda name: problem.bounds[name])
+    return BudgetError(
+        problem.bounds[metric],
+        widths.over(at, least=True) * problem.bounds[metric],
+        metric=metric,
+        smallest="at the least widths" + (" and ranks" if problem.factorized else ""),
+        remedy=f"Raise it, or let more layers be cut. Channels stay in multiples of {multiple}.",
+    )
+
+
+def _space(small: keras.Model, problem: _Problem, seen: Any) -> RankSpace:
+    names = list(problem.factorized)
+    if seen is None:
+        return RankSpace(small, "channel", names)
+    moments = input_moments(small, names, seen)
+
+    def truncate(name: str, kernel: Any, decomposition: str) -> OutputTruncation:
+        return OutputTruncation(kernel, decomposition, moments[name])
+
+    return RankSpace(small, "channel", names, truncate=truncate)
+
+
+def _channel_plan(
+    model: keras.Model,
+    problem: _Problem,
+    widths: _Widths,
+    at: Mapping[str, int],
+    learning: LeSS,
+    multiple: int,
+    seen: Any,
+) -> ChannelPlan:
+    gone = widths.gone(at)
+    rows = []
+    for group in problem.places.groups:
+        removed: dict[str, list[int]] = {}
+        for place in gone[group.name]:
+            name, tied = group.filters_at(place)
+            removed.setdefault(name, []).extend(tied)
+        left = widths.left[group.name]
+        stay = group.size - len(left) + 1
+        lost = float(left[len(gone[group.name])] / max(left[-1] + stay, 1e-12))
+        rows.append(
+            PlannedChannels(
+                group.name,
+                group.size,
+                at[group.name],
+                float(np.clip(lost, 0.0, 1.0)),
+                {name: tuple(sorted(tied)) for name, tied in removed.items()},
+            )
+        )
+    dense = model_cost(model)
+    whole = {"parameters": float(dense.parameters), "macs": float(dense.macs or 0)}
+    whole = {name: value for name, value in whole.items() if value}
+    plan = ChannelPlan(learning.name, multiple, {}, tuple(rows), whole, whole)
+    small = model_cost(cut(model, plan))
+    cost = {"parameters": float(small.parameters), "macs": float(small.macs or 0)}
+    return replace(plan, cost={name: cost[name] for name in whole})
+
+
+def _plan(
+    learning: LeSS,
+    problem: _Problem,
+    learned: Learned,
+    channels: ChannelPlan,
+    space: RankSpace | None,
+    ranks: Mapping[str, Ranks],
+    truncation: str,
+) -> JointPlan:
+    history = tuple(learned.history)
+    if space is None:
+        part = RankPlan(
+            learning.name, "channel", "kernel", {}, (), channels.cost, channels.cost, {}, history
+        )
+        cost = dict(channels.cost)
+    else:
+        spent = space.cost(ranks)
+        layers = space.layers
+        rows = tuple(
+            PlannedRanks(
+                name=name,
+                decomposition=layers[name].decomposition,
+                kernel_shape=layers[name].kernel_shape,
+                full_ranks=layers[name].full_ranks,
+                ranks=ranks[name],
+                lost=0.0
+                if ranks[name] is None
+                else layers[name].truncation.lost(ranks[name] or ()),
+                parameters=layers[name].parameters(ranks[name]),
+                dense_parameters=layers[name].parameters(None),
+            )
+            for name in layers
+        )
+        part = RankPlan(
+            learning.name, "channel", truncation, {}, rows, spent.values, spent.dense, {}, history
+        )
+        cost = dict(spent.values)
+    return JointPlan(
+        learning.name, channels, part, dict(problem.bounds), cost, dict(channels.dense)
+    )
