@@ -29,7 +29,15 @@ __all__ = ["look"]
 
 _FILES = (".tflite", ".onnx")
 # Any of these makes a folder one that a command wrote.
-_WRITTEN = ("selection.json", "rank_plan.json", "results.json", "history.json", "bench.json")
+_PLANS = {
+    "joint_plan": "channels and ranks",
+    "channel_plan": "channels",
+    "rank_plan": "ranks",
+}
+_WRITTEN = (
+    *(f"{name}.json" for name in _PLANS),
+    *("selection.json", "results.json", "history.json", "bench.json"),
+)
 
 
 @command
@@ -192,10 +200,11 @@ def _run(folder: Path, words: Sequence[object]) -> tuple[dict[str, Any], list[St
     read = {path.stem: _read(path) for path in paths}
     parts = {name: value for name, value in read.items() if value is not None}
     told, steps = [], []
-    if "selection" in parts or "rank_plan" in parts:
+    if {"selection", *_PLANS} & set(parts):
         chosen = parts.get("selection", {})
         shares = chosen.get("shares", {}).items()
-        told.append(f"{folder}: ranks chosen for a trained model")
+        of = next((words for name, words in _PLANS.items() if name in parts), "ranks")
+        told.append(f"{folder}: {of} chosen for a trained model")
         told += [f"{name}: {share:.1%} of the dense model's" for name, share in shares]
         told += [f"accuracy, {name}: {value:.2%}" for name, value in _accuracies(chosen)]
         models = [folder / name for name in ("model.keras", "cut.keras")]

@@ -17,7 +17,6 @@ __all__ = [
     "Fresh",
     "ImageSize",
     "Json",
-    "LatencyTableFile",
     "Mean",
     "Precision",
     "Refresh",
@@ -49,7 +48,6 @@ Fresh = Annotated[bool, typer.Option(help="Discard what the run folder holds.")]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="A layer that stays dense; repeat for more.")
 ]
-LatencyTableFile = Annotated[Path | None, typer.Option(help="What `dprp latency` wrote.")]
 
 _S = TypeVar("_S")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from dprp_tf.channels import follow
 from dprp_tf.conversion.chosen_forms import ChosenForms, remember_choice
 from dprp_tf.conversion.compilation import compiled_like
 from dprp_tf.conversion.factorizing import factorize
@@ -17,6 +18,8 @@ from dprp_tf.costs.channel_plan import ChannelPlan
 from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import RankPlan
+from dprp_tf.costs.width_table import WidthTable
+from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 from dprp_tf.training.model import DPRPModel
 
@@ -28,7 +31,7 @@ def cut(
     plan: RankPlan | ChannelPlan | JointPlan,
     *,
     calibration_data: Any = None,
-    latency: LatencyTable | None = None,
+    latency: LatencyTable | WidthTable | None = None,
     model_class: Any = None,
 ) -> keras.Model:
     """Return a model of plain layers cut as a plan says: to lower ranks, fewer channels, or both.
@@ -41,7 +44,8 @@ def cut(
             lose least of them, or the kernels of what reads removed channels fitted anew to those
             that are left. Default: the kernels are kept.
         latency: For ranks, the table whose times the plan was chosen by: each layer gets the form
-            that was the quickest there. Default: the form of fewest weights.
+            that was the quickest there, of a width table at the channels that are left. Default:
+            the form of fewest weights.
         model_class: As `fold` takes it; the model's own class is kept where it can be.
 
     Returns:
@@ -85,8 +89,21 @@ def cut(
     if not plan.ranks:
         return compiled_like(rewrite(model, lambda layer: None, result_class), model)
     lowrank = factorize(model, ranks=plan, calibration_data=calibration_data, model_class=DPRPModel)
+    if isinstance(latency, WidthTable):
+        latency = latency.by_rank(_channels(model, latency))
     forms = None if latency is None else latency.forms(plan.ranks)
     small = fold(lowrank, forms=forms, model_class=result_class)
     if forms is not None and set(forms.values()) != {"dense"}:
         remember_choice(small, ChosenForms.by(latency))
     return compiled_like(small, model)
+
+
+def _channels(model: keras.Model, widths: WidthTable) -> dict[str, tuple[int, int]]:
+    """How many channels each layer of the table reads and makes in a model."""
+    followed, layers = follow(model), layer_keys(model)
+    found = {}
+    for name in widths.by_name:
+        record = followed.layers.get(id(layers.get(name)))
+        if record is not None:
+            found[name] = record.reads.size, record.makes.size
+    return found
