@@ -189,6 +189,7 @@ def _steps(
         *look,
         ("a faster int8 file", ("select", path, *words, "--folder", folder, *faster)),
         ("ranks that fall in training", ("train", "--model", path, *words, "--folder", trained)),
+        ("channels that could go", ("channels", path)),
         *steps_of_plain(path, words),
     ]
 

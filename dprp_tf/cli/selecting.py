@@ -103,7 +103,8 @@ def select(
     told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
     print_text(f"Accuracy on the {results['data']['test']} test images: {told}")
     print_text(_speed(results))
-    print_text(f"{folder}: report.html, every candidate, the plan, the models and their files")
+    log = "every candidate, " if chosen.cut == "ranks" else ""
+    print_text(f"{folder}: report.html, {log}the plan, the models and their files")
     words = data_options(data, image_size, mean, std)
     if "files" in results:
         files = [folder / row["file"] for row in results["files"]]

@@ -58,7 +58,8 @@ _RANK_PLAN_NOTE = (
 )
 
 _CHANNEL_PLAN_NOTE = (
-    "Channels of a group go together; the share lost is that of what the method looks at."
+    "Channels of a group go together: those that other layers have tied to them go too. The share "
+    "lost is that of what the method looks at."
 )
 
 _RANKS_LEFT_NOTE = (

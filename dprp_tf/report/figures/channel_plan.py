@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dprp_tf.costs.budget import bounds_text
 from dprp_tf.costs.channel_plan import ChannelPlan
-from dprp_tf.report.axes import percent_ticks, style_axes, title_legend
+from dprp_tf.report.axes import percent_ticks, style_axes
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.formatting import clean_name, count_text
 from dprp_tf.report.pictures import save_picture
@@ -50,7 +50,7 @@ def plot_channel_plan(plan: ChannelPlan, theme: str = "light") -> Figure:
     >>> group = PlannedChannels("a", 8, 6, 0.1, {"a": (0, 5)})
     >>> plan = ChannelPlan("l1", 2, {"macs": 0.8}, (group,), {"macs": 75.0}, {"macs": 100.0})
     >>> [axes.get_xlabel() for axes in plot_channel_plan(plan).axes]
-    ['Channels, % of the group', 'Lost, %']
+    ['Channels kept, % of the group', 'Lost, %']
     """
     colours = theme_named(theme)
     rows = plan.groups
@@ -60,16 +60,11 @@ def plot_channel_plan(plan: ChannelPlan, theme: str = "light") -> Figure:
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     asked = bounds_text(plan.budget, plan.unit)
     title = f"{plan.method}, multiples of {plan.multiple}" + (f", asked: {asked}" if asked else "")
-    style_axes(left, colours, title, x="Channels, % of the group", grid="x")
+    style_axes(left, colours, title, x="Channels kept, % of the group", grid="x")
     style_axes(right, colours, " ", x="Lost, %", grid="x")
     for place, row in enumerate(rows):
-        # The legend names each colour once.
-        told = place == 0
-        for share, colour, label in (
-            (1.0, colours.before, "All"),
-            (row.kept / row.size, colours.dprp, "Kept"),
-        ):
-            left.barh(place, share, height=0.66, color=colour, label=label if told else "")
+        left.barh(place, 1.0, height=0.66, color=colours.before)
+        left.barh(place, row.kept / row.size, height=0.66, color=colours.dprp)
         left.annotate(
             f"{row.kept} of {row.size}",
             xy=(1.0, place),
@@ -79,7 +74,7 @@ def plot_channel_plan(plan: ChannelPlan, theme: str = "light") -> Figure:
             fontsize=FONT_SIZE - 1,
             color=colours.muted,
         )
-        right.barh(place, row.lost, height=0.66, color=colours.dprp)
+        right.barh(place, row.lost, height=0.66, color=colours.muted)
     names = [clean_name(row.name, _NAME_LIMIT) for row in rows]
     left.set_yticks(range(len(rows)), names, parse_math=False)
     left.set(xlim=(0, 1.25), ylim=(len(rows) - 0.4, -0.6))
@@ -91,8 +86,6 @@ def plot_channel_plan(plan: ChannelPlan, theme: str = "light") -> Figure:
         axes.tick_params(axis="y", length=0, labelcolor=colours.text)
         axes.spines["left"].set_visible(False)
     right.tick_params(axis="y", labelleft=False)
-    handles, labels = left.get_legend_handles_labels()
-    title_legend(right, handles, labels, colours)
     return figure
 
 

@@ -99,5 +99,5 @@ def _cells(row: PlannedChannels) -> tuple[Cell, ...]:
         Cell(DASH if whole else ", ".join(map(clean_name, row.removed))),
         Cell(DASH if whole else percent_text(row.lost)),
         Cell(count_text(row.size)),
-        Cell(count_text(row.kept), share=row.kept / row.size),
+        less_is_better_cell(row.kept, row.size, count_text),
     )
