@@ -108,15 +108,12 @@ def known_widths(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
-def test_the_command_removes_channels_tunes_and_goes_on(
-    start: list[object],
-    digits: Dataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_command_removes_channels_tunes_and_shows_it(
+    start: list[object], digits: Dataset, tmp_path: Path
 ) -> None:
     folder = tmp_path / "chosen"
-    command = [*start, "--cut", "channels", "--macs", 0.6, "--precision", "none", "--epochs", 1]
-    result = _invoke(*command)
+    bounds = ["--cut", "channels", "--macs", 0.6]
+    result = _invoke(*start, *bounds, "--precision", "none", "--epochs", 1)
     assert result.exit_code == 0, result.output
     assert "Channels by activation, in multiples of 8" in " ".join(result.stdout.split())
     assert "every candidate" not in result.stdout
@@ -142,11 +139,30 @@ def test_the_command_removes_channels_tunes_and_goes_on(
     told = _invoke("look", folder)
     assert "channels chosen for a trained model" in told.stdout
     assert "ranks" not in told.stdout
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_and_another_is_refused(
+    start: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "chosen"
+    command = [*start, "--cut", "channels", "--macs", 0.6, "--precision", "none"]
+    command += ["--epochs", 1, "--distill"]
+    with monkeypatch.context() as broken:
+        broken.setattr("dprp_tf.runs.selecting.save_model", _stop)
+        assert _invoke(*command).exit_code == 130
+    plan = dprp.ChannelPlan.load(folder / "channel_plan.json")
+    assert not (folder / "selection.json").exists()
+    told = _invoke("look", folder)
+    assert "channels chosen" in told.stdout
+    assert "it was interrupted: the same `dprp select` goes on" in told.stdout
     # The plan that is there is taken; nothing is chosen again.
     monkeypatch.setattr(choosing_channels, "select_channels", pytest.fail)
     again = _invoke(*command)
     assert again.exit_code == 0, again.output
     assert dprp.ChannelPlan.load(folder / "channel_plan.json") == plan
+    (log,) = (json.loads(path.read_text()) for path in folder.rglob("tuning.json"))
+    assert "distillation_loss" in log["history"][0]
     refused = _invoke(*command, "--multiple", 4)
     assert refused.exit_code == 2
     assert "'multiple'" in refused.stderr
@@ -154,6 +170,10 @@ def test_the_command_removes_channels_tunes_and_goes_on(
     fresh = _invoke(*command, "--multiple", 4, "--fresh")
     assert fresh.exit_code == 0, fresh.output
     assert dprp.ChannelPlan.load(folder / "channel_plan.json").multiple == 4
+
+
+def _stop(*arguments: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow
@@ -276,6 +296,22 @@ def test_excluded_layers_keep_their_filters(
     plan = dprp.ChannelPlan.load(tmp_path / "channel_plan.json")
     assert [row.name for row in plan.groups] == ["first"]
     assert keras.saving.load_model(tmp_path / "cut.keras").get_layer("second").filters == 24
+
+
+def test_excluded_layers_are_cut_neither_way(
+    dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    chosen = SelectionSettings(
+        cut="both",
+        budget=dprp.Budget(parameters=0.6),
+        exclude=("first", "classes"),
+        precision=None,
+        samples=64,
+    )
+    select_in_folder(tmp_path, dense, digits, chosen)
+    plan = dprp.JointPlan.load(tmp_path / "joint_plan.json")
+    assert [row.name for row in plan.channels.groups] == ["second"]
+    assert {row.name for row in plan.ranks.layers} <= {"second"}
 
 
 def test_a_plan_of_another_model_is_not_taken(
