@@ -346,11 +346,12 @@ class SelectionSettings:
                 f"method={self.method!r}, cut={self.cut!r}"
             )
         metrics = [*_BOUNDED, *(["activations"] if self.cut == "channels" else [])]
-        others = sorted(set(self.budget.as_dict()) - {*metrics, "tolerance"})
+        others = set(self.budget.as_dict()) - {*metrics, "tolerance"}
         if others:
+            received = ", ".join(f"{one}={getattr(self.budget, one)}" for one in sorted(others))
             raise ValueError(
-                f"`budget` must bound {', '.join(metrics)} alone where channels go. Received: "
-                f"{', '.join(others)}, cut={self.cut!r}"
+                f"A budget must bound {', '.join(f'`{name}`' for name in metrics)} alone for "
+                f"cut={self.cut!r}. Received: {received}"
             )
         if self.cut == "both" and self.decomposition not in _STAGED:
             raise ValueError(
