@@ -35,8 +35,16 @@ _NOT_YET = {
     SELECTION: ("no ranks have been chosen yet", "select"),
     DEMO: ("nothing has been trained yet", "demo"),
 }
+_PLANS = {
+    "joint_plan": "channels and ranks",
+    "channel_plan": "channels",
+    "rank_plan": "ranks",
+}
 # Any of these makes a folder one that a command wrote, if the settings of a run do not.
-_WRITTEN = ("selection.json", "rank_plan.json", "results.json", "history.json", "bench.json")
+_WRITTEN = (
+    *(f"{name}.json" for name in _PLANS),
+    *("selection.json", "results.json", "history.json", "bench.json"),
+)
 
 
 @command
@@ -188,6 +196,7 @@ def _steps(
         *look,
         ("a faster int8 file", ("select", path, *words, "--folder", folder, *faster)),
         ("ranks that fall in training", ("train", "--model", path, *words, "--folder", trained)),
+        ("channels that could go", ("channels", path)),
         *steps_of_plain(path, words),
     ]
 
@@ -199,10 +208,11 @@ def _run(folder: Path, words: Sequence[object]) -> tuple[dict[str, Any], list[St
     read = {path.stem: _read(path) for path in paths}
     parts = {name: value for name, value in read.items() if value is not None}
     told, steps = [], []
-    if "selection" in parts or "rank_plan" in parts:
+    if {"selection", *_PLANS} & set(parts):
         chosen = parts.get("selection", {})
         shares = chosen.get("shares", {}).items()
-        told.append(f"{folder}: ranks chosen for a trained model")
+        of = next((words for name, words in _PLANS.items() if name in parts), "ranks")
+        told.append(f"{folder}: {of} chosen for a trained model")
         told += [f"{name}: {share:.1%} of the dense model's" for name, share in shares]
         told += [f"accuracy, {name}: {value:.2%}" for name, value in _accuracies(chosen)]
         models = [folder / name for name in ("model.keras", "cut.keras")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -17,7 +16,6 @@ __all__ = [
     "Fresh",
     "ImageSize",
     "Json",
-    "LatencyTableFile",
     "Mean",
     "Precision",
     "Refresh",
@@ -49,7 +47,6 @@ Fresh = Annotated[bool, typer.Option(help="Discard what the run folder holds.")]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="A layer that stays dense; repeat for more.")
 ]
-LatencyTableFile = Annotated[Path | None, typer.Option(help="What `dprp latency` wrote.")]
 
 _S = TypeVar("_S")
 

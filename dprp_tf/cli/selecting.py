@@ -1,4 +1,4 @@
-"""The command that chooses the ranks of a trained model."""
+"""The command that chooses the ranks of a trained model, its channels, or both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from dprp_tf.cli.options import (
     Fresh,
     ImageSize,
     Json,
-    LatencyTableFile,
     Mean,
     Std,
     with_settings,
@@ -35,7 +34,10 @@ def select(
     folder: Annotated[Path, typer.Option(help="Folder; the same command goes on in it.")],
     bounds: dict[str, Any],
     settings: dict[str, Any],
-    latency_table: LatencyTableFile = None,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(help="What `dprp latency` wrote; where channels go a folder's widths.json."),
+    ] = None,
     search: Annotated[
         list[str] | None,
         typer.Option(help="mbs: step,beams such as 3,5; repeat to search several times."),
@@ -54,19 +56,18 @@ def select(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Choose a trained model's ranks against a budget, cut it, tune it if asked, time its files.
+    """Choose a trained model's ranks or channels, cut it, tune it if asked, time its files.
 
     Example: dprp select mine.keras --data photos/ --folder runs/mine --time 0.5 --epochs 8
     """
     budget, method = Budget(**bounds), settings["method"]
     searches = _searches(method, search)
     load_keras()
-    from dprp_tf.costs.latency_table import LatencyTable
-    from dprp_tf.costs.rank_plan import RankPlan
     from dprp_tf.report import results_table
     from dprp_tf.runs.excluded_layers import all_but
     from dprp_tf.runs.progress import Display
-    from dprp_tf.runs.selecting import select_in_folder
+    from dprp_tf.runs.selecting import load_plan, select_in_folder
+    from dprp_tf.runs.time_tables import load_table
     from dprp_tf.training.fine_tuning import FineTuning
     from dprp_tf.training.saving import load_model
 
@@ -89,7 +90,7 @@ def select(
             dense,
             dataset,
             chosen,
-            latency=None if latency_table is None else LatencyTable.load(latency_table),
+            latency=None if latency_table is None else load_table(latency_table, chosen.cut),
             layers=all_but(dense, chosen.exclude),
             display=display,
             fresh=fresh,
@@ -97,12 +98,13 @@ def select(
     if as_json:
         print_json(results)
         return
-    print_table(RankPlan.load(folder / "rank_plan.json"))
+    print_table(load_plan(folder, chosen.cut))
     print_table(results_table(results))
     told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
     print_text(f"Accuracy on the {results['data']['test']} test images: {told}")
     print_text(_speed(results))
-    print_text(f"{folder}: report.html, every candidate, the plan, the models and their files")
+    log = "every candidate, " if chosen.cut == "ranks" else ""
+    print_text(f"{folder}: report.html, {log}the plan, the models and their files")
     words = data_options(data, image_size, mean, std)
     if "files" in results:
         files = [folder / row["file"] for row in results["files"]]

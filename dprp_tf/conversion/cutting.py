@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from dprp_tf.channels import follow
 from dprp_tf.conversion.chosen_forms import ChosenForms, remember_choice
 from dprp_tf.conversion.compilation import compiled_like
 from dprp_tf.conversion.factorizing import factorize
@@ -21,6 +22,8 @@ from dprp_tf.costs.channel_plan import ChannelPlan
 from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import RankPlan
+from dprp_tf.costs.width_table import WidthTable
+from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 from dprp_tf.training.model import DPRPModel
 
@@ -33,7 +36,7 @@ def cut(
     *,
     calibration_data: Any = None,
     refit: bool = True,
-    latency: LatencyTable | None = None,
+    latency: LatencyTable | WidthTable | None = None,
     model_class: Any = None,
 ) -> keras.Model:
     """Return a model of plain layers cut as a plan says: to lower ranks, fewer channels, or both.
@@ -49,7 +52,8 @@ def cut(
             gives on those inputs what it gave in the whole model; see `refit_in_sequence`. Default
             True; without `calibration_data` nothing is fitted.
         latency: For ranks, the table whose times the plan was chosen by: each layer gets the form
-            that was the quickest there. Default: the form of fewest weights.
+            that was the quickest there, of a width table at the channels that are left. Default:
+            the form of fewest weights.
         model_class: As `fold` takes it; the model's own class is kept where it can be.
 
     Returns:
@@ -85,7 +89,7 @@ def _cut(
     model: keras.Model,
     plan: RankPlan | ChannelPlan | JointPlan,
     calibration_data: Any,
-    latency: LatencyTable | None,
+    latency: LatencyTable | WidthTable | None,
     model_class: Any,
 ) -> tuple[keras.Model, _Kept | None]:
     """The smaller model, and by layer which of its output channels are left; None for all."""
@@ -105,8 +109,21 @@ def _cut(
     if not plan.ranks:
         return compiled_like(rewrite(model, lambda layer: None, result_class), model), None
     lowrank = factorize(model, ranks=plan, calibration_data=calibration_data, model_class=DPRPModel)
+    if isinstance(latency, WidthTable):
+        latency = latency.by_rank(_channels(model, latency))
     forms = None if latency is None else latency.forms(plan.ranks)
     small = fold(lowrank, forms=forms, model_class=result_class)
     if forms is not None and set(forms.values()) != {"dense"}:
         remember_choice(small, ChosenForms.by(latency))
     return compiled_like(small, model), None
+
+
+def _channels(model: keras.Model, widths: WidthTable) -> dict[str, tuple[int, int]]:
+    """How many channels each layer of the table reads and makes in a model."""
+    followed, layers = follow(model), layer_keys(model)
+    found = {}
+    for name in widths.by_name:
+        record = followed.layers.get(id(layers.get(name)))
+        if record is not None:
+            found[name] = record.reads.size, record.makes.size
+    return found

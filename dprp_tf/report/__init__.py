@@ -5,6 +5,7 @@ from __future__ import annotations
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.figures import (
     plot_bench,
+    plot_channel_plan,
     plot_cost_by_epoch,
     plot_rank_plan,
     plot_ranks_by_layer,
@@ -12,6 +13,7 @@ from dprp_tf.report.figures import (
     plot_tradeoff,
     plot_training,
     save_bench_plots,
+    save_channel_plan_plot,
     save_plots,
     save_rank_plan_plot,
 )
@@ -23,6 +25,7 @@ __all__ = [
     "NothingToPlotError",
     "bench_report",
     "plot_bench",
+    "plot_channel_plan",
     "plot_cost_by_epoch",
     "plot_rank_plan",
     "plot_ranks_by_layer",
@@ -32,6 +35,7 @@ __all__ = [
     "results_markdown",
     "results_table",
     "save_bench_plots",
+    "save_channel_plan_plot",
     "save_plots",
     "save_rank_plan_plot",
     "write_report",

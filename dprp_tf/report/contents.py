@@ -18,8 +18,18 @@ from dprp_tf.report.pictures import png_bytes
 from dprp_tf.report.selection import selection_results
 from dprp_tf.report.tables.benchmarks import bench_table, run_label
 from dprp_tf.report.tables.cells import Cell, Table
+from dprp_tf.report.tables.channel_plan import (
+    channel_plan_about,
+    channel_plan_figures,
+    channel_plan_table,
+)
 from dprp_tf.report.tables.files import files_by_format, files_table
 from dprp_tf.report.tables.fold_plan import plan_figures, plan_notes, plan_table
+from dprp_tf.report.tables.joint_plan import (
+    joint_plan_about,
+    joint_plan_figures,
+    joint_plan_notes,
+)
 from dprp_tf.report.tables.layers import layers_table, skipped_layers_table
 from dprp_tf.report.tables.measured_forms import measured_forms_table
 from dprp_tf.report.tables.models import BASELINE, baseline_first, models_table
@@ -45,6 +55,16 @@ _MODELS_NOTE = (
 
 _RANK_PLAN_NOTE = (
     "Weights are those of the kernels as cut; the energy lost is the share that the cut takes."
+)
+
+_CHANNEL_PLAN_NOTE = (
+    "Channels of a group go together: those that other layers have tied to them go too. The share "
+    "lost is that of what the method looks at."
+)
+
+_RANKS_LEFT_NOTE = (
+    "Dense weights are those of the model without the channels that go; the energy lost is the "
+    "share that the cut takes of them."
 )
 
 
@@ -146,7 +166,7 @@ def page_contents(run: RunData) -> PageContents:
     """
     results = run.results or {}
     if run.results is None and run.selection is not None:
-        results = selection_results(run.selection, run.rank_plan or {})
+        results = selection_results(run.selection, run.plan_of_selection)
     untitled = "DPRP measurements" if run.results is None else "DPRP run"
     data = mapping(results, "data")
     created = str(results.get("created") or "")
@@ -156,6 +176,8 @@ def page_contents(run: RunData) -> PageContents:
         _tables("models", "Models", (models_table(results), _MODELS_NOTE)),
         _tables("files", "Files", _with_note(files_table(results))),
         _rank_plan(run),
+        _channel_plan(run.channel_plan or {}),
+        _joint_plan(run.joint_plan or {}),
         _quantization(run),
         _benchmarks(run.bench or {}),
         _fold_plan(run.plan or {}),
@@ -260,6 +282,32 @@ def _rank_plan(run: RunData) -> Section:
         (rank_plan_table(plan), _RANK_PLAN_NOTE),
         about=" · ".join(part for part in (rank_plan_about(plan), looked) if part),
         figures=tuple(rank_plan_figures(plan)),
+    )
+
+
+def _channel_plan(plan: Mapping[str, Any]) -> Section:
+    if not plan:
+        return Section("channel-plan", "Channel plan")
+    return _tables(
+        "channel-plan",
+        "Channel plan",
+        (channel_plan_table(plan), _CHANNEL_PLAN_NOTE),
+        about=channel_plan_about(plan),
+        figures=tuple(channel_plan_figures(plan)),
+    )
+
+
+def _joint_plan(plan: Mapping[str, Any]) -> Section:
+    if not plan:
+        return Section("joint-plan", "Channels and ranks")
+    return _tables(
+        "joint-plan",
+        "Channels and ranks",
+        (channel_plan_table(mapping(plan, "channels")), _CHANNEL_PLAN_NOTE),
+        (rank_plan_table(mapping(plan, "ranks")), _RANKS_LEFT_NOTE),
+        about=joint_plan_about(plan),
+        figures=tuple(joint_plan_figures(plan)),
+        notes=tuple(joint_plan_notes(plan)),
     )
 
 

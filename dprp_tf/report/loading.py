@@ -28,6 +28,8 @@ class RunData:
         quantization: Content of `quantization.json`, a list of rows, or `None`.
         selection: Content of `selection.json`, which `dprp select` writes, or `None`.
         rank_plan: Content of `rank_plan.json`, the ranks it chose, or `None`.
+        channel_plan: Content of `channel_plan.json`, the channels it chose, or `None`.
+        joint_plan: Content of `joint_plan.json`, channels and ranks together, or `None`.
         candidates: How many candidates its log holds; `None` without one.
 
     Example:
@@ -45,7 +47,24 @@ class RunData:
     quantization: list[dict[str, Any]] | None = None
     selection: dict[str, Any] | None = None
     rank_plan: dict[str, Any] | None = None
+    channel_plan: dict[str, Any] | None = None
+    joint_plan: dict[str, Any] | None = None
     candidates: int | None = None
+
+    @property
+    def plan_of_selection(self) -> dict[str, Any]:
+        """What a selection chose, of whichever kind; empty where there is nothing."""
+        return self.joint_plan or self.channel_plan or self.rank_plan or {}
+
+    @property
+    def chosen_channels(self) -> dict[str, Any] | None:
+        """The plan of channels, that of a joint plan among them; `None` without one."""
+        return self.channel_plan if not self.joint_plan else mapping(self.joint_plan, "channels")
+
+    @property
+    def chosen_ranks(self) -> dict[str, Any] | None:
+        """The plan of ranks, that of a joint plan among them; `None` without one."""
+        return self.rank_plan if not self.joint_plan else mapping(self.joint_plan, "ranks")
 
 
 def load_run(run_folder: str | os.PathLike[str]) -> RunData:
@@ -77,15 +96,17 @@ def load_run(run_folder: str | os.PathLike[str]) -> RunData:
             f"`run_folder` must be a folder that a run wrote. Received: run_folder={folder}, "
             f"{what}. Run `dprp demo` or `dprp train` first, or give the folder it named."
         )
-    names = ("ranks", "history", "results", "bench", "plan", "selection", "rank_plan")
+    plans = ("rank_plan", "channel_plan", "joint_plan")
+    names = ("ranks", "history", "results", "bench", "plan", "selection", *plans)
     parts = {name: _read_object(folder / f"{name}.json") for name in names}
     quantization = _read_rows(folder / "quantization.json")
     if quantization is None and all(part is None for part in parts.values()):
         raise FileNotFoundError(
             "`run_folder` must hold ranks.json, history.json, results.json or selection.json, or "
-            "at least bench.json, plan.json, rank_plan.json or quantization.json. Received: "
-            f"run_folder={folder}, which holds none of them. Give the folder that `dprp demo`, "
-            "`dprp train` or `dprp select` wrote, or the one given to `dprp bench --output`."
+            "at least bench.json, plan.json, rank_plan.json, channel_plan.json, joint_plan.json or "
+            f"quantization.json. Received: run_folder={folder}, which holds none of them. Give the "
+            "folder that `dprp demo`, `dprp train` or `dprp select` wrote, or the one given to "
+            "`dprp bench --output`."
         )
     log = folder / "candidates.jsonl"
     # The first line is a heading, and one torn by a crash has no end.

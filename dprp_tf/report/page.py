@@ -23,8 +23,8 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
     Args:
         run_folder: Folder that a run wrote. Whatever it holds is shown: `results.json` (verdict
             and tables), `selection.json` (the same of a selection), `ranks.json` and
-            `history.json` (plots), `rank_plan.json`, `bench.json`, `plan.json` and
-            `quantization.json` (a section each).
+            `history.json` (plots), `rank_plan.json`, `channel_plan.json`, `joint_plan.json`,
+            `bench.json`, `plan.json` and `quantization.json` (a section each).
 
     Returns:
         The path of the report, `run_folder/report.html`.
@@ -44,7 +44,8 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
     'report.html'
     """
     run = load_run(run_folder)
-    finished = (run.results, run.selection, run.rank_plan, run.bench, run.plan, run.quantization)
+    chosen = run.plan_of_selection or None
+    finished = (run.results, run.selection, chosen, run.bench, run.plan, run.quantization)
     if all(part is None for part in finished):
         raise FileNotFoundError(
             f"`run_folder` must hold results.json. Received: run_folder={run.folder}, without "

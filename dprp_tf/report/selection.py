@@ -1,4 +1,4 @@
-"""A selection of ranks in the form of a run's results, so that the same page shows both."""
+"""A selection in the form of a run's results, so that the same page shows both."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dprp_tf.report.loading import mapping, records
 __all__ = ["selection_results"]
 
 _LABELS = {"dense": "Dense", "cut": "Cut, not fine-tuned", "tuned": "Cut and fine-tuned"}
+_CHOSEN = {"channels": "channels", "both": "channels and ranks"}
 
 
 def selection_results(selection: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,7 +19,7 @@ def selection_results(selection: Mapping[str, Any], plan: Mapping[str, Any]) -> 
 
     Args:
         selection: Content of `selection.json`.
-        plan: Content of `rank_plan.json`; empty where there is none.
+        plan: Content of its plan, such as `rank_plan.json`; empty where there is none.
 
     Returns:
         A model for each accuracy, with the plan's costs; data, settings, and files where there
@@ -37,6 +38,8 @@ def selection_results(selection: Mapping[str, Any], plan: Mapping[str, Any]) -> 
     """
     data = mapping(selection, "data")
     named = clean_name(data.get("name") or "")
+    # Selections of ranks don't say that they are.
+    chosen = _CHOSEN.get(str(mapping(selection, "settings").get("cut")), "ranks")
     models = []
     for name, accuracy in mapping(selection, "accuracy").items():
         cost = mapping(plan, "dense" if name == "dense" else "cost")
@@ -50,7 +53,7 @@ def selection_results(selection: Mapping[str, Any], plan: Mapping[str, Any]) -> 
             }
         )
     return {
-        "title": "Selected ranks" + (f" on {named}" if named else ""),
+        "title": f"Selected {chosen}" + (f" on {named}" if named else ""),
         "command": "dprp select",
         "settings": mapping(selection, "settings"),
         "data": data,

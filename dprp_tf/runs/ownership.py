@@ -61,7 +61,8 @@ SELECTION = Owner(
     ("budget", "decomposition"),
     (
         *("candidates.jsonl", "bsr.json", "rank_plan.json", "rank_plan.png", "selection.json"),
-        *("latency.json", "cut.keras", "model.keras", "regularized", "tuned", "similarity"),
+        *("channel_plan.json", "channel_plan.png", "joint_plan.json", "latency.json"),
+        *("widths.json", "cut.keras", "model.keras", "regularized", "tuned", "similarity"),
         *(f"{model}_*.{kind}" for model in ("dense", "cut", "tuned") for kind in _FILES),
         *_REPORT,
     ),

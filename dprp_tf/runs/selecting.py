@@ -1,4 +1,4 @@
-"""A rank selection in a folder: its log, plan, plot and models; started or continued alike."""
+"""A selection in a folder: its log, plan, plot and models; started or continued alike."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from dprp_tf import deploy
 from dprp_tf.conversion.cutting import cut
-from dprp_tf.conversion.factorizing import factorize
+from dprp_tf.costs.channel_plan import ChannelPlan
+from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.latency_table import LatencyTable
+from dprp_tf.costs.rank_plan import RankPlan
+from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.data.sampling import balanced_sample
 from dprp_tf.files.atomic import remove_leftovers, write_json
 from dprp_tf.files.lock import run_lock
 from dprp_tf.files.settings import require_same_settings
-from dprp_tf.report import save_rank_plan_plot
+from dprp_tf.report import save_channel_plan_plot, save_rank_plan_plot
+from dprp_tf.runs.choosing_channels import CHANNEL_PLAN, JOINT_PLAN, choose_channels
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.excluded_layers import all_but
 from dprp_tf.runs.files import format_for, timed_files
@@ -30,20 +33,58 @@ from dprp_tf.runs.ownership import SELECTION, require_own
 from dprp_tf.runs.progress import Display
 from dprp_tf.runs.reporting import report_run, where_drawn
 from dprp_tf.runs.settings import SelectionSettings
+from dprp_tf.runs.time_tables import LATENCY, WIDTHS, require_table_for, times_for
 from dprp_tf.selection.compressing import bsr
 from dprp_tf.selection.methods.beam import BeamSearch
 from dprp_tf.selection.methods.similarity import FeatureSimilarity
 from dprp_tf.selection.selecting import select_ranks
 from dprp_tf.selection.selector import Selector
 from dprp_tf.training.fine_tuning import FineTuning
-from dprp_tf.training.model import DPRPModel
 from dprp_tf.training.saving import load_model, save_model
 
-__all__ = ["select_in_folder", "selector_of"]
+__all__ = ["load_plan", "select_in_folder", "selector_of"]
 
 _RESULTS = "selection.json"
-_LATENCY = "latency.json"
 _CONFIG = "config.json"
+_RANK_PLAN = "rank_plan.json"
+
+_SEARCHED = {
+    "ranks": "choosing ranks",
+    "channels": "choosing channels",
+    "both": "choosing channels and ranks",
+}
+_Plan = RankPlan | ChannelPlan | JointPlan
+
+
+def load_plan(folder: str | os.PathLike[str], cut: str) -> RankPlan | ChannelPlan | JointPlan:
+    """Read the plan that a selection left in its folder.
+
+    Args:
+        folder: The folder.
+        cut: What it cut: `"ranks"`, `"channels"` or `"both"`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If the file holds something else.
+
+    Example:
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = ChannelPlan("l1", 8, {}, (), {}, {}).save(folder / "channel_plan.json")
+    >>> load_plan(folder, "channels").method
+    'l1'
+    """
+    kinds: dict[str, tuple[str, type[_Plan]]] = {
+        "ranks": (_RANK_PLAN, RankPlan),
+        "channels": (CHANNEL_PLAN, ChannelPlan),
+        "both": (JOINT_PLAN, JointPlan),
+    }
+    name, kind = kinds[cut]
+    return kind.load(Path(folder) / name)
 
 
 def select_in_folder(
@@ -52,30 +93,32 @@ def select_in_folder(
     dataset: Dataset,
     settings: SelectionSettings,
     *,
-    latency: LatencyTable | None = None,
+    latency: LatencyTable | WidthTable | None = None,
     layers: Callable[[keras.layers.Layer], bool] | None = None,
     display: Display | None = None,
     fresh: bool = False,
 ) -> dict[str, Any]:
-    """Choose ranks, cut the model, fine-tune it if asked, and write all of it to a folder.
+    """Choose what is cut, cut the model, fine-tune it if asked, and write all of it to a folder.
 
     The folder gets `candidates.jsonl` (every candidate, as it is evaluated), `rank_plan.json` (the
     `RankPlan`), `rank_plan.png`, `cut.keras` (plain layers, not fine-tuned), with fine-tuning
     `model.keras` (where the search itself fine-tunes, the model that met the accuracy), and
-    `selection.json` with the accuracies on the test split, which is used for nothing else.
+    `selection.json` with the accuracies on the test split, which is used for nothing else. By
+    `settings.cut` the plan is `channel_plan.json` (a `ChannelPlan`) or `joint_plan.json` (a
+    `JointPlan`) instead.
 
     Unless `settings.precision` is None, the last of them becomes a file for the target, verified
     and timed in turns with the dense model's file. Where the budget is one of time, or of accuracy
-    alone, the ranks are chosen by what each layer takes there: `latency.json`, measured if it isn't
-    given.
+    alone, the cut is chosen by what each layer takes there: `latency.json` by rank, or
+    `widths.json` by channels, measured if it isn't given.
 
     Args:
         folder: The folder; the same call goes on in it after an interruption.
         model: The dense, trained model.
         dataset: Its data.
         settings: What to do.
-        latency: A latency table, which then says target, runtime, precision and threads. Default:
-            measured where one is needed.
+        latency: A latency table, where channels go a width table, which then says target, runtime,
+            precision and threads. Default: measured where one is needed.
         layers: Says which layers may be cut. Default: all that can be but `settings.exclude`.
         display: Where progress is shown.
         fresh: Whether to discard what the folder holds.
@@ -84,12 +127,13 @@ def select_in_folder(
         What `selection.json` holds.
 
     Raises:
-        BudgetError: If no ranks meet the budget.
+        BudgetError: If no cut meets the budget.
         ValueError: If the folder is of another selection, or a setting is unusable.
         TargetError: If files can't be timed on the target.
     """
     place = Path(folder)
     if latency is not None:
+        require_table_for(latency, settings.cut)
         measured_for = ("target", "runtime", "precision", "threads")
         settings = replace(settings, **{name: getattr(latency, name) for name in measured_for})
     require_own(place, SELECTION)
@@ -104,10 +148,9 @@ def select_in_folder(
             # Other settings may be tried in the same folder, if nothing came of these.
             log = place / "candidates.jsonl"
             empty = not log.exists() or len(log.read_bytes().splitlines()) == 1
-            if empty and {*SELECTION.held(place)} <= {_CONFIG, _LATENCY, log.name}:
-                log.unlink(missing_ok=True)
-                (place / _LATENCY).unlink(missing_ok=True)
-                (place / _CONFIG).unlink(missing_ok=True)
+            if empty and {*SELECTION.held(place)} <= {_CONFIG, LATENCY, WIDTHS, log.name}:
+                for name in (log.name, LATENCY, WIDTHS, _CONFIG):
+                    (place / name).unlink(missing_ok=True)
             raise
 
 
@@ -116,7 +159,7 @@ def _run(
     model: keras.Model,
     dataset: Dataset,
     settings: SelectionSettings,
-    latency: LatencyTable | None,
+    latency: LatencyTable | WidthTable | None,
     layers: Callable[[keras.layers.Layer], bool] | None,
     display: Display,
 ) -> dict[str, Any]:
@@ -126,60 +169,14 @@ def _run(
     keras.utils.set_random_seed(settings.seed)
     held_out, rest = _held_out(dataset, settings.samples, settings.seed)
     layers = layers or all_but(model, settings.exclude)
-    if latency is None and settings.for_time:
-        latency = _measured(place / _LATENCY, model, settings, layers, display)
-    elif latency is not None:
-        latency.save(place / _LATENCY)
-    options: dict[str, Any] = {
-        "decomposition": settings.decomposition,
-        "layers": layers,
-        "truncation": settings.truncation,
-        "latency": latency,
-        "progress": display.search("choosing ranks"),
-        "seed": settings.seed,
-        "score": "accuracy",
-    }
-    tuning, tuned = settings.tuning, None
+    latency = times_for(place, model, settings, latency, layers, display.step)
+    tuning = settings.tuning
     if settings.distill:
         tuning = replace(tuning or FineTuning(epochs=30), teacher=model)
-    selector = selector_of(replace(settings, tuning=tuning))
-    if isinstance(selector, FeatureSimilarity):
-        # An interrupted training of a candidate goes on.
-        selector = replace(selector, folder=place / "similarity")
-    if settings.method == "bsr":
-        # What prepares the dense kernels begins as the teacher itself.
-        first = replace(tuning or FineTuning(), epochs=settings.regularized_epochs, teacher=None)
-        found = bsr(
-            model,
-            budget=settings.budget,
-            data=held_out,
-            training_data=rest,
-            search=selector,
-            strength=settings.strength,
-            regularized=first,
-            tuning=tuning or FineTuning(epochs=30),
-            folder=place,
-            callbacks=[display.training("training", first.epochs)],
-            **options,
-        )
-        plan, tuned = found.plan, found.model
-    else:
-        plan = select_ranks(
-            model,
-            method=selector,
-            budget=settings.budget,
-            data=held_out,
-            training_data=rest,
-            log=place / "candidates.jsonl",
-            **options,
-        )
-        plan.save(place / "rank_plan.json")
-        if isinstance(selector, FeatureSimilarity) and selector.tuning is not None:
-            # The search trained what it chose; where it chose the model itself, nothing is to do.
-            assert selector.tuned_path is not None
-            tuned = load_model(selector.tuned_path) if selector.tuned_path.exists() else model
-    calibration = held_out[0] if plan.truncation == "output" else None
-    small = cut(model, plan, calibration_data=calibration, latency=latency)
+    plan, tuned = _chosen(place, model, held_out, rest, settings, tuning, latency, layers, display)
+    ranks = plan if isinstance(plan, RankPlan) else None
+    by_outputs = plan.method == "activation" if ranks is None else ranks.truncation == "output"
+    small = cut(model, plan, calibration_data=held_out[0] if by_outputs else None, latency=latency)
     save_model(small, place / "cut.keras")
     display.step("evaluating")
     results: dict[str, Any] = {
@@ -215,36 +212,85 @@ def _run(
         )
         write_json(place / _RESULTS, results)
     with where_drawn(place):
-        save_rank_plan_plot(plan, place / "rank_plan.png")
+        _draw(plan, place)
     report_run(place)
     display.finish()
     return results
 
 
-def _measured(
-    path: Path,
+def _chosen(
+    place: Path,
     model: keras.Model,
+    held_out: tuple[np.ndarray, np.ndarray],
+    rest: Dataset,
     settings: SelectionSettings,
+    tuning: FineTuning | None,
+    latency: LatencyTable | WidthTable | None,
     layers: Callable[[keras.layers.Layer], bool] | None,
     display: Display,
-) -> LatencyTable:
-    """What each layer takes on the target at each rank; measured once for a folder."""
-    if path.exists():
-        return LatencyTable.load(path)
-    assert settings.precision is not None
-    lowrank = factorize(
-        model, decomposition=settings.decomposition, layers=layers, model_class=DPRPModel
+) -> tuple[_Plan, keras.Model | None]:
+    """Choose what is cut, and return with it the model that the search trained, if it did."""
+    if settings.cut != "ranks":
+        assert not isinstance(latency, LatencyTable)
+        progress = display.search(_SEARCHED[settings.cut])
+        plan = choose_channels(place, model, held_out, settings, latency, layers, progress)
+        return plan, None
+    assert not isinstance(latency, WidthTable)
+    options: dict[str, Any] = {
+        "decomposition": settings.decomposition,
+        "layers": layers,
+        "truncation": settings.truncation,
+        "latency": latency,
+        "progress": display.search(_SEARCHED["ranks"]),
+        "seed": settings.seed,
+        "score": "accuracy",
+    }
+    selector = selector_of(replace(settings, tuning=tuning))
+    if isinstance(selector, FeatureSimilarity):
+        # An interrupted training of a candidate goes on.
+        selector = replace(selector, folder=place / "similarity")
+    if settings.method == "bsr":
+        # What prepares the dense kernels begins as the teacher itself.
+        first = replace(tuning or FineTuning(), epochs=settings.regularized_epochs, teacher=None)
+        found = bsr(
+            model,
+            budget=settings.budget,
+            data=held_out,
+            training_data=rest,
+            search=selector,
+            strength=settings.strength,
+            regularized=first,
+            tuning=tuning or FineTuning(epochs=30),
+            folder=place,
+            callbacks=[display.training("training", first.epochs)],
+            **options,
+        )
+        return found.plan, found.model
+    ranks = select_ranks(
+        model,
+        method=selector,
+        budget=settings.budget,
+        data=held_out,
+        training_data=rest,
+        log=place / "candidates.jsonl",
+        **options,
     )
-    table = deploy.measure_latency(
-        lowrank,
-        target=settings.target,
-        runtime=settings.runtime,
-        precision=settings.precision,
-        threads=settings.threads,
-        progress=display.step,
-    )
-    table.save(path)
-    return table
+    ranks.save(place / _RANK_PLAN)
+    if isinstance(selector, FeatureSimilarity) and selector.tuning is not None:
+        # The search trained what it chose; where it chose the model itself, nothing is to do.
+        assert selector.tuned_path is not None
+        return ranks, load_model(selector.tuned_path) if selector.tuned_path.exists() else model
+    return ranks, None
+
+
+def _draw(plan: _Plan, place: Path) -> None:
+    """Write the pictures of a plan: of its channels, of its ranks, or of both."""
+    channels = plan.channels if isinstance(plan, JointPlan) else plan
+    ranks = plan.ranks if isinstance(plan, JointPlan) else plan
+    if isinstance(channels, ChannelPlan):
+        save_channel_plan_plot(channels, place / "channel_plan.png")
+    if isinstance(ranks, RankPlan) and ranks.layers:
+        save_rank_plan_plot(ranks, place / "rank_plan.png")
 
 
 def selector_of(settings: SelectionSettings) -> Selector | str:

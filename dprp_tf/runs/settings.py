@@ -1,4 +1,4 @@
-"""Everything that decides a run in a folder: a training, or a selection of ranks.
+"""Everything that decides a run in a folder: a training, or a selection of ranks or channels.
 
 The fields say their meaning and their range; the command line makes its options from them.
 Nothing here imports Keras, so that `dprp --help` does not wait for it.
@@ -44,6 +44,11 @@ TRAINED: Mapping[str, Any] = {
     "frequency": 2,
     "decomposition": "separable",
 }
+
+# What channels are chosen by, and together with ranks: bounds, and what width tables know.
+_CHANNEL_METHODS = ("activation", "l1", "l2", "geometric_median", "random")
+_BOUNDED = ("parameters", "macs", "time", "milliseconds")
+_STAGED = ("separable", "channel")
 
 
 def _by_model(name: str, help: str, **limits: Any) -> Any:
@@ -239,13 +244,18 @@ def stop_by_default(epochs: int, start_epoch: int) -> int:
 
 @dataclass(frozen=True)
 class SelectionSettings:
-    """Everything that decides a rank selection; written to its folder.
+    """Everything that decides a selection of ranks, of channels or of both; kept in its folder.
 
     Attributes:
-        budget: The bounds.
-        method: A name of `selection.SELECTORS`, or `"bsr"`. Default `"activation"`.
+        budget: The bounds; where channels go, of parameters, MACs, time or (channels alone)
+            activations.
+        cut: `"ranks"`, `"channels"`, or `"both"`: channels that go and the ranks of what is left.
+            Default `"ranks"`.
+        method: A name of `selection.SELECTORS`, or `"bsr"`; for channels one of
+            `select_channels`, for both `"activation"`. Default `"activation"`.
+        multiple: Multiples in which channels stay. Default 8, which int8 kernels are made for.
         searches: Pairs (step, beams) of `"mbs"`; empty for its own.
-        decomposition: The decomposition.
+        decomposition: The decomposition; `"separable"` or `"channel"` for both.
         target: Where the files are to run, such as `"local"`.
         runtime: `"litert"` or `"onnxruntime"`.
         precision: What the files compute in, `"float32"`, `"float16"` (LiteRT) or `"int8"`; None
@@ -254,13 +264,16 @@ class SelectionSettings:
         truncation: `"kernel"`, `"output"`, or None for the method's own.
         samples: Labelled samples held out of the training split for the selection, as many of every
             class. Default 256.
-        exclude: Names of layers that stay dense.
+        exclude: Names of layers that stay dense, with all their filters.
         distill: Whether that fine-tuning goes towards the dense model's outputs too, as
             `dprp_tf.Distillation` says. Default False.
         tuning: Fine-tuning after the cut, and within methods that fine-tune; None for none.
         regularized_epochs: Epochs of BSR's training before the cut.
         strength: lambda_0 of that training.
         seed: Seed of everything random.
+
+    Raises:
+        ValueError: If a value is out of range, or does not go with `cut`; the messages name it.
 
     Example:
 
@@ -269,10 +282,15 @@ class SelectionSettings:
     """
 
     budget: Budget
+    cut: str = setting(
+        "ranks", "What is cut: ranks, channels, or both.", choices=("ranks", "channels", "both")
+    )
     method: str = setting(
         "activation",
-        "uniform, energy, energy_product, vbmf, activation, mbs, beam, similarity or bsr.",
+        "uniform, energy, energy_product, vbmf, activation, mbs, beam, similarity or bsr; for "
+        "channels activation, l1, l2, geometric_median or random; for both activation.",
     )
+    multiple: int = setting(8, "channels, both: multiples in which channels stay.", minimum=1)
     searches: tuple[tuple[int, int], ...] = ()
     decomposition: str = setting(
         "separable", "separable, channel, spatial or tucker.", choices=DECOMPOSITIONS
@@ -310,12 +328,51 @@ class SelectionSettings:
                 "`distill` needs a fine-tuning, of one of the `epochs` or more. Received: "
                 f"tuning={self.tuning}"
             )
+        self._check_cut()
+
+    def _check_cut(self) -> None:
+        """Refuse what does not go with what is cut, before minutes are spent on measuring."""
+        if self.cut == "ranks":
+            if self.method in set(_CHANNEL_METHODS) - {"activation"}:
+                raise ValueError(
+                    "`method` must be one for ranks, or cut='channels' given. Received: "
+                    f"method={self.method!r}, cut='ranks'"
+                )
+            return
+        methods = _CHANNEL_METHODS if self.cut == "channels" else ("activation",)
+        if self.method not in methods:
+            raise ValueError(
+                f"`method` must be {' or '.join(methods)} where channels go. Received: "
+                f"method={self.method!r}, cut={self.cut!r}"
+            )
+        metrics = [*_BOUNDED, *(["activations"] if self.cut == "channels" else [])]
+        others = set(self.budget.as_dict()) - {*metrics, "tolerance"}
+        if others:
+            received = ", ".join(f"{one}={getattr(self.budget, one)}" for one in sorted(others))
+            raise ValueError(
+                f"A budget must bound {', '.join(f'`{name}`' for name in metrics)} alone for "
+                f"cut={self.cut!r}. Received: {received}"
+            )
+        if self.cut == "both" and self.decomposition not in _STAGED:
+            raise ValueError(
+                f"`decomposition` must be {' or '.join(_STAGED)} for cut='both'. Received: "
+                f"decomposition={self.decomposition!r}"
+            )
+        if self.truncation is not None:
+            raise ValueError(
+                "`truncation` is for cut='ranks'; where channels go it is the method's own. "
+                f"Received: truncation={self.truncation!r}, cut={self.cut!r}"
+            )
 
     @property
     def for_time(self) -> bool:
-        """Whether ranks are chosen by time, as far as a table of times can be measured for them."""
+        """Whether the cut is chosen by time, as far as a table of times can be measured for it."""
+        if self.precision is None:
+            return False
+        if self.cut != "ranks":
+            return self.budget.of_time
         by_time = self.budget.of_time or not self.budget.bounds
-        return by_time and self.precision is not None and self.decomposition != "tucker"
+        return by_time and self.decomposition != "tucker"
 
     def as_dict(self) -> dict[str, Any]:
         """Return them as JSON-ready values."""
@@ -323,6 +380,9 @@ class SelectionSettings:
         if not self.distill:
             # As folders hold it that were begun before there was any.
             del values["distill"]
+        if self.cut == "ranks":
+            # Likewise; multiples are those of channels.
+            del values["cut"], values["multiple"]
         return {
             **values,
             "searches": [list(pair) for pair in self.searches],

@@ -48,7 +48,8 @@ def test_a_model_is_told_with_its_costs_and_what_comes_next(dense: Path) -> None
     for part in ("8x8x1 to 10", "4,610 parameters", "19,968 MACs", "100% of", "in 3 layers"):
         assert part in result.stdout
     steps = next_commands(result.stdout)
-    assert [words[0] for words in steps] == ["look", "select", "train", "export", "bench"]
+    order = ["look", "select", "train", "channels", "export", "bench"]
+    assert [words[0] for words in steps] == order
     assert all(str(dense) in words for words in steps[:-1]), "the real path, blanks and all"
     found = json.loads(invoke(dense, "--json").stdout)
     assert found["model"]["parameters"] == 4610
@@ -83,7 +84,8 @@ def test_a_model_and_its_data_are_seen_together(dense: Path) -> None:
     assert re.search(r"first look: \d+% of 300 test images are right", result.stdout)
     assert "warning: Guessing: " in result.stderr
     assert "(`--mean`, `--std`)" in result.stderr
-    assert all("digits" in words for words in next_commands(result.stdout))
+    steps = next_commands(result.stdout)
+    assert all("digits" in words for words in steps if words[0] != "channels")
 
 
 def test_a_folder_that_was_written_is_told_without_keras(tmp_path: Path) -> None:
@@ -105,6 +107,9 @@ def test_a_folder_that_was_written_is_told_without_keras(tmp_path: Path) -> None
     for words in next_commands(result.stdout):
         assert words[-2:] == ["--data", "digits"]
     assert str(chosen / "cut.keras") in next_commands(result.stdout)[0]
+    for plan, told in (("channel_plan", "channels chosen"), ("joint_plan", "channels and ranks")):
+        (chosen / f"{plan}.json").write_text("{}")
+        assert told in invoke(chosen).stdout
     (chosen / "model.keras").touch()
     assert str(chosen / "model.keras") in next_commands(invoke(chosen).stdout)[0]
     (trained / "folded.keras").touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from dprp_tf.costs.budget import Budget
 from dprp_tf.files.setting_fields import check_settings, setting
 from dprp_tf.runs.settings import SelectionSettings, TrainSettings
 from dprp_tf.selection import SELECTORS
+from dprp_tf.selection.channel_choice import CHANNEL_METHODS
 from dprp_tf.training.regularizers import NAMES, RANKED_NAMES
 
 
@@ -124,11 +126,12 @@ def test_every_setting_is_an_option_with_the_same_default(
     ("command", "option", "names"),
     [
         ("train", "compression", [*(set(NAMES) - set(RANKED_NAMES)), "none"]),
-        ("select", "method", [*SELECTORS, "bsr"]),
+        ("select", "method", [*SELECTORS, "bsr", *CHANNEL_METHODS]),
+        ("select", "cut", ["ranks", "channels", "both"]),
     ],
 )
 def test_the_help_lists_every_name_there_is(command: str, option: str, names: list[str]) -> None:
-    words = parameters_of(command)[option].help.replace(",", " ").replace(".", " ").split()
+    words = re.split(r"[\s,.;:]+", parameters_of(command)[option].help)
     assert set(names) <= set(words)
 
 

@@ -12,8 +12,11 @@ import pytest
 from keras import layers
 
 import dprp_tf as dprp
+from dprp_tf.conversion.chosen_forms import form_doubts
 from dprp_tf.costs.channel_plan import PlannedChannels
 from dprp_tf.costs.models import model_cost
+from dprp_tf.costs.width_latency import CostGrid, WidthLatency
+from dprp_tf.costs.width_table import WidthTable
 
 
 def _model() -> keras.Model:
@@ -71,6 +74,32 @@ def test_cutting_keeps_the_outputs_on_calibration_data() -> None:
     with pytest.warns(UserWarning, match="calibration_data"):
         without = dprp.cut(model, plan)
     assert error(dprp.cut(model, plan, calibration_data=x)) < 0.7 * error(without)
+
+
+def test_a_width_table_says_the_forms_of_what_is_left() -> None:
+    model = _model()
+    plan = _plan(model)
+    counts = tuple(range(1, 13))
+    grid, stage = (
+        CostGrid(counts, counts, tuple(tuple(scale * r * m for m in counts) for r in counts))
+        for scale in (1.0, 0.1)
+    )
+    rows = tuple(
+        WidthLatency(name, (3, 3), grid, "channel", stage, stage) for name in plan.ranks.ranks
+    )
+    table = WidthTable(rows, 20.0, 1.0, "local", "litert", "int8", 1, "ms", "some", "1")
+    small = dprp.cut(model, plan, latency=table)
+    assert form_doubts(small, "litert", "int8") == ()
+    assert "int8, LiteRT, local" in form_doubts(small, "litert", "float32")[0]
+    x = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(small(x), dprp.cut(model, plan)(x))
+    # Where two stages take longer than the layer itself, it is folded to one.
+    slow = replace(table, layers=tuple(replace(row, first=grid, second=grid) for row in rows))
+    assert len(dprp.cut(model, plan, latency=slow).layers) == len(model.layers)
+    (name,) = list(plan.ranks.ranks)[:1]
+    other = replace(table, layers=tuple(row for row in rows if row.name != name))
+    with pytest.raises(ValueError, match=f"must have the layer '{name}'"):
+        dprp.cut(model, plan, latency=other)
 
 
 def test_a_plan_is_kept_and_printed(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from page_reader import Page
 
+from dprp_tf.costs.channel_plan import ChannelPlan, PlannedChannels
+from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.report import save_plots, write_report
 
@@ -31,6 +34,19 @@ SELECTION: dict[str, Any] = {
     "shares": PLAN.shares,
     "accuracy": {"dense": 0.8, "cut": 0.7, "tuned": 0.79},
 }
+
+CHANNELS = ChannelPlan(
+    method="activation",
+    multiple=8,
+    budget={"macs": 0.5},
+    groups=(
+        PlannedChannels("<i>stem</i>", 32, 24, 0.125, {"<i>stem</i>": tuple(range(8))}),
+        PlannedChannels("whole", 16, 16, 0.0, {}),
+    ),
+    cost={"parameters": 300.0, "macs": 6000.0},
+    dense={"parameters": 400.0, "macs": 8000.0},
+)
+JOINT = JointPlan("activation", CHANNELS, PLAN, {"macs": 0.5}, {"macs": 4000.0}, {"macs": 8000.0})
 
 
 def _write(folder: Path, **parts: Any) -> Path:
@@ -82,6 +98,57 @@ def test_the_page_has_accuracies_costs_plan_and_picture(tmp_path: Path) -> None:
     assert [path.name for path in save_plots(folder)] == ["rank_plan.png"]
 
 
+def test_channels_have_a_section_and_a_picture_of_their_own(tmp_path: Path) -> None:
+    selection = {**SELECTION, "settings": {"cut": "channels", "method": "activation"}}
+    folder = _write(tmp_path / "run", selection=selection, channel_plan=CHANNELS.as_dict())
+    (folder / "candidates.jsonl").write_text("heading\n")
+    page = _page(folder)
+    assert page.title == "Selected channels on garments · report"
+    assert page.tables["Models"][2][2:] == ["300 / \u221225 %", "6,000 / \u221225 %"]
+    assert page.tables["Channel plan"] == [
+        ["Group", "Filters go from", "Lost", "Channels", "Kept"],
+        ["<i>stem</i>", "<i>stem</i>", "12.50 %", "32", "24 / \u221225 %"],
+        ["whole", "\u2013", "\u2013", "16", "16 / ±0 %"],
+        ["Together", "48", "40 / \u221217 %"],
+    ]
+    assert "activation · in multiples of 8 · asked: macs 0.5" in page.text
+    (image,) = page.find("img")
+    assert image["alt"] == "1 of 2 groups lose channels; channels from 48 to 40."
+    assert [path.name for path in save_plots(folder)] == ["channel_plan.png"]
+    assert "Rank plan" not in page.text
+
+
+def test_channels_and_ranks_are_one_section_with_a_picture_each(tmp_path: Path) -> None:
+    selection = {**SELECTION, "settings": {"cut": "both", "method": "activation"}}
+    folder = _write(tmp_path / "run", selection=selection, joint_plan=JOINT.as_dict())
+    page = _page(folder)
+    assert page.title == "Selected channels and ranks on garments · report"
+    assert set(page.tables) == {"Models", "Channel plan", "Rank plan"}
+    # What both cost together, beside the whole model.
+    assert page.tables["Models"][2][-1] == "4,000 / \u221250 %"
+    told = "activation · channels in multiples of 8 · channel ranks · asked: macs 0.5"
+    assert told in page.text
+    assert "without the channels that go" in page.text
+    assert [figure["id"] for figure in page.find("figure")] == [
+        "plot-channel_plan",
+        "plot-rank_plan",
+    ]
+    assert {entry["id"] for entry in page.find("section") if "id" in entry} >= {"joint-plan"}
+    names = [path.name for path in save_plots(folder)]
+    assert names == ["channel_plan.png", "rank_plan.png"]
+
+
+def test_one_kind_alone_is_said_where_both_were_asked_for(tmp_path: Path) -> None:
+    dense = replace(PLAN, layers=())
+    page = _page(_write(tmp_path / "channels", joint_plan=replace(JOINT, ranks=dense).as_dict()))
+    assert "Every layer stays dense: channels alone scored best" in page.text
+    assert set(page.tables) == {"Channel plan"}
+    assert [figure["id"] for figure in page.find("figure")] == ["plot-channel_plan"]
+    whole = replace(CHANNELS, groups=CHANNELS.groups[1:])
+    page = _page(_write(tmp_path / "ranks", joint_plan=replace(JOINT, channels=whole).as_dict()))
+    assert "Every channel stays: ranks alone scored best" in page.text
+
+
 def test_files_are_shown_where_there_are_some(tmp_path: Path) -> None:
     files = [
         {"model": model, "format": "TFLite int8", "file": f"{model}.tflite", "size_bytes": size}
@@ -108,6 +175,10 @@ def test_a_damaged_plan_is_named(tmp_path: Path) -> None:
     damaged = {**PLAN.as_dict(), "truncation": "sideways"}
     with pytest.raises(ValueError, match="A rank plan must have"):
         write_report(_write(tmp_path / "run", selection=SELECTION, rank_plan=damaged))
+    with pytest.raises(ValueError, match="It must be a channel plan of version 1"):
+        write_report(_write(tmp_path / "wide", channel_plan={**CHANNELS.as_dict(), "groups": 3}))
+    with pytest.raises(ValueError, match="It must be a joint plan of version 1"):
+        write_report(_write(tmp_path / "both", joint_plan={"version": 7}))
 
 
 def test_what_a_killed_report_left_is_removed_by_the_next(tmp_path: Path) -> None:

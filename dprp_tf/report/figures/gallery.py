@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dprp_tf.files.atomic import LONGEST_WRITING, remove_leftovers
 from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.figures.benchmarks import describe_bench, plot_bench
+from dprp_tf.report.figures.channel_plan import describe_channel_plan, draw_channel_plan
 from dprp_tf.report.figures.cost_by_epoch import describe_cost_by_epoch, plot_cost_by_epoch
 from dprp_tf.report.figures.rank_plan import describe_rank_plan, draw_rank_plan
 from dprp_tf.report.figures.ranks_by_layer import describe_ranks_by_layer, plot_ranks_by_layer
@@ -62,8 +63,16 @@ GALLERY = (
         describe_tradeoff,
     ),
     RunFigure(
+        "channel_plan",
+        "chosen_channels",
+        "Chosen channels",
+        "How many channels of each group are kept, and the share lost with the others.",
+        draw_channel_plan,
+        describe_channel_plan,
+    ),
+    RunFigure(
         "rank_plan",
-        "rank_plan",
+        "chosen_ranks",
         "Chosen ranks",
         "Each layer's rank as a share of its full rank, and its weights dense and as chosen.",
         draw_rank_plan,

@@ -7,8 +7,9 @@ from typing import Any
 
 from dprp_tf.costs.budget import bounds_text
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
-from dprp_tf.report.formatting import DASH, TIMES, clean_name, count_text, number, percent_text
+from dprp_tf.report.formatting import DASH, TIMES, clean_name, count_text, percent_text
 from dprp_tf.report.tables.cells import Cell, Column, Table, less_is_better_cell
+from dprp_tf.report.tables.plan_costs import plan_cost_figures
 
 __all__ = ["rank_plan_about", "rank_plan_figures", "rank_plan_table"]
 
@@ -20,12 +21,6 @@ _COLUMNS = (
     Column("Dense weights", numeric=True),
     Column("Chosen weights", numeric=True),
 )
-_COSTS = {
-    "parameters": "Parameters",
-    "macs": "MACs",
-    "activations": "Activations",
-    "milliseconds": "Time, in the table's unit",
-}
 
 
 def rank_plan_about(plan: Mapping[str, Any]) -> str:
@@ -72,11 +67,7 @@ def rank_plan_figures(plan: Mapping[str, Any]) -> list[tuple[str, Cell]]:
     [('Parameters', Cell(text='96', note='−68 %', tone='better'))]
     """
     found = RankPlan.from_dict(plan)
-    return [
-        (title, less_is_better_cell(found.cost[name], found.dense.get(name), _cost_text))
-        for name, title in _COSTS.items()
-        if name in found.cost
-    ]
+    return plan_cost_figures(found.cost, found.dense)
 
 
 def rank_plan_table(plan: Mapping[str, Any]) -> Table:
@@ -129,7 +120,3 @@ def _rank_cell(row: PlannedRanks) -> Cell:
 
 def _weights(chosen: int, dense: int) -> Cell:
     return less_is_better_cell(chosen, dense, count_text)
-
-
-def _cost_text(value: Any) -> str:
-    return count_text(value) if number(value) >= 100 else f"{value:.4g}"
