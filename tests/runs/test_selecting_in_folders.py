@@ -442,8 +442,8 @@ def test_bsr_cuts_as_its_plan_says(dense: keras.Model, digits: Dataset) -> None:
     )
     assert found.plan.truncation == "output"
     for calibration, same in ((data[0], True), (None, False)):
-        alone = dprp.cut(dense, found.plan, calibration_data=calibration, refit=False)
-        expected = alone.predict(data[0], verbose=0)
+        small = dprp.cut(dense, found.plan, calibration_data=calibration)
+        expected = small.predict(data[0], verbose=0)
         own = found.model.predict(data[0], verbose=0)
         assert np.allclose(own, expected, rtol=1e-3, atol=1e-3) is same
 
