@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_triangular
 
 from dprp_tf.decomposition.matricization import dematricize, matricize
 from dprp_tf.decomposition.moments import RIDGE, regular_moments
@@ -205,8 +205,8 @@ class OutputTruncation:
             # (K, K', J, J'), (J, J', r, r') -> (K, r, K', r')
             normal = np.tensordot(self._by_pairs, pairs, axes=((2, 3), (0, 1)))
             normal = normal.transpose(0, 2, 1, 3).reshape(start.size, start.size)
-            factor = cho_factor(normal, lower=True)
-            basis = cho_solve(factor, target.reshape(-1)).reshape(start.shape)
+            factor = scipy.linalg.cho_factor(normal, lower=True)
+            basis = scipy.linalg.cho_solve(factor, target.reshape(-1)).reshape(start.shape)
         else:
             basis = self._by_gradients(start, target, mixed)
         basis = np.linalg.qr(basis)[0]
@@ -231,7 +231,7 @@ class OutputTruncation:
 
         basis = start
         residual = target - normal(basis)
-        pressed = cho_solve(self._one_sided, residual)
+        pressed = scipy.linalg.cho_solve(self._one_sided, residual)
         direction, product = pressed, float(np.sum(residual * pressed))
         for _ in range(_GRADIENT_STEPS):
             if not product > 0:
@@ -240,7 +240,7 @@ class OutputTruncation:
             step = product / float(np.sum(direction * image))
             basis = basis + step * direction
             residual = residual - step * image
-            pressed = cho_solve(self._one_sided, residual)
+            pressed = scipy.linalg.cho_solve(self._one_sided, residual)
             following = float(np.sum(residual * pressed))
             direction, product = pressed + following / product * direction, following
         return basis
@@ -285,7 +285,7 @@ class OutputTruncation:
 
     @cached_property
     def _one_sided(self) -> Any:
-        return cho_factor(self._average, lower=True)
+        return scipy.linalg.cho_factor(self._average, lower=True)
 
     @cached_property
     def _unfolded(self) -> NDArray[np.float64]:
@@ -335,8 +335,8 @@ class _Start:
         gram = gram.reshape(rank * others, size, others)
         gram = np.einsum("akj,kr->arj", gram, basis, optimize=True)
         try:
-            self._factor = cholesky(gram.reshape((rank * others,) * 2), lower=True)
-        except LinAlgError as error:
+            self._factor = scipy.linalg.cholesky(gram.reshape((rank * others,) * 2), lower=True)
+        except scipy.linalg.LinAlgError as error:
             raise ValueError(
                 "`ridge` must be above 0 where `covariance` is singular, as it is when there are "
                 "fewer positions in the calibration data than entries in a patch. Received a "
@@ -344,7 +344,7 @@ class _Start:
             ) from error
         # (S, K, J) -> (r, J, S) -> (r*J, S)
         side = np.einsum("skj,kr->rjs", pressed, basis, optimize=True).reshape(-1, filters)
-        self._rows = solve_triangular(self._factor, side, lower=True)
+        self._rows = scipy.linalg.solve_triangular(self._factor, side, lower=True)
         energies = np.sum(np.square(self._rows).reshape(rank, -1), axis=1)
         self._kept = np.cumsum(energies)
         self._modes: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
@@ -362,7 +362,9 @@ class _Start:
         if len(ranks) == 2:
             kept = self._directions(ranks[0])[1][:, : ranks[1]]
             rows = rows @ kept @ kept.T
-        coefficients = solve_triangular(self._factor[:count, :count], rows, lower=True, trans="T")
+        coefficients = scipy.linalg.solve_triangular(
+            self._factor[:count, :count], rows, lower=True, trans="T"
+        )
         shaped = coefficients.T.reshape(-1, ranks[0], self._others)
         return _Fit(shaped, self._basis[:, : ranks[0]], self.lost(ranks))
 
@@ -378,8 +380,8 @@ class _Start:
 def _root(moments: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a matrix whose product with its transpose is the moments."""
     try:
-        factor: NDArray[np.float64] = cholesky(moments, lower=True)
-    except LinAlgError:
+        factor: NDArray[np.float64] = scipy.linalg.cholesky(moments, lower=True)
+    except scipy.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(moments)
         factor = vectors * np.sqrt(np.maximum(values, 0.0))
     return factor

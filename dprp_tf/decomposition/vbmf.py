@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq, minimize_scalar
 
 from dprp_tf.files.arguments import check_number
 
@@ -134,7 +134,7 @@ def _edge(ratio: float) -> float:
 
     # t grows as sqrt(a), and is 2.5129 at a = 1.
     near = math.log(2.5129 * math.sqrt(ratio))
-    t = math.exp(brentq(zero, near - 2.0, near + 2.0, xtol=1e-13))
+    t = math.exp(scipy.optimize.brentq(zero, near - 2.0, near + 2.0, xtol=1e-13))
     return (1.0 + t) * (1.0 + ratio / t)
 
 
@@ -180,6 +180,8 @@ def _noise_variance(values: NDArray[np.float64], small: int, large: int, edge: f
     found = [(float(coarse[at]), float(grid[at])) for at in minima]
     for at in minima.tolist():
         inside = (float(grid[max(at - 1, 0)]), float(grid[min(at + 1, _GRID - 1)]))
-        result = minimize_scalar(energy, bounds=inside, method="bounded", options={"xatol": 1e-10})
+        result = scipy.optimize.minimize_scalar(
+            energy, bounds=inside, method="bounded", options={"xatol": 1e-10}
+        )
         found.append((float(result.fun), float(result.x)))
     return math.exp(min(found)[1])
