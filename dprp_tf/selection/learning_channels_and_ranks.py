@@ -17,10 +17,12 @@ from dprp_tf.conversion.cutting import cut
 from dprp_tf.costs.budget import METRICS, Budget, BudgetError
 from dprp_tf.costs.channel_plan import ChannelPlan, PlannedChannels
 from dprp_tf.costs.joint_plan import JointPlan
+from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.costs.scores import Score, resolve_score
+from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.data import Dataset
 from dprp_tf.decomposition import OutputTruncation
 from dprp_tf.files.arguments import check_choice, check_integer
@@ -35,10 +37,12 @@ from dprp_tf.selection.solving.rounded_counts import (
     widened,
 )
 from dprp_tf.selection.solving.soft_costs import SoftCosts
+from dprp_tf.selection.solving.timed_costs import TimedCosts
+from dprp_tf.selection.solving.width_costs import WidthCosts
 
 __all__ = ["learn_channels_and_ranks"]
 
-_METRICS = METRICS[:3]
+_TIME = "milliseconds"
 _TRUNCATIONS = ("kernel", "output")
 # Samples that outputs are kept on, and that accuracies are measured on.
 _CALIBRATION, _MEASURED = 512, 4096
@@ -54,6 +58,7 @@ def learn_channels_and_ranks(
     layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
     multiple: int = 8,
     truncation: str = "output",
+    latency: WidthTable | None = None,
     validation_data: Any = None,
     score: Score | None = None,
     folder: str | os.PathLike[str] | None = None,
@@ -81,8 +86,8 @@ def learn_channels_and_ranks(
     Args:
         model: A built, trained Functional or Sequential model; it stays as it is.
         data: Labelled training data `(x, y)` or a `Dataset`, as `select_ranks` takes data.
-        budget: A `Budget` of parameters, MACs or activations, its bounds by name, or a share of
-            the parameters alone.
+        budget: A `Budget` of parameters, MACs, activations or time, its bounds by name, or a share
+            of the parameters alone.
         learning: Settings; masks or thresholds alone are among them. Default: `LeSS()`.
         groups: Names of the groups that may lose channels; see `channel_groups`. Default: all.
         layers: As `select_ranks` takes them, the layers whose ranks may fall. Default: all.
@@ -91,6 +96,8 @@ def learn_channels_and_ranks(
         truncation: `"output"`: cuts keep the outputs on samples of `data`, and so do the kernels
             of what reads channels that went; `cut` then needs calibration data. `"kernel"`: they
             keep the kernels. Default `"output"`.
+        latency: For budgets of time, a width table of the model, as `deploy.measure_widths(model,
+            decomposition="channel")` makes it.
         validation_data: Labelled samples that accuracies are measured on. Default: the first of
             `data`.
         score: What is called accuracy, as `select_ranks` takes it.
@@ -127,26 +134,28 @@ def learn_channels_and_ranks(
     learning = learning or LeSS()
     check_integer("multiple", multiple)
     check_choice("truncation", truncation, _TRUNCATIONS)
-    asked = _budget(budget)
+    asked = _budget(budget, latency)
     x, y = _labelled(data, model, "data")
     told = progress or (lambda share, text: None)
-    problem = _problem(model, learning, groups, layers, asked)
+    problem = _problem(model, learning, groups, layers, asked, latency)
     seen = None if truncation == "kernel" else picked(x, slice(0, _CALIBRATION))
     told(None, "running the data")
     moments = {} if seen is None else input_moments(model, problem.factorized, seen)
     soft = learning.soften(
-        model, problem.places, problem.factorized, problem.costs, asked.bounds, moments
+        model, problem.places, problem.factorized, problem.costs, problem.bounds, moments
     )
     place = None if folder is None else Path(folder)
     learned = learning.learn(model, soft, x, y, told=told, seed=seed, folder=place)
     told(None, "rounding")
     channels, space, ranks = _rounded(model, problem, learned, learning, multiple, asked, seen)
-    plan = _plan(learning, problem, learned, channels, space, ranks, truncation)
+    plan = _plan(learning, problem, learned, channels, space, ranks, truncation, asked)
     told(None, "measuring what is left")
-    small = cut(model, plan, calibration_data=seen)
+    small = cut(model, plan, calibration_data=seen, latency=latency)
     counted = model_cost(small)
     exact = {"parameters": float(counted.parameters), "macs": float(counted.macs or 0)}
-    plan = replace(plan, cost={name: exact[name] for name in plan.dense})
+    plan = replace(
+        plan, cost={**plan.cost, **{name: exact[name] for name in exact if name in plan.dense}}
+    )
     if validation_data is None:
         x, y = picked(x, slice(0, _MEASURED)), picked(y, slice(0, _MEASURED))
     else:
@@ -167,10 +176,16 @@ class _Problem:
     factorized: tuple[str, ...]
     costs: SoftCosts
     bounds: Mapping[str, float]
+    latency: WidthTable | None
 
 
 def _problem(
-    model: keras.Model, learning: LeSS, groups: Any, layers: Any, asked: Budget
+    model: keras.Model,
+    learning: LeSS,
+    groups: Any,
+    layers: Any,
+    asked: Budget,
+    latency: WidthTable | None,
 ) -> _Problem:
     followed = follow(model)
     found: list[ChannelGroup] = []
@@ -192,21 +207,42 @@ def _problem(
         for key, layer in names.items()
         if layer.kernel_constraint is None and layer.kernel.trainable
     }
+    if latency is not None:
+        WidthCosts(model, followed, [], latency)  # refuses a table of another model
+        able &= {row.name for row in latency.layers if row.decomposition == "channel"}
     factorized = tuple(layer.key for layer in places.layers if layer.key in able)
-    costs = SoftCosts(model, places, factorized, list(asked.bounds))
-    return _Problem(places, factorized, costs, asked.bounds)
-
-
-def _budget(budget: Budget | float | Mapping[str, float]) -> Budget:
-    asked = Budget.of(budget)
-    others = [name for name in ("time", "accuracy_drop") if getattr(asked, name) is not None]
-    unknown = sorted({*asked.bounds, *others} - set(_METRICS))
-    if unknown:
-        raise ValueError(
-            f"`budget` must bound {', '.join(_METRICS)} where channels and ranks are learned. "
-            f"Received: {', '.join(unknown)}"
+    metrics = list(asked.bounds)
+    if latency is None:
+        return _Problem(
+            places, factorized, SoftCosts(model, places, factorized, metrics), asked.bounds, None
         )
-    return asked
+    costs = TimedCosts(model, places, factorized, metrics, latency)
+    bounds = {
+        name: bound / latency.dense if name == _TIME else bound
+        for name, bound in asked.bounds.items()
+    }
+    return _Problem(places, factorized, costs, bounds, latency)
+
+
+def _budget(budget: Budget | float | Mapping[str, float], latency: WidthTable | None) -> Budget:
+    asked = Budget.of(budget)
+    if asked.accuracy_drop is not None:
+        raise ValueError(
+            f"`budget` must bound {', '.join(METRICS)} or time where channels and ranks are "
+            "learned. Received: accuracy_drop"
+        )
+    if asked.of_time and latency is None:
+        raise ValueError(
+            "`latency` must be given for a budget of time: deploy.measure_widths(model, "
+            'decomposition="channel", target=...). Received: latency=None'
+        )
+    if latency is not None and not any(r.decomposition == "channel" for r in latency.layers):
+        raise ValueError(
+            "`latency` must know 'channel' ranks, which are learned here. Received: a table of "
+            "widths alone, or of another decomposition; make it with "
+            'deploy.measure_widths(model, decomposition="channel").'
+        )
+    return asked.on(latency)
 
 
 def _labelled(data: Any, model: keras.Model, name: str) -> tuple[Any, Any]:
@@ -264,6 +300,22 @@ class _Widths:
             for name, order in self.orders.items()
         }
 
+    def table(self, widths: Mapping[str, int]) -> LatencyTable | None:
+        """The times by rank at some widths; None without a width table."""
+        latency, places = self._problem.latency, self._problem.places
+        if latency is None:
+            return None
+        whole = np.append(self._mask(widths), 1).astype(int)
+        channels = {
+            layer.key: (int(whole[layer.reads].sum()), int(whole[layer.makes].sum()))
+            for layer in places.layers
+            if layer.key in latency.by_name
+        }
+        # The costs of maps are the learned problem's own.
+        time = float(self._problem.costs.shares(self._mask(widths))[_TIME]) * latency.dense
+        found = latency.by_rank(channels)
+        return replace(found, dense=time)
+
     def _mask(self, widths: Mapping[str, int]) -> Any:
         places = self._problem.places
         mask = np.ones(places.count, dtype=np.float32)
@@ -304,9 +356,11 @@ def _rounded(
     while True:
         channels = _channel_plan(model, problem, widths, at, learning, multiple, seen)
         small = cut(model, channels, calibration_data=seen)
-        space = _space(small, problem, seen)
+        space = _space(small, problem, seen, widths.table(at))
         bounds = {
-            name: min(1.0, bound * problem.costs.dense[name] / space.cost({}).dense[name])
+            name: bound
+            if name == _TIME
+            else min(1.0, bound * problem.costs.dense[name] / space.cost({}).dense[name])
             for name, bound in asked.bounds.items()
         }
         within = Budget(**bounds, tolerance=tolerance)
@@ -326,25 +380,30 @@ def _impossible(
     problem: _Problem, widths: _Widths, at: Mapping[str, int], multiple: int
 ) -> BudgetError:
     metric = min(problem.bounds, key=lambda name: problem.bounds[name])
+    timed = problem.latency is not None and metric == _TIME
+    scale = problem.latency.dense if problem.latency is not None and timed else 1.0
     return BudgetError(
-        problem.bounds[metric],
-        widths.over(at, least=True) * problem.bounds[metric],
+        scale * problem.bounds[metric],
+        scale * widths.over(at, least=True) * problem.bounds[metric],
         metric=metric,
+        unit="ms" if problem.latency is None else problem.latency.unit,
         smallest="at the least widths" + (" and ranks" if problem.factorized else ""),
         remedy=f"Raise it, or let more layers be cut. Channels stay in multiples of {multiple}.",
     )
 
 
-def _space(small: keras.Model, problem: _Problem, seen: Any) -> RankSpace:
+def _space(
+    small: keras.Model, problem: _Problem, seen: Any, latency: LatencyTable | None
+) -> RankSpace:
     names = list(problem.factorized)
     if seen is None:
-        return RankSpace(small, "channel", names)
+        return RankSpace(small, "channel", names, latency=latency)
     moments = input_moments(small, names, seen)
 
     def truncate(name: str, kernel: Any, decomposition: str) -> OutputTruncation:
         return OutputTruncation(kernel, decomposition, moments[name])
 
-    return RankSpace(small, "channel", names, truncate=truncate)
+    return RankSpace(small, "channel", names, truncate=truncate, latency=latency)
 
 
 def _channel_plan(
@@ -380,8 +439,13 @@ def _channel_plan(
     whole = {name: value for name, value in whole.items() if value}
     plan = ChannelPlan(learning.name, multiple, {}, tuple(rows), whole, whole)
     small = model_cost(cut(model, plan))
-    cost = {"parameters": float(small.parameters), "macs": float(small.macs or 0)}
-    return replace(plan, cost={name: cost[name] for name in whole})
+    exact = {"parameters": float(small.parameters), "macs": float(small.macs or 0)}
+    cost = {name: exact[name] for name in whole}
+    table = widths.table(at)
+    if table is not None and problem.latency is not None:
+        whole, cost = whole | {_TIME: problem.latency.dense}, cost | {_TIME: table.dense}
+        plan = replace(plan, dense=whole, unit=table.unit)
+    return replace(plan, cost=cost)
 
 
 def _plan(
@@ -392,12 +456,12 @@ def _plan(
     space: RankSpace | None,
     ranks: Mapping[str, Ranks],
     truncation: str,
+    asked: Budget,
 ) -> JointPlan:
-    history = tuple(learned.history)
+    history, unit = tuple(learned.history), channels.unit
     if space is None:
-        part = RankPlan(
-            learning.name, "channel", "kernel", {}, (), channels.cost, channels.cost, {}, history
-        )
+        own = channels.cost
+        part = RankPlan(learning.name, "channel", "kernel", {}, (), own, own, {}, history, unit)
         cost = dict(channels.cost)
     else:
         spent = space.cost(ranks)
@@ -418,9 +482,27 @@ def _plan(
             for name in layers
         )
         part = RankPlan(
-            learning.name, "channel", truncation, {}, rows, spent.values, spent.dense, {}, history
+            learning.name,
+            "channel",
+            truncation,
+            {},
+            rows,
+            spent.values,
+            spent.dense,
+            {},
+            history,
+            unit,
         )
         cost = dict(spent.values)
+    dense = dict(channels.dense)
+    if problem.latency is not None:
+        dense[_TIME] = problem.latency.dense
+        cost.setdefault(_TIME, channels.cost.get(_TIME, dense[_TIME]))
     return JointPlan(
-        learning.name, channels, part, dict(problem.bounds), cost, dict(channels.dense)
+        learning.name,
+        channels,
+        part,
+        dict(asked.bounds),
+        {name: cost[name] for name in dense},
+        dense,
     )

@@ -254,7 +254,7 @@ def test_groups_and_layers_can_be_chosen(
     [
         ({"data": None}, "Received: None"),
         ({"data": "x"}, "inputs without labels"),
-        ({"budget": dprp.Budget(time=0.5)}, "Received: time"),
+        ({"budget": dprp.Budget(time=0.5)}, "`latency` must be given for a budget of time"),
         ({"budget": {"accuracy_drop": 0.1, "macs": 0.5}}, "accuracy_drop"),
         ({"budget": {"speed": 0.1}}, "speed"),
         ({"budget": {"macs": 0.0001}}, "Channels stay in multiples of 8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from keras import layers
 
 import dprp_tf as dprp
 from dprp_tf import deploy
-from dprp_tf.channels import follow, groups_of
+from dprp_tf.channels import follow, groups_of, places_of
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.deploy.planning.form_costs import Setting
+from dprp_tf.selection.solving.timed_costs import TimedCosts
 from dprp_tf.selection.solving.width_costs import WidthCosts
 
 FIXED = 100.0
@@ -209,3 +211,81 @@ def test_what_cannot_be_measured_or_chosen_is_said(
         dprp.select_channels_and_ranks(
             model, budget={"time": 0.5}, data=(x, np.zeros(8, int)), latency=alone
         )
+
+
+@pytest.fixture(scope="module")
+def by_channel(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> WidthTable:
+    return deploy.measure_widths(
+        model,
+        target=CountingTarget(fixed=FIXED),
+        decomposition="channel",
+        cache=tmp_path_factory.mktemp("channel"),
+    )
+
+
+def test_soft_times_are_the_tables_own_and_fall_as_their_derivatives_say(
+    model: keras.Model,
+    by_channel: WidthTable,
+    gradient: Callable[[Callable[[Any], Any], np.ndarray], np.ndarray],
+) -> None:
+    followed = follow(model)
+    groups = groups_of(model, followed).able()
+    places = places_of(model, followed, groups)
+    ranked = [row.name for row in by_channel.layers if row.decomposition == "channel"]
+    costs = TimedCosts(model, places, ranked, ["milliseconds"], by_channel)
+    widths = {"stem": 8, "inner": 16, "down": 24}
+    hard = WidthCosts(model, followed, [(g, range(g.size)) for g in groups], by_channel)
+    mask = np.ones(places.count, dtype="float32")
+    for number, group in enumerate(groups):
+        mask[places.starts[number] :][: group.size - widths.get(group.name, group.size)] = 0
+    told = float(costs.shares(mask)["milliseconds"])
+    assert told == pytest.approx(hard.shares(widths)["milliseconds"], rel=1e-5)
+    # All dense but one, whose two stages are quicker.
+    ranks = np.full(len(ranked), 1e4, dtype="float32")
+    ranks[ranked.index("inner")] = 4
+    at = {n: c for n, c in hard.channels(widths).items() if n in by_channel.by_name}
+    table = by_channel.by_rank(at, maps=hard.shares(widths)["activations"])
+    expected = table.model_cost({"inner": 4}) / by_channel.dense
+    found = float(costs.shares(mask, ranks)["milliseconds"])
+    assert found == pytest.approx(expected, rel=1e-5) != pytest.approx(told, rel=1e-3)
+
+    # Where two stages are quicker derivatives are those of the costs themselves.
+    soft = TimedCosts(model, places, ["inner", "back"], ["milliseconds"], by_channel)
+    at = np.random.default_rng(0).uniform(0.6, 0.9, places.count + 2)
+    at[-2:] = 10.3, 9.6
+
+    def cost(values: Any) -> Any:
+        return soft.shares(values[:-2], values[-2:])["milliseconds"]
+
+    slopes = gradient(cost, at.astype("float32"))
+    assert (slopes[-2:] > 1e-3).all()
+    for place in [*range(0, places.count, 7), places.count, places.count + 1]:
+        step = np.zeros(len(at))
+        step[place] = 0.05
+        up, down = (float(cost((at + sign * step).astype("float32"))) for sign in (1, -1))
+        assert slopes[place] == pytest.approx((up - down) / 0.1, rel=0.01, abs=5e-6)
+
+
+def test_channels_and_ranks_are_learned_for_a_time(
+    model: keras.Model, by_channel: WidthTable, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(96, 8, 8, 3)).astype("float32")
+    y = model.predict(x, verbose=0).argmax(-1)
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    options: dict[str, Any] = {
+        "latency": by_channel,
+        "learning": dprp.LeSS(steps=20, most_steps=20, batch_size=16),
+    }
+    plan = dprp.learn_channels_and_ranks(model, (x, y), budget={"time": 0.5}, **options)
+    assert plan.shares["milliseconds"] <= 0.5
+    assert plan.ranks.unit == plan.channels.unit == "instructions"
+    small = dprp.cut(model, plan, calibration_data=x, latency=by_channel)
+    counted = _counted(small, CountingTarget(fixed=FIXED), tmp_path)
+    assert plan.cost["milliseconds"] == pytest.approx(counted, rel=0.01)
+    assert 0.45 * by_channel.dense < counted
+    assert dprp.JointPlan.load(plan.save(tmp_path / "plan.json")) == plan
+    with pytest.raises(dprp.BudgetError, match="instructions"):
+        dprp.learn_channels_and_ranks(model, (x, y), budget={"milliseconds": 1.0}, **options)
+    with pytest.raises(ValueError, match="`latency` must be given"):
+        dprp.learn_channels_and_ranks(model, (x, y), budget={"time": 0.5})
