@@ -12,12 +12,13 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not long"
-	KERAS_BACKEND=jax $(PYTEST) -m "backend and not slow and not long"
+	KERAS_BACKEND=jax $(PYTEST) -m "backend and not slow and not long" tests/layers tests/conversion
 
-# `make test`, and then what takes longer: whole ways end to end, more cases of the same.
+# `make test`, and then what takes longer: whole ways end to end, more cases of the same, and all
+# that runs on JAX.
 test-all: test
 	$(PYTEST) -m "slow and not long"
-	KERAS_BACKEND=jax $(PYTEST) -m "backend and slow and not long"
+	KERAS_BACKEND=jax $(PYTEST) -m "backend and not long"
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -60,8 +60,18 @@ def table(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Width
     return deploy.measure_widths(
         model,
         target=CountingTarget(fixed=FIXED),
-        decomposition="separable",
+        points=2,
         cache=tmp_path_factory.mktemp("cache"),
+    )
+
+
+@pytest.fixture(scope="module")
+def by_separable(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> WidthTable:
+    return deploy.measure_widths(
+        model,
+        target=CountingTarget(fixed=FIXED),
+        decomposition="separable",
+        cache=tmp_path_factory.mktemp("separable"),
     )
 
 
@@ -94,9 +104,11 @@ def test_a_model_cut_costs_what_its_widths_say(
     assert counted < _counted(model, target, tmp_path)
 
 
+@pytest.mark.slow
 def test_ranks_at_a_width_cost_what_their_two_stages_do(
-    model: keras.Model, table: WidthTable, tmp_path: Path
+    model: keras.Model, by_separable: WidthTable, tmp_path: Path
 ) -> None:
+    table = by_separable
     costs = _costs(model, table)
     widths = {"inner": 16, "down": 24}
     by_rank = table.by_rank(
@@ -161,8 +173,9 @@ def test_channels_are_chosen_for_a_time(
 
 @pytest.mark.slow
 def test_both_meet_a_time_and_are_no_worse_than_either(
-    model: keras.Model, table: WidthTable, tmp_path: Path
+    model: keras.Model, by_separable: WidthTable, tmp_path: Path
 ) -> None:
+    table = by_separable
     rng = np.random.default_rng(1)
     x = rng.normal(size=(96, 8, 8, 3)).astype("float32")
     y = model.predict(x, verbose=0).argmax(-1)
@@ -206,10 +219,9 @@ def test_what_cannot_be_measured_or_chosen_is_said(
     x = np.zeros((8, 8, 8, 3), "float32")
     with pytest.raises(ValueError, match="without labels"):
         dprp.select_channels_and_ranks(model, budget=0.5, data=x)
-    alone = deploy.measure_widths(model, target=CountingTarget(fixed=FIXED), cache=tmp_path)
     with pytest.raises(ValueError, match="a table of widths alone"):
         dprp.select_channels_and_ranks(
-            model, budget={"time": 0.5}, data=(x, np.zeros(8, int)), latency=alone
+            model, budget={"time": 0.5}, data=(x, np.zeros(8, int)), latency=table
         )
 
 
@@ -223,6 +235,7 @@ def by_channel(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> 
     )
 
 
+@pytest.mark.slow
 def test_soft_times_are_the_tables_own_and_fall_as_their_derivatives_say(
     model: keras.Model,
     by_channel: WidthTable,
@@ -266,6 +279,7 @@ def test_soft_times_are_the_tables_own_and_fall_as_their_derivatives_say(
         assert slopes[place] == pytest.approx((up - down) / 0.1, rel=0.01, abs=5e-6)
 
 
+@pytest.mark.slow
 def test_channels_and_ranks_are_learned_for_a_time(
     model: keras.Model, by_channel: WidthTable, tmp_path: Path
 ) -> None:
