@@ -72,8 +72,9 @@ class BudgetError(ValueError):
         self.budget = budget
         self.least = least
         self.metric, self._nearest = metric, nearest
+        self._smallest, self._remedy = smallest, remedy
 
-    def asked_as(self, budget: Budget, latency: LatencyTable | None) -> BudgetError:
+    def asked_as(self, budget: Budget, latency: LatencyTable | WidthTable | None) -> BudgetError:
         """Return the error in the words of the budget that was asked for.
 
         Args:
@@ -89,7 +90,14 @@ class BudgetError(ValueError):
         if self._nearest is not None:
             below, above = (None if cost is None else cost / whole for cost in self._nearest)
             sides = below, above
-        return BudgetError(self.budget / whole, self.least / whole, metric="time", nearest=sides)
+        return BudgetError(
+            self.budget / whole,
+            self.least / whole,
+            metric="time",
+            nearest=sides,
+            smallest=self._smallest,
+            remedy=self._remedy,
+        )
 
 
 @dataclass(frozen=True)

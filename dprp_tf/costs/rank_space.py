@@ -17,6 +17,7 @@ from dprp_tf.costs.form import OWN_KIND, Form
 from dprp_tf.costs.latency_row import LayerLatency
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.layer_forms import obstacle
+from dprp_tf.costs.map_entries import map_entries
 from dprp_tf.costs.models import model_cost
 from dprp_tf.decomposition import KernelTruncation, Truncation, resolve_decomposition
 from dprp_tf.keras_internals.layer_calls import LayerCall, layer_calls
@@ -398,14 +399,7 @@ class RankSpace:
         whole = model_cost(model)
         own = self.layers.values()
         macs = [layer.macs(None) for layer in own]
-        maps = [
-            None
-            if call.repeats is None or None in call.output_shape[1:]
-            else call.repeats * math.prod(int(size or 0) for size in call.output_shape[1:])
-            for found in calls.values()
-            for call in found
-            if hasattr(call.layer, "kernel")
-        ]
+        maps = map_entries(call for found in calls.values() for call in found).values()
         volume = None if None in maps else sum(entry or 0 for entry in maps)
         inner = [layer.activations(None) for layer in own]
         fixed: dict[str, float | None] = {

@@ -181,17 +181,16 @@ class ChannelChoice:
         """
         if self._latency is None or error.metric != "milliseconds":
             return error
-        by_time = budget.time is not None
-        scale = 1.0 if by_time else self._latency.dense
-        return BudgetError(
-            error.budget * scale,
-            error.least * scale,
-            metric="time" if by_time else "milliseconds",
+        absolute = BudgetError(
+            error.budget * self._latency.dense,
+            error.least * self._latency.dense,
+            metric=error.metric,
             unit=self._latency.unit,
             smallest="at the least widths",
             remedy="Raise it, or let more layers be cut. Channels stay in multiples of "
             f"{self.multiple}.",
         )
+        return absolute.asked_as(budget, self._latency)
 
 
 def _orders(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dprp_tf.channels import Places
 from dprp_tf.costs.budget import METRICS
+from dprp_tf.costs.map_entries import map_entries
 from dprp_tf.costs.models import model_cost
 from dprp_tf.keras_internals.layer_calls import layer_calls
 from dprp_tf.selection.solving.width_costs import channel_weights
@@ -213,16 +214,10 @@ def _maps(
     model: keras.Model, places: Places
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
     """Entries of the maps that layers with kernels compute for a sample, and their positions."""
-    numbers = {id(layer.record.layer): at for at, layer in enumerate(places.layers)}
-    volumes = np.zeros(len(places.layers), dtype=np.float32)
-    areas = np.zeros(len(places.layers), dtype=np.float32)
-    for call in layer_calls(model):
-        at = numbers.get(id(call.layer))
-        if at is None or not hasattr(call.layer, "kernel"):
-            continue
-        if call.repeats is None or None in call.output_shape[1:]:
-            return None, None
-        entries = call.repeats * math.prod(int(size or 0) for size in call.output_shape[1:])
-        volumes[at] += entries
-        areas[at] += entries / places.layers[at].makes.size
-    return volumes, areas
+    entries = map_entries(layer_calls(model))
+    found = [entries.get(id(layer.record.layer), 0) for layer in places.layers]
+    if None in found:
+        return None, None
+    volumes = np.array(found, dtype=np.float32)
+    filters = np.array([max(layer.makes.size, 1) for layer in places.layers], dtype=np.float32)
+    return volumes, volumes / filters

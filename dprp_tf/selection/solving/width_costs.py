@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dprp_tf.channels import ChannelGroup, Followed, LayerChannels, place_labels
+from dprp_tf.costs.map_entries import map_entries
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.keras_internals.graphs import layer_keys
@@ -93,7 +93,7 @@ class WidthCosts:
         if whole.macs is not None:
             self.dense["macs"] = float(whole.macs)
         keys = layer_keys(model)
-        maps = _maps(model)
+        maps = map_entries(layer_calls(model))
         if None not in maps.values():
             self.dense["activations"] = float(sum(entries or 0 for entries in maps.values()))
         self._latency = latency
@@ -184,22 +184,6 @@ class WidthCosts:
             reads = layer.reads - sum(int(at[removed[g]]) for g, at in layer.gone_reads.items())
             makes = layer.makes - sum(int(at[removed[g]]) for g, at in layer.gone_makes.items())
             yield layer, reads, makes
-
-
-def _maps(model: keras.Model) -> dict[int, float | None]:
-    """Entries of the feature maps of each layer with a kernel; None where they are not known."""
-    found: dict[int, float | None] = {}
-    for call in layer_calls(model):
-        if not any(len(weight.shape) > 1 for weight in call.layer.weights):
-            continue
-        sizes = call.output_shape[1:]
-        before = found.get(id(call.layer), 0.0)
-        if before is None or call.repeats is None or None in sizes:
-            found[id(call.layer)] = None
-        else:
-            entries = call.repeats * math.prod(int(size or 0) for size in sizes)
-            found[id(call.layer)] = before + entries
-    return found
 
 
 def _require_fitting(latency: WidthTable, keys: Mapping[str, Any], followed: Followed) -> None:
