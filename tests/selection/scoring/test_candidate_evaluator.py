@@ -358,7 +358,7 @@ def test_unusable_arguments_are_named(rng: np.random.Generator) -> None:
     with pytest.raises(ValueError, match="must have the shape of the model's input"):
         CandidateEvaluator(model, space, x[..., :1], np.zeros(_COUNT))
     evaluator = CandidateEvaluator(model, space, x, np.zeros(_COUNT, int))
-    with pytest.raises(ValueError, match="must name layers of the space"):
+    with pytest.raises(ValueError, match="must name layers whose kernels may be swapped"):
         list(evaluator.evaluate([{"no such": (1,)}]))
     with pytest.raises(ValueError, match="must lie in"):
         list(evaluator.evaluate([{"stem": (99,)}]))
