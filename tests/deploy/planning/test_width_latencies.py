@@ -303,3 +303,15 @@ def test_channels_and_ranks_are_learned_for_a_time(
         dprp.learn_channels_and_ranks(model, (x, y), budget={"milliseconds": 1.0}, **options)
     with pytest.raises(ValueError, match="`latency` must be given"):
         dprp.learn_channels_and_ranks(model, (x, y), budget={"time": 0.5})
+
+
+def test_ranks_alone_are_measured_of_whole_layers(model: keras.Model, tmp_path: Path) -> None:
+    target = CountingTarget(fixed=FIXED)
+    options = {"target": target, "cache": tmp_path}
+    table = deploy.measure_widths(model, decomposition="channel", groups=(), **options)
+    assert {row.name for row in table.layers} >= {"stem", "inner", "back", "down", "hidden"}
+    assert all(len(row.dense.reads) == len(row.dense.makes) == 1 for row in table.layers)
+    row = table.by_name["back"]
+    assert (row.first.reads, row.second.makes) == ((24,), (16,))
+    with pytest.raises(ValueError, match="must have channels that may go"):
+        deploy.measure_widths(model, groups=(), **options)
