@@ -14,10 +14,10 @@ import numpy as np
 from dprp_tf.channels import ChannelGroup, Places, follow, groups_of, places_of
 from dprp_tf.conversion.calibration import input_moments
 from dprp_tf.conversion.cutting import cut
+from dprp_tf.conversion.times_by_rank import times_by_rank
 from dprp_tf.costs.budget import METRICS, Budget, BudgetError
 from dprp_tf.costs.channel_plan import ChannelPlan, PlannedChannels
 from dprp_tf.costs.joint_plan import JointPlan
-from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.costs.rank_space import Ranks, RankSpace
@@ -318,21 +318,10 @@ class _Widths:
             for name, order in self.orders.items()
         }
 
-    def table(self, widths: Mapping[str, int]) -> LatencyTable | None:
-        """The times by rank at some widths; None without a width table."""
-        latency, places = self._problem.latency, self._problem.places
-        if latency is None:
-            return None
-        whole = np.append(self._mask(widths), 1).astype(int)
-        channels = {
-            layer.key: (int(whole[layer.reads].sum()), int(whole[layer.makes].sum()))
-            for layer in places.layers
-            if layer.key in latency.by_name
-        }
-        # The costs of maps are the learned problem's own.
-        time = self.shares(widths)[_TIME] * latency.dense
-        found = latency.by_rank(channels)
-        return replace(found, dense=time)
+    def time(self, widths: Mapping[str, int]) -> float:
+        """The time at some widths, every layer dense; 0 without a width table."""
+        latency = self._problem.latency
+        return 0.0 if latency is None else self.shares(widths)[_TIME] * latency.dense
 
     def _mask(self, widths: Mapping[str, int]) -> Any:
         places = self._problem.places
@@ -374,7 +363,7 @@ def _rounded(
     while True:
         channels = _channel_plan(model, problem, widths, at, learning, multiple, seen)
         small = cut(model, channels, calibration_data=seen)
-        space = _space(small, problem, seen, widths.table(at))
+        space = _space(small, problem, seen, widths.time(at))
         bounds = {
             name: bound
             if name == _TIME
@@ -419,10 +408,12 @@ def _impossible(
     )
 
 
-def _space(
-    small: keras.Model, problem: _Problem, seen: Any, latency: LatencyTable | None
-) -> RankSpace:
+def _space(small: keras.Model, problem: _Problem, seen: Any, time: float) -> RankSpace:
     names = list(problem.factorized)
+    latency = None
+    if problem.latency is not None:
+        # What works on maps is counted as it was learned.
+        latency = replace(times_by_rank(small, problem.latency), dense=time)
     if seen is None:
         return RankSpace(small, "channel", names, latency=latency)
     moments = input_moments(small, names, seen)
@@ -472,10 +463,9 @@ def _channel_plan(
         whole[_MAPS] = problem.costs.dense[_MAPS]
         cost[_MAPS] = float(round(whole[_MAPS] * widths.shares(at)[_MAPS]))
         plan = replace(plan, dense=whole)
-    table = widths.table(at)
-    if table is not None and problem.latency is not None:
-        whole, cost = whole | {_TIME: problem.latency.dense}, cost | {_TIME: table.dense}
-        plan = replace(plan, dense=whole, unit=table.unit)
+    if problem.latency is not None:
+        whole, cost = whole | {_TIME: problem.latency.dense}, cost | {_TIME: widths.time(at)}
+        plan = replace(plan, dense=whole, unit=problem.latency.unit)
     return replace(plan, cost=cost)
 
 
