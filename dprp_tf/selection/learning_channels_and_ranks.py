@@ -15,7 +15,7 @@ from dprp_tf.channels import ChannelGroup, Places, follow, groups_of, places_of
 from dprp_tf.conversion.calibration import input_moments
 from dprp_tf.conversion.cutting import cut
 from dprp_tf.conversion.times_by_rank import times_by_rank
-from dprp_tf.costs.budget import METRICS, Budget, BudgetError
+from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.channel_plan import ChannelPlan, PlannedChannels
 from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.models import model_cost
@@ -29,6 +29,7 @@ from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.layers.factorizable import factorizable
 from dprp_tf.selection.methods.less import Learned, LeSS
 from dprp_tf.selection.scoring.samples import picked, samples_of
+from dprp_tf.selection.solving.bounds import as_shares, bounds_of
 from dprp_tf.selection.solving.rounded_counts import (
     narrowed,
     nearest_widths,
@@ -223,29 +224,16 @@ def _problem(
     factorized = tuple(layer.key for layer in places.layers if layer.key in able)
     metrics = list(asked.bounds)
     if latency is None:
-        return _Problem(
-            places, factorized, SoftCosts(model, places, factorized, metrics), asked.bounds, None
-        )
-    metrics += [] if _TIME in metrics else [_TIME]
-    costs = TimedCosts(model, places, factorized, metrics, latency)
-    bounds = {
-        name: bound / latency.dense if name == _TIME else bound
-        for name, bound in asked.bounds.items()
-    }
-    return _Problem(places, factorized, costs, bounds, latency)
+        costs = SoftCosts(model, places, factorized, metrics)
+    else:
+        metrics += [] if _TIME in metrics else [_TIME]
+        costs = TimedCosts(model, places, factorized, metrics, latency)
+    return _Problem(places, factorized, costs, as_shares(asked.bounds, latency), latency)
 
 
 def _budget(asked: Budget, latency: WidthTable | None, learning: LeSS) -> Budget:
-    if asked.accuracy_drop is not None:
-        raise ValueError(
-            f"`budget` must bound {', '.join(METRICS)} or time where channels and ranks are "
-            "learned. Received: accuracy_drop"
-        )
-    if asked.of_time and latency is None:
-        raise ValueError(
-            "`latency` must be given for a budget of time: deploy.measure_widths(model, "
-            'decomposition="channel", target=...). Received: latency=None'
-        )
+    ranks = "channel" if learning.thresholds else None
+    bounds = bounds_of(asked, latency, decomposition=ranks)
     ranked = latency is not None and any(r.decomposition == "channel" for r in latency.layers)
     if latency is not None and learning.thresholds and not ranked:
         raise ValueError(
@@ -253,7 +241,7 @@ def _budget(asked: Budget, latency: WidthTable | None, learning: LeSS) -> Budget
             "widths alone, or of another decomposition; make it with "
             'deploy.measure_widths(model, decomposition="channel").'
         )
-    return asked.on(latency)
+    return Budget(**bounds, tolerance=asked.tolerance)
 
 
 def _labelled(data: Any, model: keras.Model, name: str) -> tuple[Any, Any]:
