@@ -64,7 +64,8 @@ def measure_widths(
         threads: Threads of the runtime, 1 or more. Defaults to 1.
         decomposition: `"separable"` or `"channel"` to measure ranks too; None for widths alone,
             which takes a third of the files. Defaults to None.
-        groups: Names of the groups that may lose channels; see `channel_groups`. Defaults to all.
+        groups: Names of the groups that may lose channels; see `channel_groups`. With a
+            decomposition none, `()`, is ranks alone, of whole layers. Defaults to all.
         multiple: Multiples in which channels stay, as for `select_channels`. Defaults to 8.
         points: Most numbers of channels on an axis, 2 or more; costs between them follow straight
             lines. Defaults to 5.
@@ -218,7 +219,9 @@ def _places(
     points: int,
 ) -> list[_Place]:
     followed = follow(model)
-    loose = groups_of(model, followed).able(groups)
+    names = None if groups is None or isinstance(groups, str) else list(groups)
+    alone = names == [] and decomposition is not None
+    loose = [] if alone else groups_of(model, followed).able(groups if names is None else names)
     calls = list(layer_calls(model))
     layers = layer_keys(model)
     owned = [

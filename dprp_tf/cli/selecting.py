@@ -36,7 +36,9 @@ def select(
     settings: dict[str, Any],
     latency_table: Annotated[
         Path | None,
-        typer.Option(help="What `dprp latency` wrote; where channels go a folder's widths.json."),
+        typer.Option(
+            help="What `dprp latency` wrote; with --widths, where channels go and for less."
+        ),
     ] = None,
     search: Annotated[
         list[str] | None,
@@ -65,8 +67,9 @@ def select(
     load_keras()
     from dprp_tf.report import results_table
     from dprp_tf.runs.excluded_layers import all_but
+    from dprp_tf.runs.kept_plans import load_plan
     from dprp_tf.runs.progress import Display
-    from dprp_tf.runs.selecting import load_plan, select_in_folder
+    from dprp_tf.runs.selecting import select_in_folder
     from dprp_tf.runs.time_tables import load_table
     from dprp_tf.training.fine_tuning import FineTuning
     from dprp_tf.training.saving import load_model
@@ -90,7 +93,7 @@ def select(
             dense,
             dataset,
             chosen,
-            latency=None if latency_table is None else load_table(latency_table, chosen.cut),
+            latency=None if latency_table is None else load_table(latency_table, chosen),
             layers=all_but(dense, chosen.exclude),
             display=display,
             fresh=fresh,
@@ -103,7 +106,7 @@ def select(
     told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
     print_text(f"Accuracy on the {results['data']['test']} test images: {told}")
     print_text(_speed(results))
-    log = "every candidate, " if chosen.cut == "ranks" else ""
+    log = "" if chosen.by_width else "every candidate, "
     print_text(f"{folder}: report.html, {log}the plan, the models and their files")
     words = data_options(data, image_size, mean, std)
     if "files" in results:

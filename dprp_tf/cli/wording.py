@@ -31,12 +31,14 @@ _COMMANDS = {
     "factorize": "train",
     "fold": "fold",
     "measure_latency": "latency",
+    "measure_widths": "latency --widths",
     "plan_fold": "plan",
     "select_ranks": "select",
     "summarize": "inspect",
 }
 _CALL = re.compile(r"`?\b(?:dprp_tf\.deploy|dprp_tf|dprp|deploy)\.(\w+)(?:\([^()]*\))?`?")
 _VALUE = re.compile(r"\b(\w+)=('[^']*'|\"[^\"]*\"|True\b|False\b|\d[\d.]*\b)")
+_QUOTED = re.compile(r"(?<=[(, ])`(--[^`]+)`")
 # What was received keeps the form of its values.
 _NAMED = re.compile(r"\b(\w+)=")
 _RECEIVED = re.compile(r"(Received: .*?(?:[.;] |$))")
@@ -84,7 +86,10 @@ def in_options(message: str) -> str:
         return f"`{_flag(quoted, flags) or _given(quoted, flags) or quoted}`"
 
     def called(found: re.Match[str]) -> str:
-        return f"`dprp {_COMMANDS[found[1]]}`" if found[1] in _COMMANDS else found[0]
+        if found[1] not in _COMMANDS:
+            return found[0]
+        options = _QUOTED.findall(found[0])  # its values, where the command has options for them
+        return f"`{' '.join(['dprp', _COMMANDS[found[1]], *options])}`"
 
     def valued(found: re.Match[str]) -> str:
         value = ast.literal_eval(found[2])

@@ -192,6 +192,27 @@ class Dataset:
         rows = balanced_sample(y, samples, seed)
         return np.asarray(x[rows]).astype(np.float32), y[rows]
 
+    def with_rows(self, rows: np.ndarray) -> Dataset:
+        """Return the data set with some of its training samples alone.
+
+        Args:
+            rows: Their numbers, in the order in which they are wanted.
+
+        Returns:
+            The data with those; images on disk stay there.
+
+        Example:
+
+        >>> images, labels = np.zeros((4, 8, 8, 1), "uint8"), np.array([0, 1, 0, 1])
+        >>> tiny = Dataset("tiny", images, labels, images, labels, ("no", "yes"))
+        >>> tiny.with_rows(np.array([3, 0])).y_train.tolist()
+        [1, 0]
+        """
+        images = self.x_train
+        # Indexed, those on disk would all be read.
+        kept = images.subset(rows) if isinstance(images, StreamedImages) else images[rows]
+        return replace(self, x_train=kept, y_train=self.y_train[rows])
+
     def normalized(self, mean: Sequence[float], std: Sequence[float]) -> Dataset:
         """Return the data set as (x - mean) / std, for a model that expects such inputs.
 

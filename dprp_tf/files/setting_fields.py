@@ -27,6 +27,7 @@ class Setting:
         kind: `int`, `float`, `bool`, `str`, or `tuple` for several strings.
         optional: Whether it may be None: by its type, or since None is its default.
         minimum: The least that a number may be; None for no limit.
+        maximum: The most that a number may be; None for no limit.
         above: What a number must exceed; None for no limit.
         below: What a number must stay below; None for no limit.
         choices: The only values of a string; None for any.
@@ -38,6 +39,7 @@ class Setting:
     kind: type = str
     optional: bool = False
     minimum: float | None = None
+    maximum: float | None = None
     above: float | None = None
     below: float | None = None
     choices: tuple[str, ...] | None = None
@@ -50,7 +52,7 @@ def setting(default: Any, help: str, **limits: Any) -> Any:
     Args:
         default: Its default.
         help: What it means, in one sentence without the default.
-        **limits: `minimum`, `above`, `below`, `choices` and `none_means` of a `Setting`.
+        **limits: `minimum`, `maximum`, `above`, `below`, `choices` and `none_means` of a `Setting`.
 
     Returns:
         What `dataclasses.field` returns.
@@ -126,7 +128,9 @@ def check_settings(settings: Any) -> None:
         if known.kind is int:
             check_integer(name, value, 0 if known.minimum is None else int(known.minimum))
         elif known.kind is float:
-            check_number(name, value, known.minimum, above=known.above, below=known.below)
+            check_number(
+                name, value, known.minimum, known.maximum, above=known.above, below=known.below
+            )
         elif known.kind is bool:
             check_choice(name, value, (True, False))
         elif known.choices is not None:

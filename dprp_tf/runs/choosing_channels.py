@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,20 +9,15 @@ import keras
 import numpy as np
 
 from dprp_tf.channels import channel_groups
-from dprp_tf.costs.channel_plan import ChannelPlan
-from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.layers.factorizable import factorizable
+from dprp_tf.runs.kept_plans import KeptPlan, kept_plan, plan_path, require_same_choice
 from dprp_tf.runs.settings import SelectionSettings
-from dprp_tf.selection.candidate_log import CandidateLog
 from dprp_tf.selection.selecting_both import select_channels_and_ranks
 from dprp_tf.selection.selecting_channels import select_channels
 
-__all__ = ["CHANNEL_PLAN", "JOINT_PLAN", "choose_channels", "groups_left"]
-
-CHANNEL_PLAN = "channel_plan.json"
-JOINT_PLAN = "joint_plan.json"
+__all__ = ["choose_channels", "groups_left"]
 
 
 def groups_left(
@@ -71,7 +65,7 @@ def choose_channels(
     latency: WidthTable | None,
     layers: Callable[[keras.layers.Layer], bool] | None,
     progress: Callable[[float | None, str], None],
-) -> ChannelPlan | JointPlan:
+) -> KeptPlan:
     """Return the plan of a selection's folder, chosen and written if it is not there.
 
     Args:
@@ -90,18 +84,12 @@ def choose_channels(
         BudgetError: If nothing meets the budget.
         ValueError: If the folder's plan is of another model or other data.
     """
-    kind: type[ChannelPlan | JointPlan] = ChannelPlan
-    path = place / CHANNEL_PLAN
-    if settings.cut == "both":
-        kind, path = JointPlan, place / JOINT_PLAN
     groups = groups_left(model, layers)
-    # Its heading refuses a plan that was chosen for other weights or with other samples.
-    CandidateLog(
-        place / "candidates.jsonl", list(channel_groups(model)), _identity(model, held_out)
-    )
-    if path.exists():
-        return kind.load(path)
-    plan: ChannelPlan | JointPlan
+    require_same_choice(place, model, held_out)
+    kept = kept_plan(place, settings.cut)
+    if kept is not None:
+        return kept
+    plan: KeptPlan
     if settings.cut == "both":
         plan = select_channels_and_ranks(
             model,
@@ -129,14 +117,5 @@ def choose_channels(
             progress=progress,
             seed=settings.seed,
         )
-    plan.save(path)
+    plan.save(plan_path(place, settings.cut))
     return plan
-
-
-def _identity(model: keras.Model, held_out: tuple[np.ndarray, np.ndarray]) -> str:
-    """What the plan depends on besides the settings, as a digest."""
-    digest = hashlib.sha256()
-    for values in (*model.get_weights(), *held_out):
-        digest.update(repr((values.shape, str(values.dtype))).encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()

@@ -62,7 +62,7 @@ SELECTION = Owner(
     (
         *("candidates.jsonl", "bsr.json", "rank_plan.json", "rank_plan.png", "selection.json"),
         *("channel_plan.json", "channel_plan.png", "joint_plan.json", "latency.json"),
-        *("widths.json", "cut.keras", "model.keras", "regularized", "tuned", "similarity"),
+        *("widths.json", "cut.keras", "model.keras", "regularized", "tuned", "similarity", "less"),
         *(f"{model}_*.{kind}" for model in ("dense", "cut", "tuned") for kind in _FILES),
         *_REPORT,
     ),

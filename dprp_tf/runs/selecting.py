@@ -18,17 +18,19 @@ from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.costs.width_table import WidthTable
-from dprp_tf.data import Dataset, StreamedImages
+from dprp_tf.data import Dataset
 from dprp_tf.data.sampling import balanced_sample
 from dprp_tf.files.atomic import remove_leftovers, write_json
 from dprp_tf.files.lock import run_lock
 from dprp_tf.files.settings import require_same_settings
 from dprp_tf.report import save_channel_plan_plot, save_rank_plan_plot
-from dprp_tf.runs.choosing_channels import CHANNEL_PLAN, JOINT_PLAN, choose_channels
+from dprp_tf.runs.choosing_channels import choose_channels
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.excluded_layers import all_but
 from dprp_tf.runs.files import format_for, timed_files
 from dprp_tf.runs.first_look import first_look
+from dprp_tf.runs.kept_plans import CANDIDATES, KeptPlan, plan_path
+from dprp_tf.runs.learning_plans import learn_plan, learning_data, samples_of_cuts
 from dprp_tf.runs.ownership import SELECTION, require_own
 from dprp_tf.runs.progress import Display
 from dprp_tf.runs.reporting import report_run, where_drawn
@@ -42,49 +44,12 @@ from dprp_tf.selection.selector import Selector
 from dprp_tf.training.fine_tuning import FineTuning
 from dprp_tf.training.saving import load_model, save_model
 
-__all__ = ["load_plan", "select_in_folder", "selector_of"]
+__all__ = ["select_in_folder", "selector_of"]
 
 _RESULTS = "selection.json"
 _CONFIG = "config.json"
-_RANK_PLAN = "rank_plan.json"
 
-_SEARCHED = {
-    "ranks": "choosing ranks",
-    "channels": "choosing channels",
-    "both": "choosing channels and ranks",
-}
-_Plan = RankPlan | ChannelPlan | JointPlan
-
-
-def load_plan(folder: str | os.PathLike[str], cut: str) -> RankPlan | ChannelPlan | JointPlan:
-    """Read the plan that a selection left in its folder.
-
-    Args:
-        folder: The folder.
-        cut: What it cut: `"ranks"`, `"channels"` or `"both"`.
-
-    Returns:
-        The plan.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If the file holds something else.
-
-    Example:
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = ChannelPlan("l1", 8, {}, (), {}, {}).save(folder / "channel_plan.json")
-    >>> load_plan(folder, "channels").method
-    'l1'
-    """
-    kinds: dict[str, tuple[str, type[_Plan]]] = {
-        "ranks": (_RANK_PLAN, RankPlan),
-        "channels": (CHANNEL_PLAN, ChannelPlan),
-        "both": (JOINT_PLAN, JointPlan),
-    }
-    name, kind = kinds[cut]
-    return kind.load(Path(folder) / name)
+_CUT = {"ranks": "ranks", "channels": "channels", "both": "channels and ranks"}
 
 
 def select_in_folder(
@@ -133,7 +98,7 @@ def select_in_folder(
     """
     place = Path(folder)
     if latency is not None:
-        require_table_for(latency, settings.cut)
+        require_table_for(latency, settings)
         measured_for = ("target", "runtime", "precision", "threads")
         settings = replace(settings, **{name: getattr(latency, name) for name in measured_for})
     require_own(place, SELECTION)
@@ -146,7 +111,7 @@ def select_in_folder(
             )
         except ValueError:
             # Other settings may be tried in the same folder, if nothing came of these.
-            log = place / "candidates.jsonl"
+            log = place / CANDIDATES
             empty = not log.exists() or len(log.read_bytes().splitlines()) == 1
             if empty and {*SELECTION.held(place)} <= {_CONFIG, LATENCY, WIDTHS, log.name}:
                 for name in (log.name, LATENCY, WIDTHS, _CONFIG):
@@ -173,10 +138,13 @@ def _run(
     tuning = settings.tuning
     if settings.distill:
         tuning = replace(tuning or FineTuning(epochs=30), teacher=model)
+    if settings.learned:
+        rest = learning_data(rest, settings.seed)
     plan, tuned = _chosen(place, model, held_out, rest, settings, tuning, latency, layers, display)
-    ranks = plan if isinstance(plan, RankPlan) else None
-    by_outputs = plan.method == "activation" if ranks is None else ranks.truncation == "output"
-    small = cut(model, plan, calibration_data=held_out[0] if by_outputs else None, latency=latency)
+    seen = None
+    if _by_outputs(plan, settings):
+        seen = samples_of_cuts(rest) if settings.learned else held_out[0]
+    small = cut(model, plan, calibration_data=seen, latency=latency)
     save_model(small, place / "cut.keras")
     display.step("evaluating")
     results: dict[str, Any] = {
@@ -228,11 +196,16 @@ def _chosen(
     latency: LatencyTable | WidthTable | None,
     layers: Callable[[keras.layers.Layer], bool] | None,
     display: Display,
-) -> tuple[_Plan, keras.Model | None]:
+) -> tuple[KeptPlan, keras.Model | None]:
     """Choose what is cut, and return with it the model that the search trained, if it did."""
+    doing = "learning" if settings.learned else "choosing"
+    progress = display.search(f"{doing} {_CUT[settings.cut]}")
+    if settings.learned:
+        assert not isinstance(latency, LatencyTable)
+        plan = learn_plan(place, model, held_out, rest, settings, latency, layers, progress)
+        return plan, None
     if settings.cut != "ranks":
         assert not isinstance(latency, LatencyTable)
-        progress = display.search(_SEARCHED[settings.cut])
         plan = choose_channels(place, model, held_out, settings, latency, layers, progress)
         return plan, None
     assert not isinstance(latency, WidthTable)
@@ -241,7 +214,7 @@ def _chosen(
         "layers": layers,
         "truncation": settings.truncation,
         "latency": latency,
-        "progress": display.search(_SEARCHED["ranks"]),
+        "progress": progress,
         "seed": settings.seed,
         "score": "accuracy",
     }
@@ -272,10 +245,10 @@ def _chosen(
         budget=settings.budget,
         data=held_out,
         training_data=rest,
-        log=place / "candidates.jsonl",
+        log=place / CANDIDATES,
         **options,
     )
-    ranks.save(place / _RANK_PLAN)
+    ranks.save(plan_path(place, "ranks"))
     if isinstance(selector, FeatureSimilarity) and selector.tuning is not None:
         # The search trained what it chose; where it chose the model itself, nothing is to do.
         assert selector.tuned_path is not None
@@ -283,7 +256,14 @@ def _chosen(
     return ranks, None
 
 
-def _draw(plan: _Plan, place: Path) -> None:
+def _by_outputs(plan: KeptPlan, settings: SelectionSettings) -> bool:
+    """Whether cuts by a plan keep outputs on samples."""
+    if isinstance(plan, RankPlan):
+        return plan.truncation == "output"
+    return settings.learned or plan.method == "activation"
+
+
+def _draw(plan: KeptPlan, place: Path) -> None:
     """Write the pictures of a plan: of its channels, of its ranks, or of both."""
     channels = plan.channels if isinstance(plan, JointPlan) else plan
     ranks = plan.ranks if isinstance(plan, JointPlan) else plan
@@ -335,11 +315,7 @@ def _held_out(
     taken = balanced_sample(dataset.y_train, samples, seed, share=0.5)
     left = np.setdiff1d(np.arange(count), taken)
     x = np.asarray(dataset.x_train[taken], dtype=np.float32)
-    images = dataset.x_train
-    # Indexed, those on disk would all be read.
-    kept = images.subset(left) if isinstance(images, StreamedImages) else images[left]
-    rest = replace(dataset, x_train=kept, y_train=dataset.y_train[left])
-    return (x, dataset.y_train[taken]), rest
+    return (x, dataset.y_train[taken]), dataset.with_rows(left)
 
 
 def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> None:

@@ -49,6 +49,9 @@ TRAINED: Mapping[str, Any] = {
 _CHANNEL_METHODS = ("activation", "l1", "l2", "geometric_median", "random")
 _BOUNDED = ("parameters", "macs", "time", "milliseconds")
 _STAGED = ("separable", "channel")
+# What is learned of channels and ranks, and the settings of that alone.
+_LEARNED = "less"
+_OF_LEARNING = ("steps", "most_steps", "adam_rate", "data_share")
 
 
 def _by_model(name: str, help: str, **limits: Any) -> Any:
@@ -247,15 +250,17 @@ class SelectionSettings:
     """Everything that decides a selection of ranks, of channels or of both; kept in its folder.
 
     Attributes:
-        budget: The bounds; where channels go, of parameters, MACs, time or (channels alone)
-            activations.
+        budget: The bounds; where channels go, of parameters, MACs, time or (channels alone, and
+            `"less"`) activations.
         cut: `"ranks"`, `"channels"`, or `"both"`: channels that go and the ranks of what is left.
             Default `"ranks"`.
         method: A name of `selection.SELECTORS`, or `"bsr"`; for channels one of
-            `select_channels`, for both `"activation"`. Default `"activation"`.
+            `select_channels`, for both `"activation"`; for any of them `"less"`, which learns from
+            the training images that are not held out. Default `"activation"`.
         multiple: Multiples in which channels stay. Default 8, which int8 kernels are made for.
         searches: Pairs (step, beams) of `"mbs"`; empty for its own.
-        decomposition: The decomposition; `"separable"` or `"channel"` for both.
+        decomposition: The decomposition; `"separable"` or `"channel"` for both. Default
+            `"separable"`; `"channel"`, the only one, for `"less"`.
         target: Where the files are to run, such as `"local"`.
         runtime: `"litert"` or `"onnxruntime"`.
         precision: What the files compute in, `"float32"`, `"float16"` (LiteRT) or `"int8"`; None
@@ -263,13 +268,16 @@ class SelectionSettings:
         threads: Threads of the runtime.
         truncation: `"kernel"`, `"output"`, or None for the method's own.
         samples: Labelled samples held out of the training split for the selection, as many of every
-            class. Default 256.
+            class; `"less"` only scores its plan on them. Default 256.
         exclude: Names of layers that stay dense, with all their filters.
         distill: Whether that fine-tuning goes towards the dense model's outputs too, as
             `dprp_tf.Distillation` says. Default False.
         tuning: Fine-tuning after the cut, and within methods that fine-tune; None for none.
         regularized_epochs: Epochs of BSR's training before the cut.
         strength: lambda_0 of that training.
+        steps, most_steps, data_share: As `dprp_tf.LeSS`, for `"less"` alone; the share is of the
+            training images that are not held out.
+        adam_rate: Its `learning_rate`.
         seed: Seed of everything random.
 
     Raises:
@@ -288,12 +296,16 @@ class SelectionSettings:
     method: str = setting(
         "activation",
         "uniform, energy, energy_product, vbmf, activation, mbs, beam, similarity or bsr; for "
-        "channels activation, l1, l2, geometric_median or random; for both activation.",
+        "channels activation, l1, l2, geometric_median or random; for both activation; for any "
+        "less, which learns.",
     )
     multiple: int = setting(8, "channels, both: multiples in which channels stay.", minimum=1)
     searches: tuple[tuple[int, int], ...] = ()
     decomposition: str = setting(
-        "separable", "separable, channel, spatial or tucker.", choices=DECOMPOSITIONS
+        None,
+        "separable, channel, spatial or tucker.",
+        choices=DECOMPOSITIONS,
+        none_means="separable; less: channel",
     )
     target: str = setting("local", "local, qemu:cortex-a72, ssh://user@host or adb://serial.")
     runtime: str = setting(
@@ -308,15 +320,24 @@ class SelectionSettings:
     truncation: str | None = setting(
         None, "kernel or output.", choices=("kernel", "output"), none_means="the method's"
     )
-    samples: int = setting(256, "Training images held out to choose ranks with.", minimum=1)
+    samples: int = setting(256, "Training images held out to choose with.", minimum=1)
     exclude: tuple[str, ...] = setting((), "A layer that stays dense; repeat for more.")
     distill: bool = setting(False, "Fine-tune towards the dense model's outputs, too.")
     tuning: FineTuning | None = None
     regularized_epochs: int = setting(60, "bsr: epochs of training before the cut.", minimum=0)
     strength: float = setting(0.02, "bsr: lambda of that training.", minimum=0)
+    steps: int = setting(300, "less: steps of a round, whose end may meet the budget.", minimum=1)
+    most_steps: int = setting(900, "less: most steps in all.", minimum=1)
+    adam_rate: float = setting(0.01, "less: Adam's rate for masks and thresholds.", above=0)
+    data_share: float = setting(
+        1.0, "less: share of the other training images to learn from.", above=0, maximum=1
+    )
     seed: int = setting(0, "Seed of everything random.", minimum=0)
 
     def __post_init__(self) -> None:
+        if self.decomposition is None:
+            own = "channel" if self.learned else "separable"
+            object.__setattr__(self, "decomposition", own)
         check_settings(self)
         if self.runtime == "onnxruntime" and self.precision == "float16":
             raise ValueError(
@@ -329,6 +350,7 @@ class SelectionSettings:
                 f"tuning={self.tuning}"
             )
         self._check_cut()
+        self._check_learning()
 
     def _check_cut(self) -> None:
         """Refuse what does not go with what is cut, before minutes are spent on measuring."""
@@ -340,19 +362,15 @@ class SelectionSettings:
                 )
             return
         methods = _CHANNEL_METHODS if self.cut == "channels" else ("activation",)
+        methods = (*methods, _LEARNED)
         if self.method not in methods:
             raise ValueError(
                 f"`method` must be {' or '.join(methods)} where channels go. Received: "
                 f"method={self.method!r}, cut={self.cut!r}"
             )
-        metrics = [*_BOUNDED, *(["activations"] if self.cut == "channels" else [])]
-        others = set(self.budget.as_dict()) - {*metrics, "tolerance"}
-        if others:
-            received = ", ".join(f"{one}={getattr(self.budget, one)}" for one in sorted(others))
-            raise ValueError(
-                f"A budget must bound {', '.join(f'`{name}`' for name in metrics)} alone for "
-                f"cut={self.cut!r}. Received: {received}"
-            )
+        if not self.learned:
+            more = ("activations",) if self.cut == "channels" else ()
+            self._require_bounds((*_BOUNDED, *more), f"cut={self.cut!r}")
         if self.cut == "both" and self.decomposition not in _STAGED:
             raise ValueError(
                 f"`decomposition` must be {' or '.join(_STAGED)} for cut='both'. Received: "
@@ -364,12 +382,51 @@ class SelectionSettings:
                 f"Received: truncation={self.truncation!r}, cut={self.cut!r}"
             )
 
+    def _check_learning(self) -> None:
+        """Refuse what does not go with what is learned, and settings of it for another method."""
+        if not self.learned:
+            given = [
+                name for name in _OF_LEARNING if getattr(self, name) != getattr(type(self), name)
+            ]
+            if given:
+                received = ", ".join(f"{name}={getattr(self, name)}" for name in given)
+                raise ValueError(
+                    f"`{given[0]}` is for method='less', which learns. Received: {received}, "
+                    f"method={self.method!r}"
+                )
+            return
+        self._require_bounds((*_BOUNDED, "activations"), "method='less'")
+        if self.cut != "channels" and self.decomposition != "channel":
+            raise ValueError(
+                "`decomposition` must be channel, whose ranks method='less' learns; leave it out. "
+                f"Received: decomposition={self.decomposition!r}"
+            )
+
+    def _require_bounds(self, metrics: tuple[str, ...], chosen: str) -> None:
+        others = set(self.budget.as_dict()) - {*metrics, "tolerance"}
+        if others:
+            received = ", ".join(f"{one}={getattr(self.budget, one)}" for one in sorted(others))
+            raise ValueError(
+                f"A budget must bound {', '.join(f'`{name}`' for name in metrics)} alone for "
+                f"{chosen}. Received: {received}"
+            )
+
+    @property
+    def learned(self) -> bool:
+        """Whether what is cut is learned, by LeSS."""
+        return self.method == _LEARNED
+
+    @property
+    def by_width(self) -> bool:
+        """Whether its times are those of a width table, not of one by rank alone."""
+        return self.cut != "ranks" or self.learned
+
     @property
     def for_time(self) -> bool:
         """Whether the cut is chosen by time, as far as a table of times can be measured for it."""
         if self.precision is None:
             return False
-        if self.cut != "ranks":
+        if self.by_width:
             return self.budget.of_time
         by_time = self.budget.of_time or not self.budget.bounds
         return by_time and self.decomposition != "tucker"
@@ -383,6 +440,9 @@ class SelectionSettings:
         if self.cut == "ranks":
             # Likewise; multiples are those of channels.
             del values["cut"], values["multiple"]
+        if not self.learned:
+            for name in _OF_LEARNING:
+                del values[name]
         return {
             **values,
             "searches": [list(pair) for pair in self.searches],

@@ -22,15 +22,17 @@ LATENCY = "latency.json"
 WIDTHS = "widths.json"
 
 
-def load_table(path: str | os.PathLike[str], cut: str) -> LatencyTable | WidthTable:
-    """Read a table of times of the kind that goes with what is cut.
+def load_table(
+    path: str | os.PathLike[str], settings: SelectionSettings
+) -> LatencyTable | WidthTable:
+    """Read a table of times of the kind that goes with a selection.
 
     Args:
-        path: The file: what `dprp latency` wrote, or the `widths.json` of a selection.
-        cut: `"ranks"`, `"channels"` or `"both"`.
+        path: The file: what `dprp latency` wrote, with `--widths` or without.
+        settings: The selection's settings.
 
     Returns:
-        A latency table for ranks, else a width table.
+        A latency table for ranks that are not learned, else a width table.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -39,12 +41,13 @@ def load_table(path: str | os.PathLike[str], cut: str) -> LatencyTable | WidthTa
     Example:
 
     >>> import tempfile
+    >>> from dprp_tf.costs.budget import Budget
     >>> table = WidthTable((), 2.0, 1.0, "local", "litert", "int8", 1, "ms", "some", "2.3")
     >>> path = table.save(Path(tempfile.mkdtemp()) / "widths.json")
-    >>> load_table(path, "channels") == table
+    >>> load_table(path, SelectionSettings(Budget(time=0.5), cut="channels")) == table
     True
     """
-    kinds = (LatencyTable, WidthTable) if cut == "ranks" else (WidthTable, LatencyTable)
+    kinds = (WidthTable, LatencyTable) if settings.by_width else (LatencyTable, WidthTable)
     try:
         return kinds[0].load(path)
     except ValueError:
@@ -53,28 +56,29 @@ def load_table(path: str | os.PathLike[str], cut: str) -> LatencyTable | WidthTa
         except ValueError:
             other = None
         if other is not None:
-            require_table_for(other, cut)
+            require_table_for(other, settings)
         raise
 
 
-def require_table_for(table: LatencyTable | WidthTable, cut: str) -> None:
-    """Refuse a table of the kind that does not go with what is cut.
+def require_table_for(table: LatencyTable | WidthTable, settings: SelectionSettings) -> None:
+    """Refuse a table of the kind that does not go with a selection.
 
     Args:
         table: The table.
-        cut: `"ranks"`, `"channels"` or `"both"`.
+        settings: The selection's settings.
 
     Raises:
         ValueError: If it is of the other kind.
     """
     by_rank = isinstance(table, LatencyTable)
-    if by_rank == (cut == "ranks"):
+    if by_rank != settings.by_width:
         return
+    chosen = f"method={settings.method!r}" if settings.learned else f"cut={settings.cut!r}"
     needed, advice = "a latency table, of times by rank", "deploy.measure_latency(...)"
     if by_rank:
         needed, advice = "a width table, of times by channels", "deploy.measure_widths(model, ...)"
     raise ValueError(
-        f"`latency` must be {needed}, for cut={cut!r}. Received: a {table.kind}; leave it out to "
+        f"`latency` must be {needed}, for {chosen}. Received: a {table.kind}; leave it out to "
         f"measure one, or make one with {advice}."
     )
 
@@ -105,19 +109,19 @@ def times_for(
         ValueError: If times are needed that can't be measured.
         TargetError: If the target can't be reached or lacks the runtime.
     """
-    path = place / (LATENCY if settings.cut == "ranks" else WIDTHS)
+    path = place / (WIDTHS if settings.by_width else LATENCY)
     if given is not None:
         given.save(path)
         return given
     if not settings.for_time:
-        if settings.cut != "ranks" and settings.budget.of_time:
+        if settings.by_width and settings.budget.of_time:
             raise ValueError(
                 "A budget of `time` or `milliseconds` must come with a `precision` to measure in, "
                 "or with `latency`, a width table. Received: precision=None"
             )
         return None
     if path.exists():
-        return load_table(path, settings.cut)
+        return load_table(path, settings)
     assert settings.precision is not None
     setting = {
         "target": settings.target,
@@ -126,7 +130,7 @@ def times_for(
         "threads": settings.threads,
     }
     table: LatencyTable | WidthTable
-    if settings.cut == "ranks":
+    if not settings.by_width:
         lowrank = factorize(
             model, decomposition=settings.decomposition, layers=layers, model_class=DPRPModel
         )
@@ -135,8 +139,8 @@ def times_for(
         table = deploy.measure_widths(
             model,
             **setting,
-            decomposition=settings.decomposition if settings.cut == "both" else None,
-            groups=groups_left(model, layers),
+            decomposition=None if settings.cut == "channels" else settings.decomposition,
+            groups=() if settings.cut == "ranks" else groups_left(model, layers),
             multiple=settings.multiple,
             progress=tell,
         )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dprp_tf.channels import ChannelGroup, Followed, follow, groups_of, place_labels
 from dprp_tf.conversion.calibration import has_moments, input_moments
 from dprp_tf.conversion.refitting import kernel_matrix, rows_of_channels
-from dprp_tf.costs.budget import METRICS, Budget, BudgetError
+from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.channel_plan import ChannelPlan, PlannedChannels
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.files.arguments import check_choice, check_integer
@@ -21,6 +21,7 @@ from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.selection.methods.channel_norms import CRITERIA, filter_scores, order_by_scores
 from dprp_tf.selection.methods.channel_outputs import Reader, order_by_outputs
 from dprp_tf.selection.scoring.samples import samples_of
+from dprp_tf.selection.solving.bounds import as_shares, bounds_of
 from dprp_tf.selection.solving.width_costs import WidthCosts
 from dprp_tf.selection.solving.widths import choose_widths
 
@@ -112,27 +113,14 @@ class ChannelChoice:
         Raises:
             ValueError: If it bounds an accuracy, a time without a table, or a cost not known.
         """
-        if budget.accuracy_drop is not None:
-            raise ValueError(
-                f"`budget` must bound {', '.join(METRICS)} or time where channels are chosen. "
-                "Received: accuracy_drop"
-            )
-        if budget.of_time and self._latency is None:
-            raise ValueError(
-                "`latency` must be given for a budget of time: deploy.measure_widths(model, "
-                "target=...). Received: latency=None"
-            )
-        bounds = budget.on(self._latency).bounds
+        bounds = bounds_of(budget, self._latency)
         unknown = sorted(set(bounds) - set(self._dense))
         if unknown:
             raise ValueError(
                 f"`budget` must bound costs that are known: {list(self._dense)}. Received: "
                 f"{unknown}; rebuild the model with a fixed input shape."
             )
-        return {
-            name: bound / self._dense[name] if name == "milliseconds" else bound
-            for name, bound in bounds.items()
-        }
+        return as_shares(bounds, self._latency)
 
     def widths(self, shares: Mapping[str, float]) -> dict[str, int]:
         """Return how many places each group keeps for the least loss within some bounds.

@@ -14,21 +14,22 @@ import numpy as np
 from dprp_tf.channels import ChannelGroup, Places, follow, groups_of, places_of
 from dprp_tf.conversion.calibration import input_moments
 from dprp_tf.conversion.cutting import cut
-from dprp_tf.costs.budget import METRICS, Budget, BudgetError
+from dprp_tf.conversion.times_by_rank import times_by_rank
+from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.channel_plan import ChannelPlan, PlannedChannels
 from dprp_tf.costs.joint_plan import JointPlan
-from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.costs.scores import Score, resolve_score
 from dprp_tf.costs.width_table import WidthTable
-from dprp_tf.data import Dataset
+from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.decomposition import OutputTruncation
 from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.layers.factorizable import factorizable
 from dprp_tf.selection.methods.less import Learned, LeSS
 from dprp_tf.selection.scoring.samples import picked, samples_of
+from dprp_tf.selection.solving.bounds import as_shares, bounds_of
 from dprp_tf.selection.solving.rounded_counts import (
     narrowed,
     nearest_widths,
@@ -40,12 +41,14 @@ from dprp_tf.selection.solving.soft_costs import SoftCosts
 from dprp_tf.selection.solving.timed_costs import TimedCosts
 from dprp_tf.selection.solving.width_costs import WidthCosts
 
-__all__ = ["learn_channels_and_ranks"]
+__all__ = ["CALIBRATION_SAMPLES", "learn_channels_and_ranks"]
 
-_TIME = "milliseconds"
+_TIME, _MAPS = "milliseconds", "activations"
 _TRUNCATIONS = ("kernel", "output")
-# Samples that outputs are kept on, and that accuracies are measured on.
-_CALIBRATION, _MEASURED = 512, 4096
+CALIBRATION_SAMPLES = 512
+"""On how many of the samples, the first ones, cuts keep the outputs."""
+# Samples that accuracies are measured on.
+_MEASURED = 4096
 
 
 def learn_channels_and_ranks(
@@ -93,9 +96,9 @@ def learn_channels_and_ranks(
         layers: As `select_ranks` takes them, the layers whose ranks may fall. Default: all.
         multiple: Multiples in which places of a group stay. Default 8, which int8 kernels are
             made for.
-        truncation: `"output"`: cuts keep the outputs on samples of `data`, and so do the kernels
-            of what reads channels that went; `cut` then needs calibration data. `"kernel"`: they
-            keep the kernels. Default `"output"`.
+        truncation: `"output"`: cuts keep the outputs on the first 512 samples of `data`, and so do
+            the kernels of what reads channels that went; `cut` then needs calibration data.
+            `"kernel"`: they keep the kernels. Default `"output"`.
         latency: For budgets of time, a width table of the model, as `deploy.measure_widths(model,
             decomposition="channel")` makes it.
         validation_data: Labelled samples that accuracies are measured on. Default: the first of
@@ -134,11 +137,16 @@ def learn_channels_and_ranks(
     learning = learning or LeSS()
     check_integer("multiple", multiple)
     check_choice("truncation", truncation, _TRUNCATIONS)
-    asked = _budget(budget, latency)
+    given = Budget.of(budget)
+    asked = _budget(given, latency, learning)
     x, y = _labelled(data, model, "data")
     told = progress or (lambda share, text: None)
     problem = _problem(model, learning, groups, layers, asked, latency)
-    seen = None if truncation == "kernel" else picked(x, slice(0, _CALIBRATION))
+    try:
+        _require_possible(problem, learning, multiple)
+    except BudgetError as error:
+        raise error.asked_as(given, latency) from None
+    seen = None if truncation == "kernel" else picked(x, slice(0, CALIBRATION_SAMPLES))
     told(None, "running the data")
     moments = {} if seen is None else input_moments(model, problem.factorized, seen)
     soft = learning.soften(
@@ -147,7 +155,10 @@ def learn_channels_and_ranks(
     place = None if folder is None else Path(folder)
     learned = learning.learn(model, soft, x, y, told=told, seed=seed, folder=place)
     told(None, "rounding")
-    channels, space, ranks = _rounded(model, problem, learned, learning, multiple, asked, seen)
+    try:
+        channels, space, ranks = _rounded(model, problem, learned, learning, multiple, asked, seen)
+    except BudgetError as error:
+        raise error.asked_as(given, latency) from None
     plan = _plan(learning, problem, learned, channels, space, ranks, truncation, asked)
     told(None, "measuring what is left")
     small = cut(model, plan, calibration_data=seen, latency=latency)
@@ -213,40 +224,30 @@ def _problem(
     factorized = tuple(layer.key for layer in places.layers if layer.key in able)
     metrics = list(asked.bounds)
     if latency is None:
-        return _Problem(
-            places, factorized, SoftCosts(model, places, factorized, metrics), asked.bounds, None
-        )
-    costs = TimedCosts(model, places, factorized, metrics, latency)
-    bounds = {
-        name: bound / latency.dense if name == _TIME else bound
-        for name, bound in asked.bounds.items()
-    }
-    return _Problem(places, factorized, costs, bounds, latency)
+        costs = SoftCosts(model, places, factorized, metrics)
+    else:
+        metrics += [] if _TIME in metrics else [_TIME]
+        costs = TimedCosts(model, places, factorized, metrics, latency)
+    return _Problem(places, factorized, costs, as_shares(asked.bounds, latency), latency)
 
 
-def _budget(budget: Budget | float | Mapping[str, float], latency: WidthTable | None) -> Budget:
-    asked = Budget.of(budget)
-    if asked.accuracy_drop is not None:
-        raise ValueError(
-            f"`budget` must bound {', '.join(METRICS)} or time where channels and ranks are "
-            "learned. Received: accuracy_drop"
-        )
-    if asked.of_time and latency is None:
-        raise ValueError(
-            "`latency` must be given for a budget of time: deploy.measure_widths(model, "
-            'decomposition="channel", target=...). Received: latency=None'
-        )
-    if latency is not None and not any(r.decomposition == "channel" for r in latency.layers):
+def _budget(asked: Budget, latency: WidthTable | None, learning: LeSS) -> Budget:
+    ranks = "channel" if learning.thresholds else None
+    bounds = bounds_of(asked, latency, decomposition=ranks)
+    ranked = latency is not None and any(r.decomposition == "channel" for r in latency.layers)
+    if latency is not None and learning.thresholds and not ranked:
         raise ValueError(
             "`latency` must know 'channel' ranks, which are learned here. Received: a table of "
             "widths alone, or of another decomposition; make it with "
             'deploy.measure_widths(model, decomposition="channel").'
         )
-    return asked.on(latency)
+    return Budget(**bounds, tolerance=asked.tolerance)
 
 
 def _labelled(data: Any, model: keras.Model, name: str) -> tuple[Any, Any]:
     if isinstance(data, Dataset):
+        if isinstance(data.x_train, StreamedImages):
+            return data.x_train, data.y_train  # read as steps ask for them
         data = (data.x_train, data.y_train)
     x, y = samples_of(data, model) if data is not None else (None, None)
     if y is None:
@@ -281,12 +282,17 @@ class _Widths:
 
     def over(self, widths: Mapping[str, int], *, least: bool = False) -> float:
         """The largest cost relative to its bound, dense or at the least ranks."""
-        whole = self._problem.costs.shares(self._mask(widths))
+        whole = self.shares(widths)
         if least and self._problem.factorized:
             ones = np.ones(len(self._problem.factorized), dtype=np.float32)
             lower = self._problem.costs.shares(self._mask(widths), ones)
-            whole = {name: min(float(whole[name]), float(lower[name])) for name in whole}
-        return max(float(whole[name]) / bound for name, bound in self._problem.bounds.items())
+            whole = {name: min(share, float(lower[name])) for name, share in whole.items()}
+        return max(whole[name] / bound for name, bound in self._problem.bounds.items())
+
+    def shares(self, widths: Mapping[str, int]) -> dict[str, float]:
+        """The costs at some widths, every layer dense, as shares of the whole model's."""
+        found = self._problem.costs.shares(self._mask(widths))
+        return {name: float(share) for name, share in found.items()}
 
     def narrow(self, at: dict[str, int]) -> dict[str, int] | None:
         return narrowed(at, self.allowed, self.left, self.over)
@@ -300,21 +306,10 @@ class _Widths:
             for name, order in self.orders.items()
         }
 
-    def table(self, widths: Mapping[str, int]) -> LatencyTable | None:
-        """The times by rank at some widths; None without a width table."""
-        latency, places = self._problem.latency, self._problem.places
-        if latency is None:
-            return None
-        whole = np.append(self._mask(widths), 1).astype(int)
-        channels = {
-            layer.key: (int(whole[layer.reads].sum()), int(whole[layer.makes].sum()))
-            for layer in places.layers
-            if layer.key in latency.by_name
-        }
-        # The costs of maps are the learned problem's own.
-        time = float(self._problem.costs.shares(self._mask(widths))[_TIME]) * latency.dense
-        found = latency.by_rank(channels)
-        return replace(found, dense=time)
+    def time(self, widths: Mapping[str, int]) -> float:
+        """The time at some widths, every layer dense; 0 without a width table."""
+        latency = self._problem.latency
+        return 0.0 if latency is None else self.shares(widths)[_TIME] * latency.dense
 
     def _mask(self, widths: Mapping[str, int]) -> Any:
         places = self._problem.places
@@ -356,7 +351,7 @@ def _rounded(
     while True:
         channels = _channel_plan(model, problem, widths, at, learning, multiple, seen)
         small = cut(model, channels, calibration_data=seen)
-        space = _space(small, problem, seen, widths.table(at))
+        space = _space(small, problem, seen, widths.time(at))
         bounds = {
             name: bound
             if name == _TIME
@@ -376,6 +371,15 @@ def _rounded(
             at = narrower
 
 
+def _require_possible(problem: _Problem, learning: LeSS, multiple: int) -> None:
+    """Refuse, before minutes of learning, a budget that nothing would meet."""
+    whole = np.ones(problem.places.count)
+    widths = _Widths(problem, Learned(whole, whole, None, (), False), learning, multiple)
+    least = {name: allowed[-1] for name, allowed in widths.allowed.items()}
+    if widths.over(least, least=bool(problem.factorized)) > 1 + 1e-6:
+        raise _impossible(problem, widths, least, multiple)
+
+
 def _impossible(
     problem: _Problem, widths: _Widths, at: Mapping[str, int], multiple: int
 ) -> BudgetError:
@@ -392,10 +396,12 @@ def _impossible(
     )
 
 
-def _space(
-    small: keras.Model, problem: _Problem, seen: Any, latency: LatencyTable | None
-) -> RankSpace:
+def _space(small: keras.Model, problem: _Problem, seen: Any, time: float) -> RankSpace:
     names = list(problem.factorized)
+    latency = None
+    if problem.latency is not None:
+        # What works on maps is counted as it was learned.
+        latency = replace(times_by_rank(small, problem.latency), dense=time)
     if seen is None:
         return RankSpace(small, "channel", names, latency=latency)
     moments = input_moments(small, names, seen)
@@ -441,10 +447,13 @@ def _channel_plan(
     small = model_cost(cut(model, plan))
     exact = {"parameters": float(small.parameters), "macs": float(small.macs or 0)}
     cost = {name: exact[name] for name in whole}
-    table = widths.table(at)
-    if table is not None and problem.latency is not None:
-        whole, cost = whole | {_TIME: problem.latency.dense}, cost | {_TIME: table.dense}
-        plan = replace(plan, dense=whole, unit=table.unit)
+    if _MAPS in problem.costs.dense:
+        whole[_MAPS] = problem.costs.dense[_MAPS]
+        cost[_MAPS] = float(round(whole[_MAPS] * widths.shares(at)[_MAPS]))
+        plan = replace(plan, dense=whole)
+    if problem.latency is not None:
+        whole, cost = whole | {_TIME: problem.latency.dense}, cost | {_TIME: widths.time(at)}
+        plan = replace(plan, dense=whole, unit=problem.latency.unit)
     return replace(plan, cost=cost)
 
 

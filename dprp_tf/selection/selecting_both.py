@@ -12,9 +12,11 @@ import numpy as np
 from dprp_tf.conversion.cutting import cut
 from dprp_tf.conversion.removing import Removal
 from dprp_tf.conversion.sequential_refitting import refit_in_sequence
+from dprp_tf.conversion.times_by_rank import times_by_rank
 from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.channel_plan import ChannelPlan
 from dprp_tf.costs.joint_plan import JointPlan
+from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.costs.scores import Score, resolve_score
@@ -198,11 +200,11 @@ class _Search:
         bounds = self._asked.on(self._latency).bounds
         channels = self._choice.plan(widths, bounds)
         small = cut(self._model, channels, calibration_data=self._x)
-        ranks = self._kept(channels) if whole else self._ranks(small, channels, widths)
+        latency = self._by_rank(small, channels)
+        ranks = self._kept(channels) if whole else self._ranks(small, channels, latency)
         result = small
         if ranks.ranks:
             # As `cut` does with both, but for the channels, which have gone already.
-            latency = self._by_rank(widths, channels)
             result = cut(small, ranks, calibration_data=self._x, refit=False, latency=latency)
             masks = Removal(self._model, channels.removed).masks()
             kept = {name: makes for name, (_, makes) in masks.items()}
@@ -224,18 +226,14 @@ class _Search:
             {"dense": self._dense, "planned": planned},
         )
 
-    def _by_rank(self, widths: Mapping[str, int], channels: ChannelPlan) -> Any:
+    def _by_rank(self, small: keras.Model, channels: ChannelPlan) -> LatencyTable | None:
+        """The times of what channels leave; None without a table."""
         if self._latency is None:
             return None
-        at = {
-            name: counts
-            for name, counts in self._choice.costs.channels(widths).items()
-            if name in self._latency.by_name
-        }
-        return self._latency.by_rank(at, maps=channels.shares.get("activations", 1.0))
+        return times_by_rank(small, self._latency, maps=channels.shares.get("activations", 1.0))
 
     def _ranks(
-        self, small: keras.Model, channels: ChannelPlan, widths: Mapping[str, int]
+        self, small: keras.Model, channels: ChannelPlan, latency: LatencyTable | None
     ) -> RankPlan:
         left = {
             name: min(share / channels.shares[name], 1.0) for name, share in self._shares.items()
@@ -248,7 +246,7 @@ class _Search:
             data=self._x,
             decomposition=self._decomposition,
             layers=self._layers,
-            latency=self._by_rank(widths, channels),
+            latency=latency,
             seed=self._seed,
         )
 

@@ -126,7 +126,7 @@ def test_every_setting_is_an_option_with_the_same_default(
     ("command", "option", "names"),
     [
         ("train", "compression", [*(set(NAMES) - set(RANKED_NAMES)), "none"]),
-        ("select", "method", [*SELECTORS, "bsr", *CHANNEL_METHODS]),
+        ("select", "method", [*SELECTORS, "bsr", *CHANNEL_METHODS, "less"]),
         ("select", "cut", ["ranks", "channels", "both"]),
     ],
 )

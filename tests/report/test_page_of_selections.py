@@ -149,6 +149,17 @@ def test_one_kind_alone_is_said_where_both_were_asked_for(tmp_path: Path) -> Non
     assert "Every channel stays: ranks alone scored best" in page.text
 
 
+def test_what_was_learned_says_so(tmp_path: Path) -> None:
+    rounds = ({"steps": 300, "loss": 0.5, "spent": 1.2}, {"steps": 600, "loss": 0.4, "spent": 1.01})
+    learned = replace(JOINT, method="less", ranks=replace(PLAN, history=rounds))
+    page = _page(_write(tmp_path / "both", joint_plan=learned.as_dict()))
+    assert "Learned in 600 steps, at whose end the cost was 1.01 of the budget" in page.text
+    assert "alone" not in page.text
+    dense = replace(learned, ranks=replace(PLAN, layers=(), history=rounds))
+    page = _page(_write(tmp_path / "channels", joint_plan=dense.as_dict()))
+    assert "Every layer stays dense: channels alone are what was learned." in page.text
+
+
 def test_files_are_shown_where_there_are_some(tmp_path: Path) -> None:
     files = [
         {"model": model, "format": "TFLite int8", "file": f"{model}.tflite", "size_bytes": size}

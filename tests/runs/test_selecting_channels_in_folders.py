@@ -10,15 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from told_widths import told_widths
 from typer.testing import CliRunner
 
 import dprp_tf as dprp
 from dprp_tf import deploy
-from dprp_tf.channels import follow
 from dprp_tf.cli.main import app
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.models import model_cost
-from dprp_tf.costs.width_latency import CostGrid, WidthLatency
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.data import Dataset
 from dprp_tf.data import load as load_data
@@ -60,36 +59,6 @@ def _invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def _table(model: keras.Model, decomposition: str | None, **place: Any) -> WidthTable:
-    """Times that are told: of each layer a share of the whole by channels read times made."""
-    rows = []
-    for record in follow(model).layers.values():
-        if not record.produces:
-            continue
-        reads, makes = ((size // 4 or 1, size) for size in (record.reads.size, record.makes.size))
-        if reads[0] == reads[1]:
-            reads = reads[1:]
-
-        def grid(r: tuple[int, ...], m: tuple[int, ...], whole: float) -> CostGrid:
-            return CostGrid(r, m, tuple(tuple(a * b / whole for b in m) for a in r))
-
-        whole = float(reads[-1] * makes[-1])
-        window = tuple(getattr(record.layer, "kernel_size", ()))
-        stages = {}
-        if decomposition is not None:
-            ranks = (2, 8)
-            stages = {
-                "decomposition": decomposition,
-                "first": grid(reads, ranks, 4 * whole),
-                "second": grid(ranks, makes, 4 * whole),
-            }
-        rows.append(WidthLatency(record.layer.name, window, grid(reads, makes, whole), **stages))
-    return WidthTable(
-        tuple(rows), dense=1.2 + len(rows), fixed=0.2, unit="ms", processor="some",
-        runtime_version="1", **place,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def known_widths(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Times that are told instead of measured.
@@ -102,7 +71,7 @@ def known_widths(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def measure(model: Any, **options: Any) -> WidthTable:
         asked.append({name: value for name, value in options.items() if name != "progress"})
         place = {name: options[name] for name in ("target", "runtime", "precision", "threads")}
-        return _table(model, options["decomposition"], **place)
+        return told_widths(model, options["decomposition"], **place)
 
     monkeypatch.setattr(deploy, "measure_widths", measure)
     return asked
@@ -192,7 +161,7 @@ def test_both_are_chosen_for_a_share_of_the_time_and_timed(
     assert known_widths == [{**place, **of}]
     plan = dprp.JointPlan.load(tmp_path / "joint_plan.json")
     assert plan.shares["milliseconds"] <= 0.4 + 1e-9
-    table = load_table(tmp_path / "widths.json", "both")
+    table = load_table(tmp_path / "widths.json", chosen)
     assert isinstance(table, WidthTable)
     assert [row["file"] for row in found["files"]] == ["dense_int8.onnx", "cut_int8.onnx"]
     cut = keras.saving.load_model(tmp_path / "cut.keras")
@@ -210,7 +179,7 @@ def test_a_stored_table_of_widths_says_what_the_files_are_for(
     dense: keras.Model, digits: Dataset, tmp_path: Path, known_widths: list[dict[str, Any]]
 ) -> None:
     place = {"target": "local", "runtime": "onnxruntime", "precision": "float32", "threads": 1}
-    table = _table(dense, None, **place)
+    table = told_widths(dense, None, **place)
     chosen = SelectionSettings(
         cut="channels", method="l1", budget=dprp.Budget(milliseconds=3.0), samples=64
     )
@@ -229,7 +198,7 @@ def test_a_table_of_the_other_kind_is_named(
     start: list[object], dense: keras.Model, tmp_path: Path
 ) -> None:
     place = {"target": "local", "runtime": "litert", "precision": "int8", "threads": 1}
-    widths = _table(dense, None, **place).save(tmp_path / "widths.json")
+    widths = told_widths(dense, None, **place).save(tmp_path / "widths.json")
     ranks = LatencyTable((), 1.0, **place, unit="ms", processor="some", runtime_version="1")
     ranks.save(tmp_path / "latency.json")
     (tmp_path / "else.json").write_text('{"version": 1}')
@@ -251,7 +220,10 @@ def test_a_table_of_the_other_kind_is_named(
     [
         ("--cut sideways --macs 0.5", "`--cut` must be one of"),
         ("--cut channels --macs 0.5 --method mbs", "`--method` must be activation or l1 or"),
-        ("--cut both --macs 0.5 --method l1", "`--method` must be activation where channels go"),
+        (
+            "--cut both --macs 0.5 --method l1",
+            "`--method` must be activation or less where channels",
+        ),
         ("--macs 0.5 --method l1", "`--method` must be one for ranks, or `--cut channels` given"),
         ("--cut channels --accuracy-drop 0.01", "Received: --accuracy-drop 0.01"),
         (

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from channel_checks import draw_removal
 from keras import layers
+from PIL import Image
+from told_widths import told_widths
 
 import dprp_tf as dprp
 from dprp_tf import zoo
 from dprp_tf.channels import channel_groups, follow, places_of
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.rank_space import RankSpace
+from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.selection.solving.soft_costs import SoftCosts
 
 _RESNET20 = "DPRP_RESNET20_CIFAR10"
@@ -228,6 +231,76 @@ def test_equal_seeds_give_equal_plans() -> None:
     first = plan(0)
     assert plan(0) == first
     assert plan(1).ranks.history != first.ranks.history
+
+
+def test_what_nothing_would_meet_is_said_before_learning(
+    trained: tuple[keras.Model, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, y = trained
+    monkeypatch.setattr(dprp.LeSS, "learn", pytest.fail)
+    with pytest.raises(dprp.BudgetError, match="`macs` must be at least") as least:
+        dprp.learn_channels_and_ranks(model, (x, y), budget={"macs": 1e-4})
+    monkeypatch.undo()
+    few = dprp.LeSS(steps=1, most_steps=1, batch_size=8)
+    bound = {"macs": float(np.ceil(least.value.least * 1e6) / 1e6), "tolerance": 0.2}
+    plan = dprp.learn_channels_and_ranks(model, (x, y), budget=bound, learning=few)
+    assert plan.shares["macs"] <= bound["macs"]
+    place = {"target": "local", "runtime": "litert", "precision": "int8", "threads": 1}
+    table = told_widths(model, "channel", **place)
+    for asked, name in (({"time": 1e-3}, "time"), ({"milliseconds": 1e-3}, "milliseconds")):
+        with pytest.raises(dprp.BudgetError, match=f"`{name}` must be at least .* least widths"):
+            dprp.learn_channels_and_ranks(model, (x, y), budget=asked, latency=table)
+
+
+def test_a_budget_of_maps_and_a_table_without_a_bound_are_told_in_the_plan(
+    trained: tuple[keras.Model, np.ndarray, np.ndarray],
+) -> None:
+    model, x, y = trained
+    place = {"target": "local", "runtime": "litert", "precision": "int8", "threads": 1}
+    few = dprp.LeSS(steps=4, most_steps=4, batch_size=32, thresholds=False)
+    table = told_widths(model, None, **place)  # without ranks, as none are learned
+    plan = dprp.learn_channels_and_ranks(
+        model, (x, y), budget={"activations": 0.7}, learning=few, latency=table
+    )
+    assert set(plan.shares) == {"parameters", "macs", "activations", "milliseconds"}
+    assert plan.shares["activations"] <= 0.7
+    counted = sum(
+        np.prod(output.shape[1:])
+        for network in (dprp.cut(model, plan, calibration_data=x),)
+        for output in (layer.output for layer in network.layers if hasattr(layer, "kernel"))
+    )
+    assert plan.cost["activations"] == counted
+
+
+def test_images_on_disk_are_read_as_steps_ask_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    names, labels = [], np.arange(60) % 4
+    for at, label in enumerate(labels.tolist()):
+        (tmp_path / str(label)).mkdir(exist_ok=True)
+        names.append(f"{at}.png".encode())
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(
+            tmp_path / str(label) / f"{at}.png"
+        )
+    folders = tuple("0123")
+    images = StreamedImages(tmp_path, folders, np.array(names), labels, (8, 8), 1.0)
+    data = Dataset("disk", images, labels, images, labels, folders, None)
+    model = _network(3, depth=1)
+    few = dprp.LeSS(steps=2, most_steps=2, batch_size=4)
+    options = {"budget": {"macs": 0.6}, "learning": few, "truncation": "kernel"}
+    held_out = (images[:8], labels[:8])
+    expected = dprp.learn_channels_and_ranks(
+        model, (images[:], labels), **options, validation_data=held_out
+    )
+    read = []
+    reading = StreamedImages.read
+    monkeypatch.setattr(
+        StreamedImages, "read", lambda self, index: read.append(index) or reading(self, index)
+    )
+    found = dprp.learn_channels_and_ranks(model, data, **options, validation_data=held_out)
+    assert len(read) == 2 * 4
+    assert found == expected
 
 
 def test_a_share_of_the_data_is_learned_from() -> None:

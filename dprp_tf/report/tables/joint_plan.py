@@ -7,7 +7,7 @@ from typing import Any
 
 from dprp_tf.costs.budget import bounds_text
 from dprp_tf.costs.joint_plan import JointPlan
-from dprp_tf.report.formatting import clean_name
+from dprp_tf.report.formatting import clean_name, count_text, number
 from dprp_tf.report.tables.cells import Cell
 from dprp_tf.report.tables.plan_costs import plan_cost_figures
 
@@ -51,21 +51,29 @@ def joint_plan_figures(plan: Mapping[str, Any]) -> list[tuple[str, Cell]]:
 
 
 def joint_plan_notes(plan: Mapping[str, Any]) -> list[str]:
-    """Say in sentences where the best found was channels alone, or ranks alone.
+    """Say in sentences how it was learned, if it was, and where one kind alone is cut.
 
     Args:
         plan: Content of `joint_plan.json`.
 
     Returns:
-        The sentences; none where both were cut.
+        The sentences; none where both were cut and nothing was learned.
 
     Raises:
         ValueError: If `plan` isn't a joint plan.
     """
     found = JointPlan.from_dict(plan)
-    notes = []
+    notes, why = [], "alone scored best on the samples held out"
+    if found.method == "less":
+        why = "alone are what was learned"
+        last = found.ranks.history[-1] if found.ranks.history else {}
+        if {"steps", "spent"} <= set(last):
+            notes.append(
+                f"Learned in {count_text(last['steps'])} steps, at whose end the cost was "
+                f"{number(last['spent']):.2f} of the budget; then rounded."
+            )
     if not found.channels.removed:
-        notes.append("Every channel stays: ranks alone scored best on the samples held out.")
+        notes.append(f"Every channel stays: ranks {why}.")
     if not found.ranks.ranks:
-        notes.append("Every layer stays dense: channels alone scored best on the samples held out.")
+        notes.append(f"Every layer stays dense: channels {why}.")
     return notes

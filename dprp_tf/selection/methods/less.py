@@ -121,7 +121,7 @@ class LeSS:
     masked: str = setting("channels", "What a mask acts on.", choices=_MASKED)
     masks: bool = setting(True, "Whether to learn masks.")
     thresholds: bool = setting(True, "Whether to learn thresholds.")
-    data_share: float = setting(1.0, "Share of the data to learn from.", above=0)
+    data_share: float = setting(1.0, "Share of the data to learn from.", above=0, maximum=1)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -129,11 +129,6 @@ class LeSS:
             raise ValueError(
                 "`masks` or `thresholds` must be learned. Received: neither, with which nothing "
                 "would become smaller."
-            )
-        if self.data_share > 1:
-            raise ValueError(
-                "`data_share` must be a share of the data, above 0 and at most 1. Received: "
-                f"data_share={self.data_share}; a tenth of them is 0.1."
             )
 
     def soften(

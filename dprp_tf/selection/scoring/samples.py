@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from dprp_tf.data import StreamedImages
 from dprp_tf.data.gathering import gather, is_stream
 from dprp_tf.keras_internals.graphs import graph_of, input_structure, output_structure
 from dprp_tf.training.fine_tuning import input_arrays
@@ -96,7 +97,7 @@ def picked(values: Any, rows: Any) -> Any:
     """Return some rows of every array of a structure.
 
     Args:
-        values: An array, or a list, tuple or dict of arrays.
+        values: An array, or a list, tuple or dict of arrays; or images on disk, which are read.
         rows: Numbers of the rows.
 
     Returns:
@@ -111,7 +112,7 @@ def picked(values: Any, rows: Any) -> Any:
         return {name: picked(each, rows) for name, each in values.items()}
     if isinstance(values, (list, tuple)) and values and all(_is_array(part) for part in values):
         return type(values)([np.asarray(part)[rows] for part in values])
-    return np.asarray(values)[rows]
+    return values[rows] if isinstance(values, StreamedImages) else np.asarray(values)[rows]
 
 
 def _ranks(model: keras.Model) -> dict[str, int] | None:

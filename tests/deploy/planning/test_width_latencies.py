@@ -15,6 +15,7 @@ from keras import layers
 import dprp_tf as dprp
 from dprp_tf import deploy
 from dprp_tf.channels import follow, groups_of, places_of
+from dprp_tf.conversion.times_by_rank import times_by_rank
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.deploy.planning.form_costs import Setting
 from dprp_tf.selection.solving.timed_costs import TimedCosts
@@ -111,11 +112,8 @@ def test_ranks_at_a_width_cost_what_their_two_stages_do(
     table = by_separable
     costs = _costs(model, table)
     widths = {"inner": 16, "down": 24}
-    by_rank = table.by_rank(
-        {n: at for n, at in costs.channels(widths).items() if n in table.by_name},
-        maps=costs.shares(widths)["activations"],
-    )
     small = dprp.remove_channels(model, {"inner": list(range(8)), "down": list(range(8))})
+    by_rank = times_by_rank(small, table, maps=costs.shares(widths)["activations"])
     target = CountingTarget(fixed=FIXED)
     assert by_rank.dense == pytest.approx(_counted(small, target, tmp_path), abs=WITHIN)
     ranks = {"back": 8, "down": 16}
@@ -256,8 +254,12 @@ def test_soft_times_are_the_tables_own_and_fall_as_their_derivatives_say(
     # All dense but one, whose two stages are quicker.
     ranks = np.full(len(ranked), 1e4, dtype="float32")
     ranks[ranked.index("inner")] = 4
-    at = {n: c for n, c in hard.channels(widths).items() if n in by_channel.by_name}
-    table = by_channel.by_rank(at, maps=hard.shares(widths)["activations"])
+    gone = {
+        name: [at for place in range(g.size - widths[name]) for at in g.filters_at(place)[1]]
+        for name, g in ((g.name, g) for g in groups if g.name in widths)
+    }
+    small = dprp.remove_channels(model, gone)
+    table = times_by_rank(small, by_channel, maps=hard.shares(widths)["activations"])
     expected = table.model_cost({"inner": 4}) / by_channel.dense
     found = float(costs.shares(mask, ranks)["milliseconds"])
     assert found == pytest.approx(expected, rel=1e-5) != pytest.approx(told, rel=1e-3)
@@ -303,3 +305,15 @@ def test_channels_and_ranks_are_learned_for_a_time(
         dprp.learn_channels_and_ranks(model, (x, y), budget={"milliseconds": 1.0}, **options)
     with pytest.raises(ValueError, match="`latency` must be given"):
         dprp.learn_channels_and_ranks(model, (x, y), budget={"time": 0.5})
+
+
+def test_ranks_alone_are_measured_of_whole_layers(model: keras.Model, tmp_path: Path) -> None:
+    target = CountingTarget(fixed=FIXED)
+    options = {"target": target, "cache": tmp_path}
+    table = deploy.measure_widths(model, decomposition="channel", groups=(), **options)
+    assert {row.name for row in table.layers} >= {"stem", "inner", "back", "down", "hidden"}
+    assert all(len(row.dense.reads) == len(row.dense.makes) == 1 for row in table.layers)
+    row = table.by_name["back"]
+    assert (row.first.reads, row.second.makes) == ((24,), (16,))
+    with pytest.raises(ValueError, match="must have channels that may go"):
+        deploy.measure_widths(model, groups=(), **options)
