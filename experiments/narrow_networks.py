@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from dprp_tf.zoo.residual import residual_network
 
 __all__ = ["narrow_widths", "trained_narrow"]
 
-Widths = tuple[int, ...]
+Widths = tuple[int, int, int]
 
 
 def narrow_widths(
-    table: WidthTable, share: float, widths: Sequence[int] = (16, 32, 64), multiple: int = 4
+    table: WidthTable, share: float, widths: Widths = (16, 32, 64), multiple: int = 4
 ) -> Widths:
     """Return the widths of the largest network of the same kind within a share of the time.
 
@@ -47,11 +47,12 @@ def narrow_widths(
     >>> grid = CostGrid((8, 16), (8, 16), ((1.0, 2.0), (2.0, 4.0)))
     >>> row = WidthLatency("a", (3, 3), grid)
     >>> table = WidthTable((row,), 4.0, 0.0, "local", "litert", "int8", 1, "ms", "some", "2.3")
-    >>> narrow_widths(table, 0.3, (16,), 8)
-    (8,)
+    >>> narrow_widths(table, 0.3, (16, 32, 64), 8)
+    (8, 32, 64)
     """
     found: dict[Widths, int] = {}
-    for narrow in product(*(range(multiple, width + 1, multiple) for width in widths)):
+    first, second, third = (range(multiple, width + 1, multiple) for width in widths)
+    for narrow in product(first, second, third):
         if any(2 * after < 3 * before for before, after in pairwise(narrow)):
             continue
         at = dict(zip(widths, narrow, strict=True))
@@ -103,7 +104,8 @@ def trained_narrow(
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        model = residual_network(dataset.image_shape, len(dataset.classes), widths, 3, "B")
+        height, width, channels = dataset.image_shape
+        model = residual_network((height, width, channels), len(dataset.classes), widths, 3, "B")
     finally:
         keras.config.set_dtype_policy(before)
     tuning = FineTuning(

@@ -19,6 +19,7 @@ from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.layer_forms import obstacle
 from dprp_tf.costs.map_entries import map_entries
 from dprp_tf.costs.models import model_cost
+from dprp_tf.costs.rank_plan import PlannedRanks
 from dprp_tf.decomposition import KernelTruncation, Truncation, resolve_decomposition
 from dprp_tf.keras_internals.layer_calls import LayerCall, layer_calls
 from dprp_tf.layers.factorizable import factorizable
@@ -353,6 +354,32 @@ class RankSpace:
                 f"`ranks` must name layers of the space: {list(self.layers)}. Received: {unknown}"
             )
         return Cost(self._values(ranks), self._dense)
+
+    def planned(self, ranks: Mapping[str, Ranks]) -> tuple[PlannedRanks, ...]:
+        """Return the rows of a plan of these ranks.
+
+        Args:
+            ranks: Ranks by layer; a layer left out is dense.
+
+        Returns:
+            A row per layer of the space, in its order.
+        """
+        rows = []
+        for name, layer in self.layers.items():
+            own = ranks.get(name)
+            rows.append(
+                PlannedRanks(
+                    name=name,
+                    decomposition=layer.decomposition,
+                    kernel_shape=layer.kernel_shape,
+                    full_ranks=layer.full_ranks,
+                    ranks=own,
+                    lost=0.0 if own is None else layer.truncation.lost(own),
+                    parameters=layer.parameters(own),
+                    dense_parameters=layer.parameters(None),
+                )
+            )
+        return tuple(rows)
 
     def layer_cost(self, name: str, ranks: Ranks, metric: str) -> float:
         """Return what one layer costs at these ranks by a metric, in its absolute unit.

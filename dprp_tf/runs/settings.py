@@ -46,7 +46,7 @@ TRAINED: Mapping[str, Any] = {
 }
 
 # What channels are chosen by, and together with ranks: bounds, and what width tables know.
-_CHANNEL_METHODS = ("activation", "l1", "l2", "geometric_median", "random")
+_CHANNEL_METHODS = ("outputs", "activation", "l1", "l2", "geometric_median", "random")
 _BOUNDED = ("parameters", "macs", "time", "milliseconds")
 _STAGED = ("separable", "channel")
 # What is learned of channels and ranks, and the settings of that alone.
@@ -255,8 +255,9 @@ class SelectionSettings:
         cut: `"ranks"`, `"channels"`, or `"both"`: channels that go and the ranks of what is left.
             Default `"ranks"`.
         method: A name of `selection.SELECTORS`, or `"bsr"`; for channels one of
-            `select_channels`, for both `"activation"`; for any of them `"less"`, which learns from
-            the training images that are not held out. Default `"activation"`.
+            `select_channels`, for both `"outputs"`; for any of them `"less"`, which learns from the
+            training images that are not held out. Default `"activation"` for ranks, else
+            `"outputs"`.
         multiple: Multiples in which channels stay. Default 8, which int8 kernels are made for.
         searches: Pairs (step, beams) of `"mbs"`; empty for its own.
         decomposition: The decomposition; `"separable"` or `"channel"` for both. Default
@@ -294,10 +295,11 @@ class SelectionSettings:
         "ranks", "What is cut: ranks, channels, or both.", choices=("ranks", "channels", "both")
     )
     method: str = setting(
-        "activation",
+        None,
         "uniform, energy, energy_product, vbmf, activation, mbs, beam, similarity or bsr; for "
-        "channels activation, l1, l2, geometric_median or random; for both activation; for any "
-        "less, which learns.",
+        "channels outputs, activation, l1, l2, geometric_median or random; for both outputs; for "
+        "any less, which learns.",
+        none_means="activation; where channels go outputs",
     )
     multiple: int = setting(8, "channels, both: multiples in which channels stay.", minimum=1)
     searches: tuple[tuple[int, int], ...] = ()
@@ -335,6 +337,9 @@ class SelectionSettings:
     seed: int = setting(0, "Seed of everything random.", minimum=0)
 
     def __post_init__(self) -> None:
+        if self.method is None:
+            own = "activation" if self.cut == "ranks" else "outputs"
+            object.__setattr__(self, "method", own)
         if self.decomposition is None:
             own = "channel" if self.learned else "separable"
             object.__setattr__(self, "decomposition", own)
@@ -361,7 +366,7 @@ class SelectionSettings:
                     f"method={self.method!r}, cut='ranks'"
                 )
             return
-        methods = _CHANNEL_METHODS if self.cut == "channels" else ("activation",)
+        methods = _CHANNEL_METHODS if self.cut == "channels" else ("outputs",)
         methods = (*methods, _LEARNED)
         if self.method not in methods:
             raise ValueError(

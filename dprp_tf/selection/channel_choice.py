@@ -27,7 +27,8 @@ from dprp_tf.selection.solving.widths import choose_widths
 
 __all__ = ["CHANNEL_METHODS", "ChannelChoice"]
 
-CHANNEL_METHODS = ("activation", *CRITERIA)
+CHANNEL_METHODS = ("outputs", "activation", *CRITERIA)
+_BY_DATA = ("outputs", "activation")
 
 # Places in the order in which they go, and the share lost when k of them have gone.
 _Order = tuple[list[int], NDArray[np.float64]]
@@ -72,12 +73,12 @@ class ChannelChoice:
         self._model, self._followed, self._seed = model, follow(model), seed
         self._groups = groups_of(model, self._followed).able(groups)
         self.samples = None if data is None else samples_of(data, model)
-        if method == "activation" and self.samples is None:
+        if method in _BY_DATA and self.samples is None:
             raise ValueError(
-                "`data` must be given for method='activation': (x, y) or x alone, a few hundred "
+                f"`data` must be given for method={method!r}: (x, y) or x alone, a few hundred "
                 "samples. Received: data=None. method='l1' needs none."
             )
-        known = method == "activation" and self.samples is not None
+        known = method in _BY_DATA and self.samples is not None
         self.calibration = self.samples[0] if known and self.samples else None
         self._told = progress or (lambda share, text: None)
         # What does not fit is refused before minutes are spent on an order.
@@ -94,6 +95,27 @@ class ChannelChoice:
             self._told,
             self._seed,
         )
+
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        """The groups that may lose channels."""
+        return list(self._groups)
+
+    @property
+    def followed(self) -> Followed:
+        """Where the model's channels go."""
+        return self._followed
+
+    def order(self, group: str) -> _Order:
+        """Return the places of a group in the order in which they go, and what is lost with them.
+
+        Args:
+            group: Its name.
+
+        Returns:
+            The places, and the share lost when k of them have gone, which starts with 0.
+        """
+        return self._orders[group]
 
     @cached_property
     def costs(self) -> WidthCosts:
@@ -194,7 +216,7 @@ def _orders(
     layers = layer_keys(model)
     rng = np.random.default_rng(seed)
     found: dict[str, _Order] = {}
-    if method != "activation":
+    if method not in _BY_DATA:
         for group in groups:
             scores = filter_scores(layers, group, method, rng)
             found[group.name] = order_by_scores(scores, _loose(group))

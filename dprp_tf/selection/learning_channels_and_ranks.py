@@ -14,17 +14,17 @@ import numpy as np
 from dprp_tf.channels import ChannelGroup, Places, follow, groups_of, places_of
 from dprp_tf.conversion.calibration import input_moments
 from dprp_tf.conversion.cutting import cut
+from dprp_tf.conversion.output_truncations import output_truncations
 from dprp_tf.conversion.times_by_rank import times_by_rank
 from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.channel_plan import ChannelPlan, PlannedChannels
 from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.models import model_cost
-from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
+from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.costs.scores import Score, resolve_score
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.data import Dataset, StreamedImages
-from dprp_tf.decomposition import OutputTruncation
 from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.layers.factorizable import factorizable
 from dprp_tf.selection.methods.less import Learned, LeSS
@@ -402,13 +402,7 @@ def _space(small: keras.Model, problem: _Problem, seen: Any, time: float) -> Ran
     if problem.latency is not None:
         # What works on maps is counted as it was learned.
         latency = replace(times_by_rank(small, problem.latency), dense=time)
-    if seen is None:
-        return RankSpace(small, "channel", names, latency=latency)
-    moments = input_moments(small, names, seen)
-
-    def truncate(name: str, kernel: Any, decomposition: str) -> OutputTruncation:
-        return OutputTruncation(kernel, decomposition, moments[name])
-
+    truncate = None if seen is None else output_truncations(small, names, seen)
     return RankSpace(small, "channel", names, truncate=truncate, latency=latency)
 
 
@@ -474,28 +468,12 @@ def _plan(
         cost = dict(channels.cost)
     else:
         spent = space.cost(ranks)
-        layers = space.layers
-        rows = tuple(
-            PlannedRanks(
-                name=name,
-                decomposition=layers[name].decomposition,
-                kernel_shape=layers[name].kernel_shape,
-                full_ranks=layers[name].full_ranks,
-                ranks=ranks[name],
-                lost=0.0
-                if ranks[name] is None
-                else layers[name].truncation.lost(ranks[name] or ()),
-                parameters=layers[name].parameters(ranks[name]),
-                dense_parameters=layers[name].parameters(None),
-            )
-            for name in layers
-        )
         part = RankPlan(
             learning.name,
             "channel",
             truncation,
             {},
-            rows,
+            space.planned(ranks),
             spent.values,
             spent.dense,
             {},

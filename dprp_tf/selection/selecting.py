@@ -12,18 +12,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from dprp_tf.conversion.calibration import input_moments
+from dprp_tf.conversion.output_truncations import output_truncations
 from dprp_tf.costs.accuracy import top_1_accuracy
 from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.latency_table import LatencyTable
-from dprp_tf.costs.rank_plan import PlannedRanks, RankPlan
-from dprp_tf.costs.rank_space import Ranks, RankSpace
+from dprp_tf.costs.rank_plan import RankPlan
+from dprp_tf.costs.rank_space import RankSpace
 from dprp_tf.costs.scores import Score, resolve_score
 from dprp_tf.data import Dataset
 from dprp_tf.data.gathering import is_stream
-from dprp_tf.decomposition import OutputTruncation, Truncation
 from dprp_tf.files.arguments import check_choice
-from dprp_tf.layers.factorizable import factorizable
 from dprp_tf.selection.candidate_log import CandidateLog
 from dprp_tf.selection.methods.accuracy_drop import smallest_within_drop
 from dprp_tf.selection.methods.activation import ActivationAware
@@ -141,11 +139,19 @@ def select_ranks(
     samples = None if data is None else samples_of(data, model)
     if layers is not None and not callable(layers) and not isinstance(layers, str):
         layers = list(layers)
+    truncate = None
+    if truncation == "output":
+        if samples is None:
+            raise ValueError(
+                "`data` must be given, (x, y) or x alone, to keep the outputs on it. Received: "
+                "data=None"
+            )
+        truncate = output_truncations(model, layers, samples[0])
     space = RankSpace(
         model,
         decomposition,
         layers,
-        truncate=None if truncation == "kernel" else _outputs(model, layers, samples),
+        truncate=truncate,
         latency=latency,
     )
     if bounds is not None:
@@ -190,7 +196,7 @@ def select_ranks(
         decomposition=decomposition,
         truncation=truncation,
         budget={} if bounds is None else bounds.as_dict(),
-        layers=tuple(_row(space, name, ranks[name]) for name in space.layers),
+        layers=space.planned(ranks),
         cost=cost.values,
         dense=cost.dense,
         accuracy=accuracy,
@@ -208,36 +214,6 @@ def _selector(method: str | Selector) -> Selector:
             f"Received: method={method!r}"
         )
     return SELECTORS[method]()
-
-
-def _row(space: RankSpace, name: str, ranks: Ranks) -> PlannedRanks:
-    layer = space.layers[name]
-    return PlannedRanks(
-        name=name,
-        decomposition=layer.decomposition,
-        kernel_shape=layer.kernel_shape,
-        full_ranks=layer.full_ranks,
-        ranks=ranks,
-        lost=0.0 if ranks is None else layer.truncation.lost(ranks),
-        parameters=layer.parameters(ranks),
-        dense_parameters=layer.parameters(None),
-    )
-
-
-def _outputs(
-    model: keras.Model, layers: Any, data: tuple[Any, Any] | None
-) -> Callable[[str, Any, str], Truncation]:
-    if data is None:
-        raise ValueError(
-            "`data` must be given, (x, y) or x alone, to keep the outputs on it. Received: "
-            "data=None"
-        )
-    moments = input_moments(model, factorizable(model, layers)[0], data[0])
-
-    def truncate(name: str, kernel: Any, decomposition: str) -> Truncation:
-        return OutputTruncation(kernel, decomposition, moments[name])
-
-    return truncate
 
 
 def _identity(

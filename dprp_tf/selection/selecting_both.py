@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
 from dprp_tf.conversion.cutting import cut
+from dprp_tf.conversion.output_truncations import output_truncations
 from dprp_tf.conversion.removing import Removal
 from dprp_tf.conversion.sequential_refitting import refit_in_sequence
 from dprp_tf.conversion.times_by_rank import times_by_rank
 from dprp_tf.costs.budget import Budget, BudgetError
 from dprp_tf.costs.channel_plan import ChannelPlan
 from dprp_tf.costs.joint_plan import JointPlan
-from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.rank_plan import RankPlan
+from dprp_tf.costs.rank_space import RankSpace
 from dprp_tf.costs.scores import Score, resolve_score
 from dprp_tf.costs.width_table import WidthTable
-from dprp_tf.files.arguments import check_choice, check_integer
+from dprp_tf.files.arguments import check_choice
 from dprp_tf.selection.channel_choice import ChannelChoice
-from dprp_tf.selection.selecting import select_ranks
+from dprp_tf.selection.measured_cuts import MeasuredCuts, gives_classes
+from dprp_tf.selection.solving.joint_costs import JointCosts
 
 __all__ = ["select_channels_and_ranks"]
 
@@ -41,33 +41,31 @@ def select_channels_and_ranks(
     groups: Iterable[str] | None = None,
     layers: Iterable[str] | None = None,
     multiple: int = 8,
-    splits: int = 5,
     score: Score | None = None,
     progress: Callable[[float | None, str], None] | None = None,
     seed: int = 0,
 ) -> JointPlan:
     """Choose the channels that go and the ranks of what is left, together, against one budget.
 
-    With b the share of the cost that may stay, channels alone bring the model to b^p of it, for p =
-    0, ..., 1, and ranks of the smaller model bring it the rest of the way to b. Each of these is
-    cut for real and scored on `data`; then p is halved towards both neighbours of the best. As p =
-    0 is ranks alone and p = 1 channels alone, the result scores no less than the better of the two.
-
-    Channels and ranks are both those of `"activation"`: what is lost of the outputs on `data`, with
-    the kernels of what reads removed channels fitted anew.
+    Both are told in one currency: what they change of the model's outputs on `data`, measured, as
+    `OutputChange` says. Each width of each group and each rank of each layer is measured alone;
+    by these changes, and by what is lost of layers' outputs, channels alone, ranks alone and both
+    are brought within the budget; the best of those is then improved by exchanging cuts for others,
+    each exchange measured with all the rest, until none is left that changes less. So the result
+    changes the outputs no more than what channels alone or ranks alone began with.
 
     Args:
         model: A built, trained Functional or Sequential model; it stays as it is.
         budget: A `Budget` of parameters, MACs or time, its bounds by name, or a share of the
             parameters alone.
-        data: `(x, y)`, a few hundred labelled samples, none of the test split.
+        data: `(x, y)`, a few hundred labelled samples, none of the test split; or x alone, and the
+            plan states no accuracy.
         latency: A width table with the same decomposition, as `deploy.measure_widths(model,
             decomposition="separable")` makes it, for budgets of time.
         decomposition: `"separable"` or `"channel"`. Default `"separable"`.
         groups: Names of the groups that may lose channels; see `channel_groups`. Default: all.
         layers: Names or paths of the layers whose ranks may fall. Default: every one that can.
         multiple: Multiples in which places of a group stay. Default 8.
-        splits: How many p are tried at first, 2 or more. Default 5.
         score: What is called accuracy, as `select_ranks` takes it.
         progress: Called with the share done, 0 to 1 or None, and a text. Default: nothing shown.
         seed: Seed of everything random.
@@ -79,26 +77,27 @@ def select_channels_and_ranks(
         BudgetError: If neither channels nor ranks nor both meet the budget.
         ValueError: If an argument is unusable.
 
-    Source: the alternation is ours; the parts are those of `select_channels` and `select_ranks`.
+    Source: ours. NetAdapt (Yang et al. 2018) measures candidates of one layer at a time; it
+    lowers a budget step by step, and knows channels alone.
 
     Example:
 
+    >>> import numpy as np
     >>> inputs = keras.Input((8, 8, 3))
     >>> x = keras.layers.Conv2D(16, 3, name="a")(inputs)
     >>> x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(16, 3, name="b")(x))
     >>> model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax", name="c")(x))
     >>> model.compile(loss="sparse_categorical_crossentropy")
     >>> x, y = np.random.default_rng(0).normal(size=(32, 8, 8, 3)), np.arange(32) % 4
-    >>> plan = select_channels_and_ranks(model, budget={"macs": 0.6}, data=(x, y), splits=2)
+    >>> plan = select_channels_and_ranks(model, budget={"macs": 0.6}, data=(x, y))
     >>> plan.shares["macs"] <= 0.6
     True
     """
     check_choice("decomposition", decomposition, _DECOMPOSITIONS)
-    check_integer("splits", splits, minimum=2)
     told = progress or (lambda share, text: None)
     choice = ChannelChoice(
         model,
-        method="activation",
+        method="outputs",
         data=data,
         groups=groups,
         multiple=multiple,
@@ -108,153 +107,80 @@ def select_channels_and_ranks(
     )
     asked = Budget.of(budget)
     shares = choice.shares_allowed(asked)
-    if choice.samples is None or choice.samples[1] is None:
-        raise ValueError(
-            "`data` must be (x, y): what is left is scored on it. Received: x alone, without labels"
-        )
-    search = _Search(
-        model, choice, asked, shares, latency, decomposition, layers, score, told, seed
+    costs = JointCosts(
+        model, choice.costs, decomposition, _able(latency, decomposition, layers), latency
     )
-    first = np.linspace(0.0, 1.0, splits)
-    for at, part in enumerate(first):
-        told(at / (splits + 2), f"channels for {part:.0%} of the way, ranks for the rest")
-        search.try_at(float(part))
-    best = search.best()
-    gap = (first[1] - first[0]) / 2
-    for part in (best.part - gap, best.part + gap):
-        if 0.0 < part < 1.0:
-            told(None, f"channels for {part:.0%} of the way, ranks for the rest")
-            search.try_at(float(part))
-    return search.best().plan
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A candidate: which part of the way its channels go, and what came of it."""
-
-    part: float
-    plan: JointPlan
-
-
-class _Search:
-    """Tries parts of the way that channels go."""
-
-    def __init__(
-        self,
-        model: keras.Model,
-        choice: ChannelChoice,
-        asked: Budget,
-        shares: Mapping[str, float],
-        latency: WidthTable | None,
-        decomposition: str,
-        layers: Iterable[str] | None,
-        score: Score | None,
-        told: Callable[[float | None, str], None],
-        seed: int,
-    ) -> None:
-        assert choice.samples is not None
-        self._model, self._choice, self._asked = model, choice, asked
-        self._shares, self._latency, self._decomposition = shares, latency, decomposition
-        self._layers = _able(latency, decomposition, layers)
-        self._told, self._seed = told, seed
-        self._x, self._y = choice.samples
-        self._judge = resolve_score(score, model, self._y)
-        self._dense = float(self._judge(self._y, model.predict(self._x, verbose=0)))
-        self._found: list[_Found] = []
-        self._seen: dict[tuple[int, ...], bool] = {}
-        self._refused: list[BudgetError] = []
-
-    def best(self) -> _Found:
-        """The candidate of the best score; of equal ones that of the least cost.
-
-        Raises:
-            BudgetError: If there is none.
-        """
-        if not self._found:
-            raise self._choice.in_units(self._refused[-1], self._asked)
-
-        def rank(found: _Found) -> tuple[float, float]:
-            plan = found.plan
-            return -plan.accuracy["planned"], max(
-                plan.cost[name] / plan.dense[name] for name in self._shares
-            )
-
-        return min(self._found, key=rank)
-
-    def try_at(self, part: float) -> None:
-        """Try one part of the way; where it can't be had, nothing is added."""
-        try:
-            widths = self._choice.widths({n: share**part for n, share in self._shares.items()})
-            whole = part == 1.0
-            # Steps of several channels may lead to the same widths as another part.
-            key = (*widths.values(), int(whole))
-            if key in self._seen:
-                return
-            self._seen[key] = True
-            self._found.append(_Found(part, self._planned(widths, whole)))
-        except BudgetError as error:
-            self._refused.append(error)
-
-    def _planned(self, widths: Mapping[str, int], whole: bool) -> JointPlan:
-        """The joint plan at some widths; `whole` if channels alone meet the budget."""
-        bounds = self._asked.on(self._latency).bounds
-        channels = self._choice.plan(widths, bounds)
-        small = cut(self._model, channels, calibration_data=self._x)
-        latency = self._by_rank(small, channels)
-        ranks = self._kept(channels) if whole else self._ranks(small, channels, latency)
-        result = small
-        if ranks.ranks:
-            # As `cut` does with both, but for the channels, which have gone already.
-            result = cut(small, ranks, calibration_data=self._x, refit=False, latency=latency)
-            masks = Removal(self._model, channels.removed).masks()
-            kept = {name: makes for name, (_, makes) in masks.items()}
-            refit_in_sequence(self._model, result, self._x, kept=kept)
-        counted = model_cost(result)
-        cost = {"parameters": float(counted.parameters)}
-        if counted.macs is not None:
-            cost["macs"] = float(counted.macs)
-        if self._latency is not None:
-            cost["milliseconds"] = (ranks if ranks.ranks else channels).cost["milliseconds"]
-        planned = float(self._judge(self._y, result.predict(self._x, verbose=0)))
-        return JointPlan(
-            "activation",
-            channels,
-            ranks,
-            bounds,
-            cost,
-            {name: channels.dense[name] for name in cost},
-            {"dense": self._dense, "planned": planned},
-        )
-
-    def _by_rank(self, small: keras.Model, channels: ChannelPlan) -> LatencyTable | None:
-        """The times of what channels leave; None without a table."""
-        if self._latency is None:
-            return None
-        return times_by_rank(small, self._latency, maps=channels.shares.get("activations", 1.0))
-
-    def _ranks(
-        self, small: keras.Model, channels: ChannelPlan, latency: LatencyTable | None
-    ) -> RankPlan:
-        left = {
-            name: min(share / channels.shares[name], 1.0) for name, share in self._shares.items()
+    assert choice.samples is not None
+    x, y = choice.samples
+    judge = None if y is None else resolve_score(score, model, y)
+    cuts = MeasuredCuts(model, choice, costs, classes=gives_classes(model, y), told=told)
+    try:
+        widths, ranks = cuts.choose(shares)
+    except BudgetError as error:
+        raise choice.in_units(error, asked) from None
+    told(None, "cutting what was chosen")
+    bounds = asked.on(latency).bounds
+    channels = choice.plan(widths, bounds)
+    small = cut(model, channels, calibration_data=x)
+    part, result = _ranked(model, small, channels, ranks, decomposition, latency, x)
+    counted = model_cost(result)
+    cost = {"parameters": float(counted.parameters)}
+    if counted.macs is not None:
+        cost["macs"] = float(counted.macs)
+    if latency is not None:
+        cost["milliseconds"] = part.cost["milliseconds"]
+    accuracy = {}
+    if judge is not None:
+        accuracy = {
+            name: float(judge(y, network.predict(x, verbose=0)))
+            for name, network in (("dense", model), ("planned", result))
         }
-        time = left.pop("milliseconds", None)
-        return select_ranks(
-            small,
-            method="activation",
-            budget=Budget(**left, time=time),
-            data=self._x,
-            decomposition=self._decomposition,
-            layers=self._layers,
-            latency=latency,
-            seed=self._seed,
-        )
+    dense = {name: channels.dense[name] for name in cost}
+    return JointPlan("outputs", channels, part, bounds, cost, dense, accuracy)
 
-    def _kept(self, channels: ChannelPlan) -> RankPlan:
-        """Every layer dense: channels alone."""
-        own = channels.cost
-        kind = self._decomposition
-        return RankPlan("activation", kind, "output", {}, (), own, own, unit=channels.unit)
+
+def _ranked(
+    model: keras.Model,
+    small: keras.Model,
+    channels: ChannelPlan,
+    ranks: Mapping[str, int],
+    decomposition: str,
+    latency: WidthTable | None,
+    x: Any,
+) -> tuple[RankPlan, keras.Model]:
+    """The plan of the ranks of what channels left, and that cut to them."""
+    own = channels.cost
+    if not ranks:
+        part = RankPlan("outputs", decomposition, "output", {}, (), own, own, unit=channels.unit)
+        return part, small
+    times = None
+    if latency is not None:
+        times = times_by_rank(small, latency, maps=channels.shares.get("activations", 1.0))
+    space = RankSpace(
+        small,
+        decomposition,
+        list(ranks),
+        truncate=output_truncations(small, list(ranks), x),
+        latency=times,
+    )
+    chosen = {name: (rank,) for name, rank in ranks.items()}
+    spent = space.cost(chosen)
+    part = RankPlan(
+        "outputs",
+        decomposition,
+        "output",
+        {},
+        space.planned(chosen),
+        spent.values,
+        spent.dense,
+        unit=channels.unit,
+    )
+    # As `cut` does with both, but for the channels, which have gone already.
+    result = cut(small, part, calibration_data=x, refit=False, latency=times)
+    masks = Removal(model, channels.removed).masks()
+    kept = {name: makes for name, (_, makes) in masks.items()}
+    refit_in_sequence(model, result, x, kept=kept)
+    return part, result
 
 
 def _able(

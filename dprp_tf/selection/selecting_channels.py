@@ -15,6 +15,8 @@ from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.scores import Score, resolve_score
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.selection.channel_choice import CHANNEL_METHODS, ChannelChoice
+from dprp_tf.selection.measured_cuts import MeasuredCuts, gives_classes
+from dprp_tf.selection.solving.joint_costs import JointCosts
 
 __all__ = ["CHANNEL_METHODS", "select_channels"]
 
@@ -22,7 +24,7 @@ __all__ = ["CHANNEL_METHODS", "select_channels"]
 def select_channels(
     model: keras.Model,
     *,
-    method: str = "activation",
+    method: str = "outputs",
     budget: Budget | float | Mapping[str, float],
     data: Any = None,
     groups: Iterable[str] | None = None,
@@ -36,17 +38,20 @@ def select_channels(
 
     | method | looks at | source |
     |---|---|---|
+    | `"outputs"` | the model's outputs on `data`, measured for hundreds of candidates | ours |
     | `"activation"` | the outputs of what reads them on `data`, its kernels fitted anew | ours |
     | `"l1"`, `"l2"` | norms of the filters | Li et al. 2017 |
     | `"geometric_median"` | the filters' distances to the others of their layer | He et al. 2019 |
     | `"random"` | chance, as a control | |
 
-    Each gives an order in which a group's places go and the share that is lost with them; widths
-    are those that keep a large product of the shares left (see `choose_widths`), within the budget.
+    Each gives an order in which a group's places go and the share that is lost with them; that of
+    `"outputs"` is that of `"activation"`. Widths are those that keep a large product of the shares
+    left (see `choose_widths`), within the budget; of `"outputs"` those that change the model's
+    outputs least, as `select_channels_and_ranks` finds them.
 
     Args:
         model: A built, trained Functional or Sequential model; it stays as it is.
-        method: A name of the table. Default `"activation"`, which needs `data`.
+        method: A name of the table. Default `"outputs"`, which needs `data`.
         budget: A `Budget` of parameters, MACs, activations or time, its bounds by name, or a share
             of the parameters alone. Channels go in multiples, so that the result may stay below.
         data: As `select_ranks` takes it: `(x, y)`, or x alone; the plan then states no accuracy.
@@ -89,7 +94,10 @@ def select_channels(
     asked = Budget.of(budget)
     bounds = choice.shares_allowed(asked)
     try:
-        chosen = choice.widths(bounds)
+        if method == "outputs":
+            chosen = _measured(model, choice, bounds, progress)
+        else:
+            chosen = choice.widths(bounds)
     except BudgetError as error:
         raise choice.in_units(error, asked) from None
     plan = choice.plan(chosen, asked.on(latency).bounds)
@@ -109,3 +117,21 @@ def select_channels(
             for name, network in (("dense", model), ("planned", small))
         }
     return replace(plan, cost={**plan.cost, **exact}, accuracy=accuracy)
+
+
+def _measured(
+    model: keras.Model,
+    choice: ChannelChoice,
+    bounds: Mapping[str, float],
+    progress: Callable[[float | None, str], None] | None,
+) -> dict[str, int]:
+    """Widths by what the model's outputs change."""
+    assert choice.samples is not None
+    cuts = MeasuredCuts(
+        model,
+        choice,
+        JointCosts(model, choice.costs),
+        classes=gives_classes(model, choice.samples[1]),
+        told=progress or (lambda share, text: None),
+    )
+    return cuts.choose(bounds)[0]

@@ -46,7 +46,7 @@ CHANNELS = ChannelPlan(
     cost={"parameters": 300.0, "macs": 6000.0},
     dense={"parameters": 400.0, "macs": 8000.0},
 )
-JOINT = JointPlan("activation", CHANNELS, PLAN, {"macs": 0.5}, {"macs": 4000.0}, {"macs": 8000.0})
+JOINT = JointPlan("outputs", CHANNELS, PLAN, {"macs": 0.5}, {"macs": 4000.0}, {"macs": 8000.0})
 
 
 def _write(folder: Path, **parts: Any) -> Path:
@@ -119,7 +119,7 @@ def test_channels_have_a_section_and_a_picture_of_their_own(tmp_path: Path) -> N
 
 
 def test_channels_and_ranks_are_one_section_with_a_picture_each(tmp_path: Path) -> None:
-    selection = {**SELECTION, "settings": {"cut": "both", "method": "activation"}}
+    selection = {**SELECTION, "settings": {"cut": "both", "method": "outputs"}}
     folder = _write(tmp_path / "run", selection=selection, joint_plan=JOINT.as_dict())
     page = _page(folder)
     assert page.title == "Selected channels and ranks on garments · report"

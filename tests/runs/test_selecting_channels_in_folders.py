@@ -188,7 +188,7 @@ def test_a_stored_table_of_widths_says_what_the_files_are_for(
     assert found["settings"]["precision"] == "float32"
     assert found["files"][-1]["file"] == "cut_float32.onnx"
     assert WidthTable.load(tmp_path / "chosen" / "widths.json") == table
-    both = replace(chosen, cut="both", method="activation")
+    both = replace(chosen, cut="both", method="outputs")
     with pytest.raises(ValueError, match="`latency` must know 'separable' ranks"):
         select_in_folder(tmp_path / "both", dense, digits, both, latency=table)
     assert {path.name for path in (tmp_path / "both").iterdir()} <= {".lock"}

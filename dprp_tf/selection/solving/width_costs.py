@@ -167,6 +167,17 @@ class WidthCosts:
             found["milliseconds"] = time / self._latency.dense
         return found
 
+    def channels(self, widths: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """Return how many channels each layer reads and makes at some widths.
+
+        Args:
+            widths: How many places each group keeps; groups left out are whole.
+
+        Returns:
+            The two numbers by layer name; layers of no group are left out.
+        """
+        return {layer.key: (reads, makes) for layer, reads, makes in self._left(widths)}
+
     def _left(self, widths: Mapping[str, int]) -> Iterator[tuple[_Layer, int, int]]:
         removed = {name: size - widths.get(name, size) for name, size in self._sizes.items()}
         for layer in self._layers:

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dprp_tf.costs.budget import BudgetError
+from dprp_tf.selection.solving.cut_levels import descend
 
 __all__ = ["choose_widths"]
 
 _FLOOR = 1e-9
-# Steps that are looked ahead.
-_AHEAD = 8
 
 Widths = Mapping[str, int]
 
@@ -27,10 +26,7 @@ def choose_widths(
 ) -> dict[str, int]:
     """Return widths that meet all bounds and keep a large product of what groups keep.
 
-    Step by step, the group is narrowed whose loss is the smallest for what it saves: the loss is
-    -log of the share kept, the saving is of the bound that is exceeded most. A step that pays only
-    together with those behind it counts by the best of them. Then groups are widened again as far
-    as the bounds allow, those first that gain most.
+    See `descend`, to which a group's penalty is -log of the share kept.
 
     Args:
         lost: By group the share lost when k places have gone, of shape (places + 1,).
@@ -52,50 +48,24 @@ def choose_widths(
     ...               {"macs": 3})
     {'a': 2, 'b': 1}
     """
-    place = dict.fromkeys(widths, 0)
-    penalty = {
+    penalties = {
         name: [-np.log(max(1 - float(np.asarray(lost[name])[sizes[0] - w]), _FLOOR)) for w in sizes]
         for name, sizes in widths.items()
     }
 
-    def at(places: Mapping[str, int]) -> dict[str, int]:
-        return {name: widths[name][place] for name, place in places.items()}
+    def spent(levels: Mapping[str, int]) -> Mapping[str, float]:
+        return cost({name: widths[name][level] for name, level in levels.items()})
 
-    spent = cost(at(place))
-    while True:
-        over = {name: spent[name] / bound for name, bound in bounds.items() if spent[name] > bound}
-        if not over:
-            break
-        metric = max(over, key=over.__getitem__)
-        best: tuple[float, str] | None = None
-        for name, sizes in widths.items():
-            for to in range(place[name] + 1, min(place[name] + 1 + _AHEAD, len(sizes))):
-                saved = spent[metric] - cost(at({**place, name: to}))[metric]
-                if saved > 0:
-                    rate = (penalty[name][to] - penalty[name][place[name]]) / saved
-                    best = min(best or (rate, name), (rate, name))
-        if best is None:
-            least = cost({name: sizes[-1] for name, sizes in widths.items()})[metric]
-            raise BudgetError(
-                bounds[metric],
-                least,
-                metric=metric,
-                smallest="at the least widths",
-                remedy="Raise it, or let more layers be cut. Channels stay in multiples of "
-                f"{multiple}.",
-            )
-        place[best[1]] += 1
-        spent = cost(at(place))
-    # The last steps may have saved more than was needed: what fits again comes back.
-    while True:
-        gains = []
-        for name in widths:
-            for to in range(place[name]):
-                wider = {**place, name: to}
-                if all(value <= bounds.get(m, np.inf) for m, value in cost(at(wider)).items()):
-                    gains.append((penalty[name][place[name]] - penalty[name][to], name, to))
-                    break
-        if not gains or max(gains)[0] <= 0:
-            return at(place)
-        _, name, to = max(gains)
-        place[name] = to
+    found = descend(penalties, spent, bounds)
+    if found is None:
+        least = spent({name: len(sizes) - 1 for name, sizes in widths.items()})
+        metric = max(bounds, key=lambda name: least[name] / bounds[name])
+        raise BudgetError(
+            bounds[metric],
+            least[metric],
+            metric=metric,
+            smallest="at the least widths",
+            remedy="Raise it, or let more layers be cut. Channels stay in multiples of "
+            f"{multiple}.",
+        )
+    return {name: widths[name][level] for name, level in found.items()}

@@ -179,7 +179,7 @@ def test_both_meet_a_time_and_are_no_worse_than_either(
     y = model.predict(x, verbose=0).argmax(-1)
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     options: dict[str, Any] = {"budget": dprp.Budget(time=0.5), "latency": table}
-    plan = dprp.select_channels_and_ranks(model, data=(x, y), splits=3, **options)
+    plan = dprp.select_channels_and_ranks(model, data=(x, y), **options)
     alone = dprp.select_channels(model, data=(x, y), **options)
     rows = table.by_rank({})
     ranks = dprp.select_ranks(
@@ -215,8 +215,6 @@ def test_what_cannot_be_measured_or_chosen_is_said(
     with pytest.raises(ValueError, match=r"table of this model's widths.*'inner'|'stem'"):
         dprp.select_channels(other, method="l1", budget={"time": 0.9}, latency=table)
     x = np.zeros((8, 8, 8, 3), "float32")
-    with pytest.raises(ValueError, match="without labels"):
-        dprp.select_channels_and_ranks(model, budget=0.5, data=x)
     with pytest.raises(ValueError, match="a table of widths alone"):
         dprp.select_channels_and_ranks(
             model, budget={"time": 0.5}, data=(x, np.zeros(8, int)), latency=table
