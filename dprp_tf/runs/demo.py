@@ -55,8 +55,8 @@ LOWRANK = replace(
     # The last third recovers what the cuts cost.
     stop_epoch=16,
 )
-# Ranks that fall in training are the paper's, and pay in float32. For int8, channels and ranks go by
-# the time that each layer takes there. Half of the default's samples take half of its time.
+# Ranks that fall in training are the paper's, and pay in float32. For int8, channels and ranks go
+# by the time that each layer takes there. Half of the default's samples take half of its time.
 _TUNING = FineTuning(epochs=8)
 CUT = SelectionSettings(
     cut="both",
