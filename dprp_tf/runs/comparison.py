@@ -18,7 +18,7 @@ from dprp_tf.costs.models import model_cost
 from dprp_tf.data import Dataset
 from dprp_tf.layers import factorized_layers
 from dprp_tf.runs.evaluation import accuracy, layer_rows, model_row
-from dprp_tf.runs.files import FORMATS, timed_files
+from dprp_tf.runs.files import FORMATS, format_for, timed_files
 from dprp_tf.runs.headline import headline
 
 __all__ = ["Contender", "compare_models"]
@@ -186,13 +186,14 @@ def _dense_notes(label: str, plans: Mapping[tuple[str, str], FoldPlan]) -> list[
     """Say of which files of a low-rank model all layers are dense, and why."""
     notes = []
     for (runtime, precision), plan in plans.items():
-        if all(layer.form.kind == "dense" for layer in plan.layers):
-            ratios = [found.ratio for layer in plan.layers for found in layer.candidates[1:]]
-            why = (
-                f": the best other form of any takes {min(ratios):.2f} x its time" if ratios else ""
-            )
-            notes.append(
-                f"{label}: for {runtime} in {precision} every layer stays dense{why}. That file "
-                "takes what the dense one takes."
-            )
+        if any(layer.form.kind != "dense" for layer in plan.layers):
+            continue
+        best = min((c.ratio for layer in plan.layers for c in layer.candidates[1:]), default=1.0)
+        why = f"the best other form of any takes {best:.2f} x its time"
+        if best <= 1:
+            why = "no other form made the model faster for certain"
+        notes.append(
+            f"{label}, {format_for(runtime, precision)}: every layer stays dense, as {why}; the "
+            "file takes what the dense one takes."
+        )
     return notes

@@ -166,6 +166,10 @@ def _run(
         },
         progress=display.step,
     )
+    results["notes"].append(
+        "Fold plan, ranks, singular values, training and layers are those of the DPRP model; the "
+        "channels and ranks that were chosen are those of the model that was cut."
+    )
     timing["folding, export, measuring"] = round(time.perf_counter() - start, 1)
     ranks = read_json(folder / "dprp" / "ranks.json")
     write_json(folder / "ranks.json", ranks)

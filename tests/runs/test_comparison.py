@@ -1,14 +1,17 @@
-"""The verdict on files that were timed: each model by the format that it was made for."""
+"""Models held against the dense one: each judged by the format that it was made for."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
 import pytest
+from made_plans import fold_plan
 
+from dprp_tf.costs.form import Form
 from dprp_tf.data import load
-from dprp_tf.runs.comparison import Contender, compare_models
+from dprp_tf.runs.comparison import Contender, _dense_notes, compare_models
 from dprp_tf.runs.headline import headline
 
 JUDGED = {"dprp": ("DPRP", "TFLite float32"), "cut": ("Cut", "TFLite int8")}
@@ -69,6 +72,19 @@ def test_one_failed_check_of_one_model_is_enough(changed: dict[str, Any], said: 
 def test_one_model_alone_has_plain_checks() -> None:
     found = headline(_files(), {"cut": JUDGED["cut"]}, 0.01)
     assert [check["name"] for check in found["checks"]] == ["smaller", "faster", "as accurate"]
+
+
+def test_a_file_that_stays_dense_is_told_with_the_reason() -> None:
+    won = fold_plan(Form("channel", (2,)))
+    key = ("litert", "int8")
+    assert _dense_notes("DPRP", {key: won}) == []
+    (row,) = won.layers
+    slow = replace(row.candidates[1], ratio=1.2, low=1.1, high=1.3)
+    for other, why in ((slow, "takes 1.20 x its time"), (row.candidates[1], "for certain")):
+        kept = replace(row, form=Form("dense"), candidates=(row.dense, other))
+        (note,) = _dense_notes("DPRP", {key: replace(won, layers=(kept,))})
+        assert note.startswith("DPRP, TFLite int8: every layer stays dense, as ")
+        assert why in note
 
 
 def test_contenders_are_refused_before_anything_is_measured() -> None:
