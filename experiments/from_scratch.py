@@ -12,7 +12,7 @@ from pathlib import Path
 from dprp_tf import data
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.report import save_plots
-from dprp_tf.runs.evaluation import compare_models
+from dprp_tf.runs.comparison import Contender, compare_models
 from dprp_tf.runs.settings import TrainSettings
 from dprp_tf.runs.training import train
 
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = compare_models(
         chosen.work,
         models["dense"],
-        models["dprp"],
+        {"dprp": Contender("DPRP, folded", models["dprp"], "TFLite float32")},
         dataset,
         title="ResNet-20 on CIFAR-10, from scratch, equal budget",
         command="python -m dprp_tf.experiments.from_scratch",

@@ -67,8 +67,8 @@ def measure_widths(
         groups: Names of the groups that may lose channels; see `channel_groups`. With a
             decomposition none, `()`, is ranks alone, of whole layers. Defaults to all.
         multiple: Multiples in which channels stay, as for `select_channels`. Defaults to 8.
-        points: Most numbers of channels on an axis, 2 or more; costs between them follow straight
-            lines. Defaults to 5.
+        points: Most numbers of channels on an axis, 2 or more, and of ranks, five at most; costs
+            between them follow straight lines. Defaults to 5.
         rounds: Timed rounds per layer, 3 or more. Defaults to 30.
         cache: Folder that remembers measured costs. Defaults to the user's cache folder.
         refresh: Whether to measure anew what is remembered. Defaults to false.
@@ -252,8 +252,9 @@ def _places(
         ranks: tuple[int, ...] = ()
         if stages is not None:
             full = full_rank((*window, record.reads.size, record.makes.size), stages)
+            shares = _rank_shares(points)
             ranks = tuple(
-                sorted({max(multiple, round(full * s / multiple) * multiple) for s in _RANK_SHARES})
+                sorted({max(multiple, round(full * s / multiple) * multiple) for s in shares})
             )
             ranks = tuple(rank for rank in ranks if rank <= full) or (full,)
         if not record.produces:
@@ -292,8 +293,19 @@ def _least(
     return max(round(labels.size - gone), 1)
 
 
+def _rank_shares(points: int) -> list[float]:
+    """The shares of a full rank at which stages are measured, the first and the last among them."""
+    last = len(_RANK_SHARES) - 1
+    return [_RANK_SHARES[round(at)] for at in np.linspace(0, last, min(points, last + 1))]
+
+
 def _axis(least: int, most: int, step: int, points: int) -> tuple[int, ...]:
-    """The numbers at which an axis is measured, the least and the most among them."""
+    """The numbers at which an axis is measured, the least and the most among them.
+
+    None is below one step: there is next to nothing to gain there, and XNNPACK does not run int8
+    convolutions that make two channels of one.
+    """
+    least = max(least, min(step, most))
     between = np.linspace(least, most, points)[1:-1]
     rounded = {round(float(count) / step) * step for count in between}
     return tuple(sorted({least, most, *(count for count in rounded if least < count < most)}))

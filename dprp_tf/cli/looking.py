@@ -208,7 +208,8 @@ def _run(folder: Path, words: Sequence[object]) -> tuple[dict[str, Any], list[St
     read = {path.stem: _read(path) for path in paths}
     parts = {name: value for name, value in read.items() if value is not None}
     told, steps = [], []
-    if {"selection", *_PLANS} & set(parts):
+    # A demo's results have a plan beside them.
+    if {"selection", *_PLANS} & set(parts) and "results" not in parts:
         chosen = parts.get("selection", {})
         shares = chosen.get("shares", {}).items()
         of = next((words for name, words in _PLANS.items() if name in parts), "ranks")
@@ -231,7 +232,8 @@ def _run(folder: Path, words: Sequence[object]) -> tuple[dict[str, Any], list[St
         if folded.exists():
             steps = steps_of_low_rank(folder / "model.keras")
         elif results:
-            steps = steps_of_plain(folder / "model.keras", words)
+            place = folder / "cut" if owner_of(folder) is DEMO else folder
+            steps = steps_of_plain(place / "model.keras", words)
         else:
             told.append("the same `dprp train` goes on")
     elif "bench" in parts:

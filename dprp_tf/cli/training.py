@@ -30,7 +30,7 @@ def demo(
     fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Train, shrink, fold, export, verify and time a small CNN on digits, then write a report.
+    """Train a small CNN on digits, shrink it in two ways, export, verify and time, and report.
 
     Example: dprp demo --folder runs/demo
     """

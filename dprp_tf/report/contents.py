@@ -32,7 +32,7 @@ from dprp_tf.report.tables.joint_plan import (
 )
 from dprp_tf.report.tables.layers import layers_table, skipped_layers_table
 from dprp_tf.report.tables.measured_forms import measured_forms_table
-from dprp_tf.report.tables.models import BASELINE, baseline_first, models_table
+from dprp_tf.report.tables.models import BASELINE, baseline_first, model_label, models_table
 from dprp_tf.report.tables.quantization import quantization_table
 from dprp_tf.report.tables.rank_plan import (
     rank_plan_about,
@@ -46,7 +46,7 @@ from dprp_tf.report.verdict import Verdict, verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PageContents", "Picture", "Section", "page_contents"]
+__all__ = ["Outcome", "PageContents", "Picture", "Section", "page_contents"]
 
 _MODELS_NOTE = (
     "Parameters and MACs are those of the folded network that is exported; the small figures "
@@ -80,6 +80,14 @@ class Picture:
     height: int
     light: str
     dark: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The main figures of a model beside the dense one: its label where there are several."""
+
+    label: str
+    figures: tuple[tuple[str, Cell], ...]
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ class PageContents:
         created_iso: The same for machines; empty where the run's time can't be read.
         command: The command that started it.
         verdict: Its verdict; `None` where it recorded none, and for measurements without a run.
-        headline: Heading and cell of the main figures below the verdict.
+        headline: The main figures below the verdict, of each model that it judges.
         notes: What a reader must know of it, in sentences.
         sections: The parts that have something to show.
     """
@@ -141,7 +149,7 @@ class PageContents:
     created_iso: str
     command: str
     verdict: Verdict | None
-    headline: tuple[tuple[str, Cell], ...]
+    headline: tuple[Outcome, ...]
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
 
@@ -195,7 +203,7 @@ def page_contents(run: RunData) -> PageContents:
         created_iso=created if moment != clean_name(created) else "",
         command=str(results.get("command") or ""),
         verdict=verdict(results) if results.get("headline") else None,
-        headline=_headline(results),
+        headline=_outcomes(results),
         notes=tuple(map(clean_name, texts(results, "notes"))),
         sections=tuple(section for section in sections if section.has_something),
     )
@@ -224,35 +232,54 @@ def _moment(created: str) -> str:
     return f"{moment:%Y-%m-%d}, {moment:%H:%M}{zone}"
 
 
-def _headline(results: Mapping[str, Any]) -> tuple[tuple[str, Cell], ...]:
-    """The main figures of what came out, each with its change, where a dense one is beside it."""
+def _outcomes(results: Mapping[str, Any]) -> tuple[Outcome, ...]:
+    """What came out beside a dense one: of each model that the verdict judges, else of one."""
+    formats = files_by_format(results)
+    judged = [
+        (row.get("model"), clean_name(row.get("format") or ""))
+        for row in records(mapping(results, "headline"), "outcomes")
+    ]
+    # Else the first format of the run stands for all; the table below has the others.
+    asked = judged or [(None, next(iter(formats), ""))]
+    found = [_figures(results, model, form, formats.get(form, [])) for model, form in asked]
+    names = {row.get("name"): model_label(row) for row in records(results, "models")}
+    labels = [names.get(model) or model_label({"name": model}) for model, _ in asked]
+    if len(asked) == 1:
+        labels = [""]
+    return tuple(
+        Outcome(label, figures) for label, figures in zip(labels, found, strict=True) if figures
+    )
+
+
+def _figures(
+    results: Mapping[str, Any], model: Any, form: str, files: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[str, Cell], ...]:
+    """The figures of a model, and of its file among those of a format; None for what came out."""
     figures: list[tuple[str, Cell]] = []
-    models = [model.get("name") for model in baseline_first(records(results, "models"), "name")]
-    row = _outcome(models)
+    models = [row.get("name") for row in baseline_first(records(results, "models"), "name")]
+    row = _place(models, model)
     if row is not None:
         cells = _cells(models_table(results), row)
         titles = ("Accuracy", "Parameters", "MACs")
         figures += [(title, cells[title]) for title in titles if title in cells]
-    for format_name, files in files_by_format(results).items():
-        held = [file.get("model") for file in files]
-        row = _outcome(held)
-        if row is not None:
-            # The first format of the run stands for all; the table below has the others.
-            cells = _cells(files_table({**results, "files": files}), row)
-            figures += [
-                (f"{title.split()[0]}, {format_name}", cells[title])
-                for title in ("Size", "Latency ratio")
-                if title in cells and cells[title].text != DASH
-            ]
-            break
+    row = _place([file.get("model") for file in files], model)
+    if row is not None:
+        cells = _cells(files_table({**results, "files": files}), row)
+        figures += [
+            (f"{title.split()[0]}, {form}", cells[title])
+            for title in ("Size", "Latency ratio")
+            if title in cells and cells[title].text != DASH
+        ]
     return tuple(figures)
 
 
-def _outcome(names: Sequence[Any]) -> int | None:
-    """The place of what came out beside a dense one: DPRP, else the last in order."""
+def _place(names: Sequence[Any], model: Any) -> int | None:
+    """The place of a model beside a dense one; by default of DPRP, else of the last in order."""
     if names[:1] != [BASELINE] or len(names) < 2:
         return None
-    return names.index("dprp") if "dprp" in names else len(names) - 1
+    if model is None:
+        return names.index("dprp") if "dprp" in names else len(names) - 1
+    return names.index(model) if model in names[1:] else None
 
 
 def _cells(table: Table, row: int) -> dict[str, Cell]:

@@ -73,7 +73,9 @@ DEMO = Owner(
     ("demo",),
     (
         *("history.json", "ranks.json", "results.json", "plan.json", "plans/*.json"),
-        *("dense_*.tflite", "dense_*.onnx", "dprp_*.tflite", "dprp_*.onnx", *_REPORT),
+        *("widths.json", "joint_plan.json"),
+        *(f"{model}_*.{kind}" for model in ("dense", "dprp", "cut") for kind in _FILES),
+        *_REPORT,
     ),
 )
 REPRODUCTION = Owner(

@@ -67,7 +67,7 @@ class Display:
         if self._live:
             if self._step is None:
                 self._step = self._progress.add_task(name, total=1, figures="")
-            self._progress.update(self._step, description=name)
+            self._progress.update(self._step, description=name, completed=0)
         elif not self._quiet:
             self._console.print(Text(name))
 

@@ -185,7 +185,8 @@ def test_bench_and_report(
 def test_demo_ends_with_verified_files_and_a_report(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     results = answer("demo", "--folder", folder, "--epochs", 1)
-    assert len(results["files"]) == 8
+    assert [row["name"] for row in results["models"]] == ["dense", "dprp", "cut"]
+    assert len(results["files"]) == 12
     assert all(row["verified"] for row in results["files"])
     for row in results["files"]:
         assert (folder / row["file"]).stat().st_size == row["size_bytes"]
@@ -196,6 +197,18 @@ def test_demo_ends_with_verified_files_and_a_report(tmp_path: Path) -> None:
     assert verdict["achieved"] == all(check["passed"] for check in verdict["checks"])
     assert verdict["text"] in (folder / "report.html").read_text(encoding="utf-8")
     assert results["timing"]["training dprp: tracing and retracing"] > 0
+    # The cut was chosen by the int8 time, and the page shows what was chosen.
+    plan = json.loads((folder / "joint_plan.json").read_text(encoding="utf-8"))
+    assert plan["cost"]["milliseconds"] <= 0.5 * plan["dense"]["milliseconds"]
+    judged = {row["model"]: row["format"] for row in verdict["outcomes"]}
+    assert judged == {"dprp": "TFLite float32", "cut": "TFLite int8"}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("widths.json")}
+    again = answer("demo", "--folder", folder, "--epochs", 1)
+    # What is finished is not repeated.
+    assert [row["accuracy"] for row in again["models"]] == [
+        row["accuracy"] for row in results["models"]
+    ]
+    assert before[folder / "widths.json"] == (folder / "widths.json").stat().st_mtime_ns
 
 
 def test_reproduce_lists_what_was_run(tmp_path: Path) -> None:

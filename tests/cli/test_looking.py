@@ -225,6 +225,23 @@ def test_a_run_of_which_only_the_settings_are_there_is_told_as_such(
     assert json.loads(invoke("look", tmp_path, "--json").stdout)["next"] == []
 
 
+def test_a_demo_is_told_by_its_results_and_not_as_the_selection_within(tmp_path: Path) -> None:
+    model = {"name": "cut", "label": "Channels and ranks cut", "accuracy": 0.9, "parameters": 60}
+    parts = {
+        "config": {"demo": "resnet_small"},
+        "results": {"title": "DPRP on handwritten digits", "models": [model]},
+        "joint_plan": {},
+    }
+    for name, value in parts.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    result = invoke("look", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "DPRP on handwritten digits" in result.stdout
+    assert "Channels and ranks cut: 90.00%, 60 parameters" in result.stdout
+    assert "interrupted" not in result.stdout
+    assert str(tmp_path / "cut" / "model.keras") in result.stdout
+
+
 def test_a_config_of_anything_else_makes_no_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"settings": 1}')
     result = invoke("look", tmp_path)

@@ -160,6 +160,31 @@ def test_a_missed_goal_is_amber_and_names_the_check(tmp_path: Path) -> None:
     assert "Faster failed" in page.text
 
 
+def test_each_model_that_is_judged_has_its_figures_in_its_format(tmp_path: Path) -> None:
+    results = make_results()
+    results["models"].append({"name": "cut", "label": "Cut", "accuracy": 0.9, "parameters": 99})
+    results["files"].append(
+        {"model": "cut", "format": "TFLite int8", "size_bytes": 31_224, "latency_ratio": 0.44}
+    )
+    results["headline"]["outcomes"] = [
+        {"model": "dprp", "format": "TFLite float32"},
+        {"model": "cut", "format": "TFLite int8"},
+    ]
+    page = report_of(tmp_path, results=results)
+    verdict = page.text[page.text.index("Achieved") : page.text.index("Models")]
+    first, second = verdict.split("DPRP", 2)[-1].split("Cut")
+    assert "Latency, TFLite float32" in first
+    assert "0.63" in first
+    assert "Size, TFLite int8" in second
+    assert "31.2 kB" in second
+    assert "0.44" in second
+    assert "float32" not in second
+    # Of a model that the run does not hold there is nothing to show.
+    results["headline"]["outcomes"][1]["model"] = "nobody"
+    page = report_of(tmp_path / "nobody", results=results)
+    assert len(page.find("dl", class_="tiles")) == 1
+
+
 def test_without_a_verdict_the_figures_and_notes_stand_alone(tmp_path: Path) -> None:
     results = make_results()
     del results["headline"]

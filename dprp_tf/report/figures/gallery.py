@@ -57,8 +57,8 @@ GALLERY = (
         "tradeoff",
         "results",
         "Accuracy against cost",
-        "Every file beside its dense counterpart. A line joins the two files of one format; up and "
-        "to the left is better.",
+        "Every file beside its dense counterpart. A line joins the dense file of a format to each "
+        "of the others; up and to the left is better.",
         plot_tradeoff,
         describe_tradeoff,
     ),

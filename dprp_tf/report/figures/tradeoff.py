@@ -1,4 +1,4 @@
-"""Accuracy of every file against its latency and its size, dense and DPRP joined."""
+"""Accuracy of every file against its latency and its size, each joined to the dense one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Panel:
 def plot_tradeoff(results: Mapping[str, Any], theme: str = "light") -> Figure:
     """Draw accuracy against latency and size of every file.
 
-    A line joins the dense and the DPRP file of one format; up and to the left is better.
+    A line joins the dense file of a format to each other one; up and to the left is better.
 
     Args:
         results: Content of `results.json`.
@@ -122,7 +122,10 @@ def _draw(
 ) -> None:
     labels = []
     for name, points in panel.formats.items():
-        corners = [(x, y) for _, x, y in points]
+        first, *others = [(x, y) for _, x, y in points]
+        # By way of the first between two others: all hang on the dense file.
+        corners = [first, *(corner for other in others for corner in (other, first))]
+        corners = corners[: 2 * len(others) or 1]
         axes.plot(
             *zip(*corners, strict=True),
             color=colours.muted,

@@ -13,7 +13,7 @@ from counting_target import CountingTarget
 from keras import layers
 
 import dprp_tf as dprp
-from dprp_tf import deploy
+from dprp_tf import deploy, zoo
 from dprp_tf.channels import follow, groups_of, places_of
 from dprp_tf.conversion.times_by_rank import times_by_rank
 from dprp_tf.costs.width_table import WidthTable
@@ -315,3 +315,21 @@ def test_ranks_alone_are_measured_of_whole_layers(model: keras.Model, tmp_path: 
     assert (row.first.reads, row.second.makes) == ((24,), (16,))
     with pytest.raises(ValueError, match="must have channels that may go"):
         deploy.measure_widths(model, groups=(), **options)
+
+
+def test_points_bound_both_axes_and_none_lies_below_a_step(tmp_path: Path) -> None:
+    # Zeros join the stages' channels, so that of the first stage's fewer than 8 may be left.
+    model = zoo.resnet_small((8, 8, 1), widths=(16, 32, 64))
+    table = deploy.measure_widths(
+        model, target=CountingTarget(), decomposition="separable", points=2, cache=tmp_path
+    )
+    assert table.by_name["stem_conv"].dense.makes == (8, 16)
+    for row in table.layers:
+        assert max(map(len, (row.dense.reads, row.dense.makes, row.first.makes))) <= 2
+
+
+@pytest.mark.long
+def test_a_model_of_gray_images_is_measured_in_int8(tmp_path: Path) -> None:
+    model = zoo.resnet_small((8, 8, 1), widths=(16, 32, 64))
+    table = deploy.measure_widths(model, precision="int8", points=2, rounds=3, cache=tmp_path)
+    assert 0 < table.fixed <= table.dense

@@ -61,3 +61,16 @@ def test_long_names_of_formats_and_models_leave_room_for_the_data() -> None:
     (legend,) = figure.legends
     assert legend.get_window_extent().y1 < min(axes.bbox.y0 for axes in figure.axes)
     assert_nothing_clipped(figure)
+
+
+def test_every_other_file_of_a_format_hangs_on_the_dense_one() -> None:
+    files = [
+        {"model": model, "format": "A", "accuracy": accuracy, "size_bytes": size}
+        for model, accuracy, size in (("dense", 0.9, 9), ("dprp", 0.8, 6), ("cut", 0.85, 3))
+    ]
+    figure = plot_tradeoff({"files": files})
+    (axes,) = figure.axes
+    assert lines(axes)["A"].get_xdata().tolist() == [9, 6, 9, 3]
+    points = [line for line in axes.lines if line.get_linestyle() == "None"]
+    assert len({to_hex(point.get_color()) for point in points}) == 3
+    assert_nothing_clipped(figure)
