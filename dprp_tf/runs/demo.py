@@ -18,7 +18,7 @@ from dprp_tf.data import Dataset
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.files.lock import run_lock
 from dprp_tf.runs.comparison import Contender, compare_models
-from dprp_tf.runs.kept_plans import JOINT_PLAN
+from dprp_tf.runs.kept_plans import plan_path
 from dprp_tf.runs.ownership import DEMO, require_own
 from dprp_tf.runs.progress import Display
 from dprp_tf.runs.reporting import report_run
@@ -173,7 +173,7 @@ def _run(
     timing["folding, export, measuring"] = round(time.perf_counter() - start, 1)
     ranks = read_json(folder / "dprp" / "ranks.json")
     write_json(folder / "ranks.json", ranks)
-    write_json(folder / JOINT_PLAN, read_json(folder / "cut" / JOINT_PLAN))
+    write_json(plan_path(folder, CUT.cut), read_json(plan_path(folder / "cut", CUT.cut)))
     write_json(folder / "history.json", {"runs": histories})
     timing["whole demo"] = round(time.perf_counter() - began, 1)
     results["timing"] = timing
@@ -220,6 +220,6 @@ def _cut(
 
 def _label(place: Path) -> str:
     """What the model that was cut is called: by the plan, which may cut channels or ranks alone."""
-    plan = JointPlan.load(place / JOINT_PLAN)
+    plan = JointPlan.load(plan_path(place, CUT.cut))
     parts = (("channels", plan.channels.removed), ("ranks", plan.ranks.ranks))
     return f"{' and '.join(name for name, found in parts if found)} cut".strip().capitalize()

@@ -84,7 +84,7 @@ def test_the_command_removes_channels_tunes_and_shows_it(
     bounds = ["--cut", "channels", "--macs", 0.6]
     result = _invoke(*start, *bounds, "--precision", "none", "--epochs", 1)
     assert result.exit_code == 0, result.output
-    assert "Channels by activation, in multiples of 8" in " ".join(result.stdout.split())
+    assert "Channels by outputs, in multiples of 8" in " ".join(result.stdout.split())
     assert "every candidate" not in result.stdout
     plan = dprp.ChannelPlan.load(folder / "channel_plan.json")
     found = json.loads((folder / "selection.json").read_text())
