@@ -16,7 +16,7 @@ from dprp_tf.training.fine_tuning import FineTuning, classification_loss
 from dprp_tf.training.saving import load_model, save_model
 from dprp_tf.zoo.residual import residual_network
 
-__all__ = ["narrow_widths", "trained_narrow"]
+__all__ = ["Told", "narrow_widths", "trained_narrow"]
 
 Widths = tuple[int, int, int]
 
@@ -117,14 +117,23 @@ def trained_narrow(
         seed=seed,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    tuning.fit(model, dataset, callbacks=[_Told(folder.name)], folder=folder)
+    tuning.fit(model, dataset, callbacks=[Told(folder.name)], folder=folder)
     whole = in_float32(model)
     save_model(whole, path)
     return whole
 
 
-class _Told(keras.callbacks.Callback):
-    """A line for each epoch."""
+class Told(keras.callbacks.Callback):
+    """A line for each epoch of a training.
+
+    Args:
+        name: What it is called there.
+
+    Example:
+
+    >>> Told("narrow").on_epoch_end(0, {"loss": 0.5})
+    narrow, epoch 1: {'loss': 0.5}
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()

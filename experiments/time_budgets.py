@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from dprp_tf.runs.progress import Display
 from dprp_tf.selection.selecting import select_ranks
 from dprp_tf.selection.selecting_both import select_channels_and_ranks
 from dprp_tf.selection.selecting_channels import select_channels
-from dprp_tf.training.saving import load_model
+from dprp_tf.training.saving import load_model, save_model
 
 __all__ = ["main", "markdown"]
 
 _SAMPLES = 512
 _FORMAT = "TFLite int8"
+_CHANNELS = ("outputs", "activation", "geometric_median", "l1")
 
 
 def _plans(model: Any, table: WidthTable, samples: Any) -> dict[str, Callable[[Budget], Any]]:
@@ -37,9 +39,13 @@ def _plans(model: Any, table: WidthTable, samples: Any) -> dict[str, Callable[[B
         return select_ranks(model, budget=budget, data=samples, latency=rows, layers=names)
 
     options = {"data": samples, "latency": table}
+
+    def channels(method: str) -> Callable[[Budget], Any]:
+        return lambda budget: select_channels(model, method=method, budget=budget, **options)
+
     return {
         "ranks": ranks,
-        "channels": lambda budget: select_channels(model, budget=budget, **options),
+        **{f"channels, {method}": channels(method) for method in _CHANNELS},
         "both": lambda budget: select_channels_and_ranks(model, budget=budget, **options),
     }
 
@@ -52,15 +58,20 @@ def _rows(
     models = {"dense": model}
     rows: dict[str, Any] = {"dense": {"accuracy": accuracy(model, dataset)}}
     for name, plan_for in _plans(model, table, samples).items():
+        began = time.perf_counter()
         try:
             plan = plan_for(Budget(time=share))
         except BudgetError as error:
             rows[name] = {"missed": str(error)}
             continue
+        seconds = time.perf_counter() - began
         alone = cut(model, plan, calibration_data=samples[0], refit=False, latency=table)
         small = cut(model, plan, calibration_data=samples[0], latency=table)
         models[name] = small
+        # What `tuned_budgets` goes on with.
+        save_model(small, folder / f"{name}.keras")
         rows[name] = {
+            "seconds": round(seconds),
             "shares": dict(plan.shares),
             "without the fit": accuracy(alone, dataset),
             "accuracy": accuracy(small, dataset),

@@ -1,0 +1,150 @@
+"""What short training brings a cut network, beside the dense one tuned alike and a narrow one.
+
+It goes on with the cut models that `time_budgets` left in its work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from dprp_tf import data as datasets
+from dprp_tf.costs.width_table import WidthTable
+from dprp_tf.data import Dataset
+from dprp_tf.experiments.narrow_networks import Told, narrow_widths, trained_narrow
+from dprp_tf.files.atomic import read_json, write_json
+from dprp_tf.keras_internals.precision import in_float32
+from dprp_tf.keras_internals.rewriting import rebuild_configured
+from dprp_tf.runs.evaluation import accuracy
+from dprp_tf.runs.files import timed_files
+from dprp_tf.runs.progress import Display
+from dprp_tf.training.fine_tuning import FineTuning, classification_loss
+from dprp_tf.training.saving import load_model, save_model
+
+__all__ = ["in_bfloat16", "main"]
+
+
+def in_bfloat16(model: keras.Model) -> keras.Model:
+    """Return a copy that computes in bfloat16 all through but its outputs, for quicker training.
+
+    Args:
+        model: A built model of plain layers.
+
+    Returns:
+        The copy, with the same weights in float32.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+    >>> [layer.compute_dtype for layer in in_bfloat16(model).layers[-2:]]
+    ['bfloat16', 'float32']
+    """
+    last = model.layers[-1].name
+
+    def changed(config: dict[str, Any]) -> dict[str, Any]:
+        # Inputs have the name of a type there, and stay what they are.
+        computes = isinstance(config.get("dtype"), dict) and config.get("name") != last
+        return {**config, "dtype": "mixed_bfloat16"} if computes else config
+
+    return rebuild_configured(model, changed)
+
+
+def _tuned(folder: Path, model: keras.Model, dataset: Dataset, settings: FineTuning) -> keras.Model:
+    """A model tuned to the end, gone on with or read again."""
+    path = folder / "model.keras"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        quick = in_bfloat16(model)
+        settings.fit(quick, dataset, callbacks=[Told(folder.name)], folder=folder)
+        save_model(in_float32(quick), path)
+    return load_model(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tune what one share of the time left, and what it is compared with; then time all files.
+
+    Args:
+        arguments: Of the command line. Default: `sys.argv`.
+
+    Returns:
+        0.
+    """
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="the trained .keras file")
+    parser.add_argument("--trained", type=int, required=True, help="epochs it was trained for")
+    parser.add_argument("--data", required=True, help="its data")
+    parser.add_argument("--mean", type=float, nargs="*")
+    parser.add_argument("--std", type=float, nargs="*")
+    parser.add_argument("--time", type=float, required=True, help="the share")
+    parser.add_argument("--ways", nargs="*", default=["both"], help="what to tune, as cut there")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", default="local")
+    parser.add_argument("--work", type=Path, required=True, help="that of time_budgets")
+    parser.add_argument("--results", type=Path, default=Path("results/time_budgets"))
+    chosen = parser.parse_args(arguments)
+    dataset = datasets.load(chosen.data)
+    if chosen.mean:
+        dataset = dataset.normalized(chosen.mean, chosen.std)
+    dense = load_model(chosen.model)
+    target = chosen.target.replace(":", "_").replace("/", "_")
+    place = chosen.work / target
+    share = place / str(chosen.time)
+    own = f"tuned_{chosen.epochs}_{chosen.seed}"
+    plain = FineTuning(
+        epochs=chosen.epochs,
+        learning_rate=chosen.learning_rate,
+        batch_size=128,
+        weight_decay=5e-4,
+        loss=classification_loss(dense, dataset.y_train),
+        seed=chosen.seed,
+    )
+    taught = replace(plain, teacher=in_bfloat16(dense))
+    models = {}
+    for way in chosen.ways:
+        small = load_model(share / f"{way}.keras")
+        models[f"{way}, taught"] = _tuned(share / own / f"{way} taught", small, dataset, taught)
+    # What the dense network is tuned to serves all shares.
+    models = {"dense": _tuned(chosen.work / own / "dense", dense, dataset, plain), **models}
+    for way in chosen.ways:
+        small = load_model(share / f"{way}.keras")
+        models[way] = _tuned(share / own / way, small, dataset, plain)
+    widths = narrow_widths(WidthTable.load(place / "widths.json"), chosen.time)
+    epochs = chosen.trained + chosen.epochs
+    name = "_".join(map(str, widths))
+    models[f"narrow {name}"] = trained_narrow(
+        chosen.work / f"narrow_{name}_{epochs}_{chosen.seed}", dataset, widths, epochs, chosen.seed
+    )
+    folder = share / own
+    with Display(quiet=True) as display:
+        files = timed_files(
+            folder, "TFLite int8", models, dataset, target=chosen.target, progress=display.step
+        )
+    rows = {
+        row["model"]: {
+            "accuracy": accuracy(models[row["model"]], dataset),
+            "file": {
+                "accuracy": row["accuracy"],
+                "time": row.get("latency_ratio", 1.0),
+                "size_bytes": row["size_bytes"],
+            },
+        }
+        for row in files
+    }
+    path = chosen.results / f"{chosen.model.stem}_{target}_tuned.json"
+    known = dict(read_json(path)) if path.exists() else {}
+    known.setdefault(str(chosen.time), {})[f"{chosen.epochs} epochs, seed {chosen.seed}"] = rows
+    write_json(path, known)
+    for row, values in rows.items():
+        print(f"{chosen.time} {row}: {values}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
