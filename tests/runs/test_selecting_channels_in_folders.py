@@ -219,10 +219,13 @@ def test_a_table_of_the_other_kind_is_named(
     ("arguments", "message"),
     [
         ("--cut sideways --macs 0.5", "`--cut` must be one of"),
-        ("--cut channels --macs 0.5 --method mbs", "`--method` must be activation or l1 or"),
+        (
+            "--cut channels --macs 0.5 --method mbs",
+            "`--method` must be outputs or activation or l1 or",
+        ),
         (
             "--cut both --macs 0.5 --method l1",
-            "`--method` must be activation or less where channels",
+            "`--method` must be outputs or less where channels",
         ),
         ("--macs 0.5 --method l1", "`--method` must be one for ranks, or `--cut channels` given"),
         ("--cut channels --accuracy-drop 0.01", "Received: --accuracy-drop 0.01"),
