@@ -9,11 +9,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from dprp_tf.channels import follow
 from dprp_tf.conversion.chosen_forms import ChosenForms, remember_choice
 from dprp_tf.conversion.compilation import compiled_like
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.conversion.folding import fold
+from dprp_tf.conversion.measured_channels import measured_channels
 from dprp_tf.conversion.model_class import plain_class
 from dprp_tf.conversion.refitting import refit_readers
 from dprp_tf.conversion.removing import Removal
@@ -23,7 +23,6 @@ from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.costs.width_table import WidthTable
-from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 from dprp_tf.training.model import DPRPModel
 
@@ -110,20 +109,9 @@ def _cut(
         return compiled_like(rewrite(model, lambda layer: None, result_class), model), None
     lowrank = factorize(model, ranks=plan, calibration_data=calibration_data, model_class=DPRPModel)
     if isinstance(latency, WidthTable):
-        latency = latency.by_rank(_channels(model, latency))
+        latency = latency.by_rank(measured_channels(model, latency))
     forms = None if latency is None else latency.forms(plan.ranks)
     small = fold(lowrank, forms=forms, model_class=result_class)
     if forms is not None and set(forms.values()) != {"dense"}:
         remember_choice(small, ChosenForms.by(latency))
     return compiled_like(small, model), None
-
-
-def _channels(model: keras.Model, widths: WidthTable) -> dict[str, tuple[int, int]]:
-    """How many channels each layer of the table reads and makes in a model."""
-    followed, layers = follow(model), layer_keys(model)
-    found = {}
-    for name in widths.by_name:
-        record = followed.layers.get(id(layers.get(name)))
-        if record is not None:
-            found[name] = record.reads.size, record.makes.size
-    return found

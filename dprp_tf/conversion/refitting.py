@@ -54,7 +54,7 @@ def kernel_matrix(layer: Any) -> NDArray[np.float64]:
     return matrix
 
 
-def refit_readers(model: keras.Model, small: keras.Model, masks: Masks, x: Any) -> None:
+def refit_readers(model: keras.Model, small: keras.Model, masks: Masks, x: Any) -> list[str]:
     """Fit the kernels of layers that lost channels they read to what is left of their inputs.
 
     With G = E[p p^T] of the whole model's input patches and K the rows that are kept, the kernel
@@ -65,6 +65,9 @@ def refit_readers(model: keras.Model, small: keras.Model, masks: Masks, x: Any) 
         small: The model without the channels; its kernels are assigned.
         masks: What `Removal.masks` returned for the whole model.
         x: Calibration inputs, as the model takes them.
+
+    Returns:
+        Names of the layers that were fitted.
 
     Source: least squares; He et al. 2017, "Channel Pruning", fits the same to the pruned inputs.
     """
@@ -81,3 +84,4 @@ def refit_readers(model: keras.Model, small: keras.Model, masks: Masks, x: Any) 
         fitted = np.linalg.solve(regular[np.ix_(rows, rows)], wanted)
         kernel = smaller[key].kernel
         kernel.assign(dematricize(fitted.T, kernel.shape, "channel"))
+    return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -48,6 +49,7 @@ class ChannelChoice:
     Attributes:
         samples: The data as arrays, `(x, y)`; None without.
         calibration: Inputs that a cut by these plans is fitted on; None where they look at none.
+        dense: Costs of the whole model by metric, those that are known.
 
     Raises:
         ValueError: If an argument is unusable.
@@ -80,7 +82,7 @@ class ChannelChoice:
         self.calibration = self.samples[0] if known and self.samples else None
         self._told = progress or (lambda share, text: None)
         # What does not fit is refused before minutes are spent on an order.
-        self._dense = WidthCosts(model, self._followed, [], latency).dense
+        self.dense = WidthCosts(model, self._followed, [], latency).dense
 
     @cached_property
     def _orders(self) -> dict[str, _Order]:
@@ -123,14 +125,14 @@ class ChannelChoice:
                 "target=...). Received: latency=None"
             )
         bounds = budget.on(self._latency).bounds
-        unknown = sorted(set(bounds) - set(self._dense))
+        unknown = sorted(set(bounds) - set(self.dense))
         if unknown:
             raise ValueError(
-                f"`budget` must bound costs that are known: {list(self._dense)}. Received: "
+                f"`budget` must bound costs that are known: {list(self.dense)}. Received: "
                 f"{unknown}; rebuild the model with a fixed input shape."
             )
         return {
-            name: bound / self._dense[name] if name == "milliseconds" else bound
+            name: bound / self.dense[name] if name == "milliseconds" else bound
             for name, bound in bounds.items()
         }
 
@@ -150,6 +152,17 @@ class ChannelChoice:
         lost = {name: share for name, (_, share) in self._orders.items()}
         return choose_widths(lost, widths, self.costs.shares, shares, self.multiple)
 
+    @property
+    def least(self) -> dict[str, int]:
+        """The fewest places that each group may keep."""
+        return {group.name: group.widths(self.multiple)[-1] for group in self._groups}
+
+    def without_data(self) -> ChannelChoice:
+        """Return one that looks at the filters instead of the data, to see what can be met."""
+        found = copy.copy(self)
+        found.method = "l2" if self.method == "activation" else self.method
+        return found
+
     def plan(self, widths: Mapping[str, int], bounds: Mapping[str, float]) -> ChannelPlan:
         """Return the plan of some widths, its costs as predicted.
 
@@ -164,7 +177,7 @@ class ChannelChoice:
             _row(group, self._orders[group.name], widths.get(group.name, group.size))
             for group in self._groups
         )
-        dense = self._dense
+        dense = self.dense
         cost = {name: share * dense[name] for name, share in self.costs.shares(widths).items()}
         unit = "ms" if self._latency is None else self._latency.unit
         return ChannelPlan(self.method, self.multiple, bounds, rows, cost, dense, unit=unit)
