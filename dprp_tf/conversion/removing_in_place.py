@@ -20,7 +20,7 @@ from dprp_tf.keras_internals.optimizers import model_slots, require_slots_like
 from dprp_tf.keras_internals.payloads import exchange_payloads, set_payload
 from dprp_tf.keras_internals.sizes import Sizes, take_over_sizes
 
-__all__ = ["Shape", "remove_channels_in_place"]
+__all__ = ["Shape", "remove_channels_in_place", "require_removable"]
 
 _PURPOSE = "Removing channels in place"
 
@@ -55,32 +55,62 @@ def remove_channels_in_place(
     [(4, 2), (2,), (2, 2), (2,)]
     """
     sync(model)
-    removal = Removal(model, channels)
-    layers, masks = layer_keys(model), removal.masks()
-    cuts: list[tuple[keras.Variable, WeightCut]] = []
-    for key, (reads, makes) in masks.items():
-        if reads.all() and makes.all():
-            continue
-        layer = layers[key]
-        named = weight_cuts(layer, reads, makes)
-        cuts += [(getattr(layer, name), cut) for name, cut in named.items()]
-    require_slots_like(model, [variable for variable, _ in cuts], _PURPOSE)
-    # Made before anything changes: what can't be without the channels is refused here.
-    template, pairs = removal.template()
+    planned = _Planned(model, channels)
     fitted: dict[int, NDArray[Any]] = {}
     if calibration_data is not None:
-        names = refit_readers(model, template, masks, calibration_data)
-        smaller = layer_keys(template)
+        names = refit_readers(model, planned.template, planned.masks, calibration_data)
+        layers, smaller = layer_keys(model), layer_keys(planned.template)
         # Copies: on JAX a step would donate the buffer that the template holds as well.
         fitted = {id(layers[name].kernel): _array(smaller[name].kernel).copy() for name in names}
     with exchange_payloads(model):
-        for variable, cut in cuts:
+        for variable, cut in planned.cuts:
             for slot, _, _ in model_slots(model, [variable]):
                 set_payload(slot, cut.of(_array(slot)))
-        for variable, cut in cuts:
+        for variable, cut in planned.cuts:
             values = fitted.get(id(variable))
             set_payload(variable, cut.of(_array(variable)) if values is None else values)
-        take_over_sizes(pairs)
+        take_over_sizes(planned.pairs)
+
+
+def require_removable(model: keras.Model, channels: Mapping[str, Iterable[int]]) -> None:
+    """Refuse what `remove_channels_in_place` would refuse; nothing of the model is changed.
+
+    Args:
+        model: As `remove_channels_in_place` takes it.
+        channels: Likewise.
+
+    Raises:
+        ValueError: As `remove_channels_in_place`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="a")])
+    >>> require_removable(model, {"a": [0]})
+    Traceback (most recent call last):
+      ...
+    ValueError: `channels` must name filters that may go. Received: filter 0 of 'a', which stays: \
+a model output. See dprp_tf.channel_groups(model).
+    """
+    _Planned(model, channels)
+
+
+class _Planned:
+    """A removal that is made out, with nothing changed yet."""
+
+    def __init__(self, model: keras.Model, channels: Mapping[str, Iterable[int]]) -> None:
+        removal = Removal(model, channels)
+        layers = layer_keys(model)
+        self.masks = removal.masks()
+        self.cuts: list[tuple[keras.Variable, WeightCut]] = []
+        for key, (reads, makes) in self.masks.items():
+            if reads.all() and makes.all():
+                continue
+            layer = layers[key]
+            named = weight_cuts(layer, reads, makes)
+            self.cuts += [(getattr(layer, name), cut) for name, cut in named.items()]
+        require_slots_like(model, [variable for variable, _ in self.cuts], _PURPOSE)
+        # Layers that can't be made without the channels are refused here.
+        self.template, self.pairs = removal.template()
 
 
 @dataclass

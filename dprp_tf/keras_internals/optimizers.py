@@ -8,11 +8,13 @@ from typing import Any
 import keras
 
 from dprp_tf.keras_internals.graphs import layers_inside
+from dprp_tf.keras_internals.strategies import strategy_scope
 
 __all__ = [
     "AVERAGE_SLOTS",
     "LINEAR_SLOTS",
     "averages_weights",
+    "build_optimizers",
     "exclude_from_weight_decay",
     "inner_optimizer",
     "model_optimizers",
@@ -217,6 +219,26 @@ def momentum_slots(optimizer: Any, variables: Sequence[keras.Variable]) -> list[
             return []
         found.append(slot)
     return found
+
+
+def build_optimizers(model: keras.Model) -> None:
+    """Let a model's optimizer make its slots, if it has none yet, as its first step would.
+
+    Args:
+        model: A built Keras model, compiled or not.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("adam", loss="mse")
+    >>> build_optimizers(model)
+    >>> model.optimizer.built
+    True
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        with strategy_scope(model):
+            optimizer.build(model.trainable_variables)
 
 
 def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable]) -> None:

@@ -11,12 +11,14 @@ import keras
 
 from dprp_tf.channels import follow, groups_of
 from dprp_tf.conversion.measured_channels import measured_channels
+from dprp_tf.conversion.removing_in_place import require_removable
 from dprp_tf.conversion.shape_history import ShapeHistory
 from dprp_tf.costs.budget import Budget, BudgetError, metric_name
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.files.shown import shown
 from dprp_tf.keras_internals.graphs import walk_layers
+from dprp_tf.keras_internals.optimizers import build_optimizers
 from dprp_tf.layers import FactorizedLayer
 from dprp_tf.selection.channel_choice import CHANNEL_METHODS, ChannelChoice
 from dprp_tf.selection.solving.width_costs import WidthCosts
@@ -145,6 +147,7 @@ class ChannelPruning(GuardedCallback):
         self.verbose = verbose
         self.shrinks: list[dict[str, Any]] = []
         self._history: ShapeHistory | None = None
+        self._samples: tuple[Any, Any] | None = None
         self._whole: dict[str, float] = {}
         self._bounds: dict[str, float] = {}
         self._able: frozenset[str] = frozenset()
@@ -196,7 +199,12 @@ class ChannelPruning(GuardedCallback):
         super().set_model(model)
         # Here and not when the training begins: another callback may restore weights then.
         self._require_plain(model)
-        choice = self._choice(model, self.groups, self.latency, orders=False)
+        self._samples = None
+        choice = self._choice(model, self.groups, self.latency).without_data()
+        # Once: a stream may give its samples a single time.
+        self._samples = choice.samples
+        if choice.calibration is not None:
+            _require_inputs(model, choice.calibration)
         self._bounds = choice.shares_allowed(self.budget)
         try:
             choice.widths(self._bounds)
@@ -218,6 +226,12 @@ class ChannelPruning(GuardedCallback):
                 f"`start_epoch` must be below epochs={epochs} to reach a budget. "
                 f"Received: start_epoch={self.start_epoch}"
             )
+        names = self._names()
+        if names:
+            # What an optimizer or a layer can't follow is known before the first step.
+            build_optimizers(self.model)
+            trial = self._choice(self.model, names, None).without_data()
+            require_removable(self.model, trial.plan(trial.least, {}).removed)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         cost = self._present()
@@ -262,15 +276,10 @@ class ChannelPruning(GuardedCallback):
         cost, allowed = self._present(), self._allowed()
         if not any(self._exceeds(cost, name, share) for name, share in allowed.items()):
             return {}
-        model = self.model
-        names = [
-            group.name
-            for group in groups_of(model, follow(model)).values()
-            if group.prunable and self._able.intersection(group.layers)
-        ]
+        names = self._names()
         if not names:
             return {}
-        choice = self._choice(model, names, self._table(cost))
+        choice = self._choice(self.model, names, self._table(cost))
         shares = {
             name: min(1.0, share * self._whole[name] / cost[name])
             for name, share in allowed.items()
@@ -287,21 +296,25 @@ class ChannelPruning(GuardedCallback):
         model: keras.Model,
         groups: Iterable[str] | None,
         latency: WidthTable | None,
-        *,
-        orders: bool = True,
     ) -> ChannelChoice:
-        """What chooses channels; without their true orders it needs no run of the data."""
-        choice = ChannelChoice(
+        return ChannelChoice(
             model,
             method=self.method,
-            data=self.data,
+            data=self.data if self._samples is None else self._samples,
             groups=groups,
             multiple=self.multiple,
             latency=latency,
             progress=None,
             seed=self.seed,
         )
-        return choice if orders else choice.without_data()
+
+    def _names(self) -> list[str]:
+        """The groups of the model as it is now that may lose channels."""
+        return [
+            group.name
+            for group in groups_of(self.model, follow(self.model)).values()
+            if group.prunable and self._able.intersection(group.layers)
+        ]
 
     def _require_plain(self, model: keras.Model) -> None:
         factorized = [la.name for la in walk_layers(model) if isinstance(la, FactorizedLayer)]
@@ -355,12 +368,29 @@ class ChannelPruning(GuardedCallback):
         if not removed:
             return
         fitted = self.refit and self.method == "activation"
-        calibration = self._choice(self.model, None, None).calibration if fitted else None
+        calibration = self._samples[0] if fitted and self._samples is not None else None
         self._history.remove(removed, calibration_data=calibration)
         self.shrinks.append({"epoch": epoch, "removed": removed, "cost": self._present()})
         if self.verbose:
             gone = ", ".join(f"{shown(name)} -{len(filters)}" for name, filters in removed.items())
             print(f"\nepoch {epoch + 1}: removed channels ({gone})")
+
+
+def _require_inputs(model: keras.Model, x: Any) -> None:
+    """Refuse calibration inputs of other shapes than the model's."""
+    if isinstance(x, Mapping):
+        return  # by name, which the model itself looks up
+    taken = [tuple(tensor.shape) for tensor in model.inputs]
+    given = [tuple(array.shape) for array in keras.tree.flatten(x)]
+    fits = len(taken) == len(given) and all(
+        len(one) == len(other)
+        and all(a is None or a == b for a, b in zip(one[1:], other[1:], strict=True))
+        for one, other in zip(taken, given, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"`data` must hold inputs as the model takes them, of shapes {taken}. Received: {given}"
+        )
 
 
 def _names(groups: Iterable[str]) -> tuple[str, ...]:
