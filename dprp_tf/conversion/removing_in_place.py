@@ -19,6 +19,7 @@ from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.optimizers import model_slots, require_slots_like
 from dprp_tf.keras_internals.payloads import exchange_payloads, set_payload
 from dprp_tf.keras_internals.sizes import Sizes, take_over_sizes
+from dprp_tf.training.replicas import chief_arrays
 
 __all__ = ["Shape", "remove_channels_in_place", "require_removable"]
 
@@ -60,8 +61,12 @@ def remove_channels_in_place(
     if calibration_data is not None:
         names = refit_readers(model, planned.template, planned.masks, calibration_data)
         layers, smaller = layer_keys(model), layer_keys(planned.template)
-        # Copies: on JAX a step would donate the buffer that the template holds as well.
-        fitted = {id(layers[name].kernel): _array(smaller[name].kernel).copy() for name in names}
+        # Copies: on JAX a step would donate the buffer that the template holds as well. Of several
+        # workers, each with data of its own, the chief's.
+        kernels = chief_arrays(model, [_array(smaller[name].kernel).copy() for name in names])
+        fitted = {
+            id(layers[name].kernel): kernel for name, kernel in zip(names, kernels, strict=True)
+        }
     with exchange_payloads(model):
         for variable, cut in planned.cuts:
             for slot, _, _ in model_slots(model, [variable]):

@@ -93,6 +93,13 @@ class ShapeHistory:
         for step in wanted[common:]:
             self.remove(step)
 
+    @property
+    def attached(self) -> bool:
+        """Whether the model's methods are this history's."""
+        return all(
+            getattr(vars(self.model).get(name), "__self__", None) is self for name in _METHODS
+        )
+
     def attach(self) -> None:
         """Let the model take weights of any shape that it had; in place of another history."""
         self.detach()
@@ -149,5 +156,16 @@ def _record_in(filepath: Any) -> dict[str, Any] | None:
     with h5py.File(filepath, "r") as file:
         if _RECORD not in file:
             return None
-        record: dict[str, Any] = json.loads(np.asarray(file[_RECORD]).tobytes())
-        return record
+        try:
+            record: dict[str, Any] = json.loads(np.asarray(file[_RECORD]).tobytes())
+            whole = [[int(size) for size in shape] for shape in record["whole"]]
+            removed = [
+                {str(name): [int(at) for at in filters] for name, filters in step.items()}
+                for step in record["removed"]
+            ]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"`filepath` must tell the channels that went before it was saved. Received: "
+                f"{os.fspath(filepath)!r}, whose {_RECORD!r} is damaged; use an earlier file."
+            ) from error
+    return {"whole": whole, "removed": removed}

@@ -226,6 +226,11 @@ class ChannelPruning(GuardedCallback):
                 f"`start_epoch` must be below epochs={epochs} to reach a budget. "
                 f"Received: start_epoch={self.start_epoch}"
             )
+        if self._history is None or not self._history.attached:
+            raise ValueError(
+                "`callbacks` must hold one `ChannelPruning` at most. Received: several; give one "
+                "the bounds of all, such as {'macs': 0.5, 'parameters': 0.4}."
+            )
         names = self._names()
         if names:
             # What an optimizer or a layer can't follow is known before the first step.

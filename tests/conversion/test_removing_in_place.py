@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -383,6 +384,20 @@ def test_a_history_goes_to_any_shape_and_its_files_tell_which(tmp_path: Path) ->
         other.load_weights(kept[2][2])
     follower.detach()
     assert not {"set_weights", "load_weights", "save_weights"} & set(vars(fresh))
+
+
+def test_a_damaged_record_is_told(tmp_path: Path) -> None:
+    model, path = _small(), tmp_path / "a.weights.h5"
+    history = ShapeHistory(model)
+    history.attach()
+    model.save_weights(path)
+    for content in (b"[]", b"{", b'{"whole": [1], "removed": []}', b'{"whole": []}'):
+        with h5py.File(path, "a") as file:
+            del file["dprp_removed_channels"]
+            file["dprp_removed_channels"] = np.frombuffer(content, np.uint8)
+        with pytest.raises(ValueError, match="is damaged; use an earlier file"):
+            model.load_weights(path)
+    assert history.removed == []
 
 
 def test_weights_of_a_file_without_a_record_load_as_ever(tmp_path: Path) -> None:

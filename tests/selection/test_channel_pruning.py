@@ -150,7 +150,7 @@ def test_a_fit_ends_with_a_smaller_model_that_trained_on(tmp_path: Path) -> None
 
 
 @pytest.mark.backend
-def test_the_validation_of_an_epoch_is_that_of_what_is_left_after_it() -> None:
+def test_the_validation_of_an_epoch_is_that_of_what_is_left_after_it(tmp_path: Path) -> None:
     model, data = _plain(), _data()
     pruning = ChannelPruning(0.6, method="l2", multiple=2)
     history = _fit(model, 1, pruning, validation_data=data)
@@ -159,6 +159,12 @@ def test_the_validation_of_an_epoch_is_that_of_what_is_left_after_it() -> None:
     fresh = model.evaluate(*data, batch_size=8, verbose=0, return_dict=True)
     for name, value in fresh.items():
         assert history.history[f"val_{name}"][0] == pytest.approx(value, abs=1e-5)
+    # A Sequential model, which tells of itself in its own way.
+    model.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    assert isinstance(loaded, keras.Sequential)
+    found = loaded.evaluate(*data, batch_size=8, verbose=0, return_dict=True)
+    assert found == pytest.approx(fresh, abs=1e-5)
 
 
 @pytest.mark.backend
@@ -504,6 +510,11 @@ def test_what_does_not_fit_the_model_is_refused_before_a_step(
     for weight, value in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, value)
     _fit(model, 1)  # nothing of it stays
+
+
+def test_two_in_one_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="must hold one `ChannelPruning` at most"):
+        _fit(_plain(), 1, *(ChannelPruning(0.8, method=name, multiple=1) for name in ("l1", "l2")))
 
 
 def test_models_without_channels_or_graph_are_refused() -> None:
