@@ -27,7 +27,11 @@ _PURPOSE = "Removing channels in place"
 
 
 def remove_channels_in_place(
-    model: keras.Model, channels: Mapping[str, Iterable[int]], *, calibration_data: Any = None
+    model: keras.Model,
+    channels: Mapping[str, Iterable[int]],
+    *,
+    calibration_data: Any = None,
+    moments: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> None:
     """Remove filters from a model itself, as `remove_channels` does from a copy of it.
 
@@ -41,6 +45,8 @@ def remove_channels_in_place(
         channels: As `remove_channels` takes them.
         calibration_data: Inputs on which the kernels of what read the channels are fitted to what
             is left of them, as `cut` does before its `refit`. Default: they keep their entries.
+        moments: What `input_moments` gave of these inputs for layers of the model, so that they
+            need not be run again. Default: none.
 
     Raises:
         ValueError: As `remove_channels`; if a layer holds factors; if the optimizer keeps slots
@@ -59,7 +65,9 @@ def remove_channels_in_place(
     planned = _Planned(model, channels)
     fitted: dict[int, NDArray[Any]] = {}
     if calibration_data is not None:
-        names = refit_readers(model, planned.template, planned.masks, calibration_data)
+        names = refit_readers(
+            model, planned.template, planned.masks, calibration_data, moments=moments
+        )
         layers, smaller = layer_keys(model), layer_keys(planned.template)
         # Copies: on JAX a step would donate the buffer that the template holds as well. Of several
         # workers, each with data of its own, the chief's.

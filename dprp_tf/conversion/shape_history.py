@@ -59,17 +59,15 @@ class ShapeHistory:
         self.removed: list[Channels] = []
         self._shapes = [Shape(model)]
 
-    def remove(
-        self, channels: Mapping[str, Iterable[int]], *, calibration_data: Any = None
-    ) -> None:
+    def remove(self, channels: Mapping[str, Iterable[int]], **fitting: Any) -> None:
         """Remove channels from the model, as `remove_channels_in_place`, and remember it.
 
         Args:
             channels: As `remove_channels` takes them.
-            calibration_data: As `remove_channels_in_place`.
+            **fitting: What else `remove_channels_in_place` takes.
         """
         gone = {name: [int(at) for at in filters] for name, filters in channels.items()}
-        remove_channels_in_place(self.model, gone, calibration_data=calibration_data)
+        remove_channels_in_place(self.model, gone, **fitting)
         self.removed.append(gone)
         self._shapes.append(Shape(self.model))
 

@@ -50,6 +50,7 @@ class ChannelChoice:
         samples: The data as arrays, `(x, y)`; None without.
         calibration: Inputs that a cut by these plans is fitted on; None where they look at none.
         dense: Costs of the whole model by metric, those that are known.
+        moments: What `input_moments` gave of the layers that were looked at so far.
 
     Raises:
         ValueError: If an argument is unusable.
@@ -81,6 +82,7 @@ class ChannelChoice:
         known = method == "activation" and self.samples is not None
         self.calibration = self.samples[0] if known and self.samples else None
         self._told = progress or (lambda share, text: None)
+        self.moments: dict[str, NDArray[np.float64]] = {}
         # What does not fit is refused before minutes are spent on an order.
         self.dense = WidthCosts(model, self._followed, [], latency).dense
 
@@ -94,6 +96,7 @@ class ChannelChoice:
             self.samples,
             self._told,
             self._seed,
+            self.moments,
         )
 
     @cached_property
@@ -214,8 +217,9 @@ def _orders(
     samples: Any,
     told: Callable[[float | None, str], None],
     seed: int,
+    moments: dict[str, NDArray[np.float64]],
 ) -> dict[str, _Order]:
-    """In which order the places of each group go, and what is lost with them."""
+    """In which order the places of each group go, and what is lost with them; fills `moments`."""
     layers = layer_keys(model)
     rng = np.random.default_rng(seed)
     found: dict[str, _Order] = {}
@@ -226,7 +230,8 @@ def _orders(
         return found
     readers = {name for group in groups for name in group.readers if has_moments(layers[name])}
     told(None, "running the data")
-    moments = input_moments(model, sorted(readers), samples[0]) if readers else {}
+    if readers:
+        moments.update(input_moments(model, sorted(readers), samples[0]))
     for at, group in enumerate(groups):
         told(at / len(groups), f"channels of {group.name}")
         read = [

@@ -278,12 +278,16 @@ class ChannelPruning(GuardedCallback):
             Filters by layer, as `remove_channels` takes them: what the model has above what it may
             cost at this epoch's end, or outside `fit` in all. Empty if it has nothing above that.
         """
+        return self._pending()[0]
+
+    def _pending(self) -> tuple[dict[str, list[int]], dict[str, Any]]:
+        """What would be removed now, and what is known of the readers' inputs."""
         cost, allowed = self._present(), self._allowed()
         if not any(self._exceeds(cost, name, share) for name, share in allowed.items()):
-            return {}
+            return {}, {}
         names = self._names()
         if not names:
-            return {}
+            return {}, {}
         choice = self._choice(self.model, names, self._table(cost))
         shares = {
             name: min(1.0, share * self._whole[name] / cost[name])
@@ -294,7 +298,8 @@ class ChannelPruning(GuardedCallback):
         except BudgetError:
             # What went before was chosen for other weights; what is left can't reach it.
             widths = choice.least
-        return {name: sorted(at) for name, at in choice.plan(widths, {}).removed.items()}
+        removed = choice.plan(widths, {}).removed
+        return {name: sorted(at) for name, at in removed.items()}, choice.moments
 
     def _choice(
         self,
@@ -369,12 +374,13 @@ class ChannelPruning(GuardedCallback):
         stopped = self.stop_epoch is not None and epoch >= self.stop_epoch
         if epoch < self.start_epoch or stopped or not (due or last):
             return
-        removed = from_chief(self.model, self.pending_channels())
+        pending, moments = self._pending()
+        removed = from_chief(self.model, pending)
         if not removed:
             return
         fitted = self.refit and self.method == "activation"
         calibration = self._samples[0] if fitted and self._samples is not None else None
-        self._history.remove(removed, calibration_data=calibration)
+        self._history.remove(removed, calibration_data=calibration, moments=moments)
         self.shrinks.append({"epoch": epoch, "removed": removed, "cost": self._present()})
         if self.verbose:
             gone = ", ".join(f"{shown(name)} -{len(filters)}" for name, filters in removed.items())
