@@ -378,6 +378,12 @@ def test_a_history_goes_to_any_shape_and_its_files_tell_which(tmp_path: Path) ->
     assert _error(_outputs(fresh, [x]), [kept[2][1]]) == 0
     slots = optimizer_slots(fresh.optimizer, fresh.get_layer("a").kernel)
     assert all(np.abs(_np(slot)).max() > 0 for slot in slots.values())
+    # To Keras it is a file of weights as any other.
+    plain = _small()
+    for step in steps[:2]:
+        plain = dprp.remove_channels(plain, step)
+    plain.load_weights(kept[2][2])
+    assert _error(_outputs(plain, [x]), [kept[2][1]]) == 0
     other = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
     ShapeHistory(other).attach()
     with pytest.raises(ValueError, match="was of this one's shape before channels went"):
