@@ -155,11 +155,14 @@ class Shape:
         """
         return self._shapes == [tuple(np.shape(weight)) for weight in weights]
 
-    def restore(self) -> None:
+    def restore(self) -> list[keras.Variable]:
         """Give the model this shape, for weights that are then to be assigned.
 
         Variables whose shape changes hold zeros afterwards, as do the optimizer's slots of them: a
         momentum belongs to the weights it was made with. All else stays as it is.
+
+        Returns:
+            The variables whose shape changed; `start_averages` takes them, their values assigned.
         """
         model = self.model
         sync(model)
@@ -174,6 +177,7 @@ class Shape:
                 for held in [*slots, variable]:
                     set_payload(held, np.zeros(shape, dtype=np.float32))
             self._sizes.restore()
+        return [variable for variable, _ in changed]
 
 
 def _shapes(model: keras.Model) -> list[tuple[int, ...]]:

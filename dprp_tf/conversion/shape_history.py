@@ -14,6 +14,7 @@ import numpy as np
 
 from dprp_tf.conversion.removing_in_place import Shape, remove_channels_in_place
 from dprp_tf.training.model_archives import check_weights
+from dprp_tf.training.resizing import start_averages
 
 __all__ = ["ShapeHistory"]
 
@@ -111,16 +112,19 @@ class ShapeHistory:
             if isinstance(found, ShapeHistory):
                 del vars(self.model)[name]
 
-    def _return_to(self, step: int) -> None:
-        self._shapes[step].restore()
+    def _return_to(self, step: int) -> list[keras.Variable]:
+        changed = self._shapes[step].restore()
         del self._shapes[step + 1 :], self.removed[step:]
+        return changed
 
     def _set_weights(self, weights: Sequence[Any]) -> None:
+        changed: list[keras.Variable] = []
         if not self._shapes[-1].fits(weights):
             found = [at for at, shape in enumerate(self._shapes) if shape.fits(weights)]
             if found:
-                self._return_to(found[0])
+                changed = self._return_to(found[0])
         type(self.model).set_weights(self.model, weights)
+        start_averages(self.model, changed)
 
     def _save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         type(self.model).save_weights(self.model, filepath, *args, **kwargs)
@@ -130,7 +134,7 @@ class ShapeHistory:
                 file[_RECORD] = np.frombuffer(json.dumps(record).encode(), dtype=np.uint8)
 
     def _load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        record = _record_in(filepath)
+        record, before = _record_in(filepath), [tuple(w.shape) for w in self.model.weights]
         if record is not None:
             if record["whole"] != self._shapes[0].described:
                 raise ValueError(
@@ -140,6 +144,15 @@ class ShapeHistory:
                 )
             self.go_to(record["removed"])
         type(self.model).load_weights(self.model, filepath, *args, **kwargs)
+        # A file need not hold an optimizer.
+        start_averages(
+            self.model,
+            [
+                weight
+                for weight, shape in zip(self.model.weights, before, strict=True)
+                if tuple(weight.shape) != shape
+            ],
+        )
 
 
 def _is_h5(filepath: Any) -> bool:

@@ -41,13 +41,15 @@ class ChannelPruning(GuardedCallback):
     weights of that moment, as `select_channels` chooses it, and is removed before the epoch's
     validation. The model, its layers and its variables stay the objects that they are: the
     variables, the optimizer's slots, the layers' settings and the compiled functions really become
-    smaller, and the model is saved, exported and converted as any other. A removal costs a retrace.
+    smaller, and the model is saved, exported and converted as any other. A removal costs a retrace,
+    and with `method="activation"` a run of the data and the sums over it that `select_channels`
+    takes.
 
     The logs get `parameters` (trainable weights) and, with a table, `predicted_cost` in its unit.
     Weights that callbacks such as `EarlyStopping(restore_best_weights=True)` and
     `BackupAndRestore` kept of an epoch come back with the channels of that epoch; the slots of
-    weights that `EarlyStopping` brings back in another shape begin anew. A model of low-rank
-    layers has `RankPruning`.
+    weights that `EarlyStopping` brings back in another shape begin anew. With `Distillation`, its
+    `features` must be of layers whose channels stay. A model of low-rank layers has `RankPruning`.
 
     Args:
         budget: A `Budget` of parameters, MACs, activations or time, its bounds by name, or a share

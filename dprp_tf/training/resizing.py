@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -105,7 +105,7 @@ def ranks_of_weights(model: keras.Model, weights: Sequence[Any]) -> dict[SVDLaye
     return ranks
 
 
-def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[SVDLayer]:
+def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[keras.Variable]:
     """Give layers room for factors of other ranks, lower or higher, which are then to be assigned.
 
     The factors of a layer whose rank changes hold zeros afterwards, as do the optimizer's slots of
@@ -116,7 +116,7 @@ def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[SVDLayer]:
         ranks: The new rank of each layer, 1 to its full rank.
 
     Returns:
-        The layers whose rank changed.
+        The factors whose shape changed.
 
     Raises:
         ValueError: If a rank is out of range, or if the optimizer keeps slots whose shape does
@@ -139,21 +139,20 @@ def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[SVDLayer]:
             slots = [slot for slot, _, _ in model_slots(model, _factors(layer))]
             for held in [*slots, *_factors(layer)]:
                 set_payload(held, np.zeros((*held.shape[:-1], rank), dtype=np.float32))
-    return list(changed)
+    return [factor for layer in changed for factor in _factors(layer)]
 
 
-def start_averages(model: keras.Model, layers: Iterable[SVDLayer]) -> None:
-    """Start the averages of factors at the factors, where `set_ranks` left them empty.
+def start_averages(model: keras.Model, variables: Sequence[keras.Variable]) -> None:
+    """Start the averages of variables at their values, where new payloads left them empty.
 
     Args:
-        model: The model, its new factors assigned.
-        layers: Those whose rank changed.
+        model: A model whose variables got payloads of other shapes, their values assigned.
+        variables: Those of other shapes.
     """
-    for layer in layers:
-        for slot, variable, name in model_slots(model, _factors(layer)):
-            if name in AVERAGE_SLOTS and not np.any(ops.convert_to_numpy(slot)):
-                # Through NumPy: a buffer that two variables share would be donated twice on JAX.
-                slot.assign(ops.convert_to_numpy(variable))
+    for slot, variable, name in model_slots(model, variables):
+        if name in AVERAGE_SLOTS and not np.any(ops.convert_to_numpy(slot)):
+            # Through NumPy: a buffer that two variables share would be donated twice on JAX.
+            slot.assign(ops.convert_to_numpy(variable))
 
 
 def _cut(

@@ -269,6 +269,21 @@ def test_every_slot_loses_what_its_variable_loses(name: str) -> None:
         assert path == "a/bias" or np.abs(_np(variable) - before[path]).max() > 0, path
 
 
+def test_frozen_layers_lose_channels_and_stay_frozen() -> None:
+    model = _small()
+    model.get_layer("b").trainable = False
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 6, 6, 2)), rng.normal(size=(16, 3))
+    model.fit(x, y, epochs=1, verbose=0)
+    kernel = _np(model.get_layer("b").kernel)[:, :, [0, 2, 3, 4, 5]][:, :, :, 1:]
+    remove_channels_in_place(model, {"a": [1], "b": [0]})
+    assert not model.get_layer("b").trainable
+    model.fit(x, y, epochs=1, verbose=0)
+    np.testing.assert_array_equal(_np(model.get_layer("b").kernel), kernel)
+    assert model.get_layer("a").kernel.shape == (3, 3, 2, 5)
+
+
 # --- what is refused, and leaves all as it was --------------------------------------------------
 
 
@@ -390,6 +405,21 @@ def test_a_history_goes_to_any_shape_and_its_files_tell_which(tmp_path: Path) ->
         other.load_weights(kept[2][2])
     follower.detach()
     assert not {"set_weights", "load_weights", "save_weights"} & set(vars(fresh))
+
+
+def test_an_average_of_weights_begins_at_what_comes_back() -> None:
+    model = _small()
+    model.compile(keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.9), "mse")
+    history, whole = ShapeHistory(model), model.get_weights()
+    history.attach()
+    model.optimizer.build(model.trainable_variables)
+    history.remove({"a": [1], "b": [0]})
+    model.set_weights(whole)
+    for variable in model.trainable_variables:
+        average = optimizer_slots(model.optimizer, variable)["_model_variables_moving_average"]
+        np.testing.assert_array_equal(_np(average), _np(variable))
+    kernel = model.get_layer("a").kernel
+    assert kernel.shape[-1] == 6
 
 
 def test_a_damaged_record_is_told(tmp_path: Path) -> None:
