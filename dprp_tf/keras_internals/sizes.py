@@ -6,7 +6,7 @@ symbolic tensors, the settings and specifications of layers, the arguments of op
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -62,8 +62,6 @@ class Sizes:
             graph = graph_of(part)
             for node in nodes(graph) if graph is not None else ():
                 self._note(node.operation, seen)
-                for tensor in node.outputs:
-                    self._held.append((tensor, "_shape", tensor.shape))
 
     def _note(self, operation: Any, seen: set[int]) -> None:
         if id(operation) in seen:
@@ -71,6 +69,7 @@ class Sizes:
         seen.add(id(operation))
         own = vars(operation)
         self._held += [(operation, name, own[name]) for name in _ATTRIBUTES if name in own]
+        self._held += [(tensor, "_shape", tensor.shape) for tensor in _made_by(operation)]
 
     def restore(self) -> None:
         """Let the model tell these sizes again."""
@@ -92,20 +91,42 @@ def take_over_sizes(pairs: Iterable[tuple[Any, Any]]) -> None:
     >>> tensor.shape
     (None, 2)
     """
+    paired: set[int] = set()
+    sizes: dict[int, dict[Any, set[Any]]] = {}
+    operations: dict[int, Any] = {}
     for tensor, other in pairs:
-        _set(tensor, "_shape", other.shape)
+        paired.add(id(tensor))
         histories = history_of(tensor), history_of(other)
-        if None in histories:
-            continue
-        operation, source = (history.operation for history in histories)
-        own, others = vars(operation), vars(source)
-        if graph_of(operation) is not None:
-            # A nested model has none of these settings, but tells what it was built on.
-            _follow_inputs(operation)
-            continue
-        for name in _ATTRIBUTES:
-            if name in own and name in others:
-                _set(operation, name, others[name])
+        if None not in histories:
+            operation, source = (history.operation for history in histories)
+            operations[id(operation)] = operation
+            known = sizes.setdefault(id(operation), {})
+            known.setdefault(tuple(tensor.shape), set()).add(tuple(other.shape))
+            _take_over_settings(operation, source)
+        _set(tensor, "_shape", tuple(other.shape))
+    # Calls outside of the graph, such as those that a Sequential model made while it grew.
+    for key, operation in operations.items():
+        for tensor in _made_by(operation):
+            new = sizes[key].get(tuple(tensor.shape), set())
+            if id(tensor) not in paired and len(new) == 1:
+                _set(tensor, "_shape", next(iter(new)))
+
+
+def _made_by(operation: Any) -> Iterator[Any]:
+    """The symbolic tensors that calls of a layer or operation made."""
+    for node in operation._inbound_nodes:
+        yield from node.outputs
+
+
+def _take_over_settings(operation: Any, source: Any) -> None:
+    if graph_of(operation) is not None:
+        # A nested model has none of these settings, but tells what it was built on.
+        _follow_inputs(operation)
+        return
+    own, others = vars(operation), vars(source)
+    for name in _ATTRIBUTES:
+        if name in own and name in others:
+            _set(operation, name, others[name])
 
 
 def _follow_inputs(nested: keras.Model) -> None:

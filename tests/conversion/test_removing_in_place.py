@@ -58,7 +58,7 @@ def _sizes_told(model: keras.Model) -> dict[str, Any]:
             layer.get_build_config(),
             None if spec is None else [repr(each) for each in keras.tree.flatten(spec)],
             [tuple(weight.shape) for weight in layer.weights],
-            tuple(layer.output.shape) if len(layer._inbound_nodes) == 1 else None,
+            {tuple(x.shape) for node in layer._inbound_nodes for x in node.outputs},
         )
     return found
 
