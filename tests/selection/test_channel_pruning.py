@@ -340,7 +340,7 @@ class _Snapshot(keras.callbacks.Callback):
 
 
 @pytest.mark.backend
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_early_stopping_gives_back_the_channels_of_the_best_epoch(first: bool) -> None:
     model = _plain()
     stopping = keras.callbacks.EarlyStopping(
@@ -377,6 +377,7 @@ class _DieIn(keras.callbacks.Callback):
 
 
 @pytest.mark.backend
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(first: bool, tmp_path: Path) -> None:
     def run(*others: Any) -> tuple[keras.Model, ChannelPruning]:
