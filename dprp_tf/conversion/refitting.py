@@ -61,7 +61,7 @@ def refit_readers(
     x: Any,
     *,
     moments: Mapping[str, NDArray[np.float64]] | None = None,
-) -> list[str]:
+) -> None:
     """Fit the kernels of layers that lost channels they read to what is left of their inputs.
 
     With G = E[p p^T] of the whole model's input patches and K the rows that are kept, the kernel
@@ -73,9 +73,6 @@ def refit_readers(
         masks: What `Removal.masks` returned for the whole model.
         x: Calibration inputs, as the model takes them.
         moments: What `input_moments` gave of them for layers of the whole model. Default: none.
-
-    Returns:
-        Names of the layers that were fitted.
 
     Source: least squares; He et al. 2017, "Channel Pruning", fits the same to the pruned inputs.
     """
@@ -96,4 +93,3 @@ def refit_readers(
         fitted = np.linalg.solve(regular[np.ix_(rows, rows)], wanted)
         kernel = smaller[key].kernel
         kernel.assign(dematricize(fitted.T, kernel.shape, "channel"))
-    return names

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dprp_tf.channels import WeightCut, weight_cuts
 from dprp_tf.conversion.refitting import refit_readers
 from dprp_tf.conversion.removing import Removal
+from dprp_tf.conversion.sequential_refitting import refit_in_sequence
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.optimizers import model_slots, require_slots_like
@@ -43,8 +44,8 @@ def remove_channels_in_place(
         model: A built Functional or Sequential model of plain layers, compiled or not, inside
             `fit` or not.
         channels: As `remove_channels` takes them.
-        calibration_data: Inputs on which the kernels of what read the channels are fitted to what
-            is left of them, as `cut` does before its `refit`. Default: they keep their entries.
+        calibration_data: Inputs on which what is left is fitted to give what the model gave, as
+            `cut` does with them. Default: weights keep their entries.
         moments: What `input_moments` gave of these inputs for layers of the model, so that they
             need not be run again. Default: none.
 
@@ -63,26 +64,35 @@ def remove_channels_in_place(
     """
     sync(model)
     planned = _Planned(model, channels)
-    fitted: dict[int, NDArray[Any]] = {}
+    fitted = None
     if calibration_data is not None:
-        names = refit_readers(
-            model, planned.template, planned.masks, calibration_data, moments=moments
-        )
-        layers, smaller = layer_keys(model), layer_keys(planned.template)
-        # Copies: on JAX a step would donate the buffer that the template holds as well. Of several
-        # workers, each with data of its own, the chief's.
-        kernels = chief_arrays(model, [_array(smaller[name].kernel).copy() for name in names])
-        fitted = {
-            id(layers[name].kernel): kernel for name, kernel in zip(names, kernels, strict=True)
-        }
+        fitted = _fitted(model, planned, calibration_data, moments)
     with exchange_payloads(model):
         for variable, cut in planned.cuts:
             for slot, _, _ in model_slots(model, [variable]):
                 set_payload(slot, cut.of(_array(slot)))
         for variable, cut in planned.cuts:
-            values = fitted.get(id(variable))
-            set_payload(variable, cut.of(_array(variable)) if values is None else values)
+            set_payload(variable, cut.of(_array(variable)))
+        for variable, values in fitted or ():
+            variable.assign(values)
         take_over_sizes(planned.pairs)
+
+
+def _fitted(
+    model: keras.Model,
+    planned: _Planned,
+    x: Any,
+    moments: Mapping[str, NDArray[np.float64]] | None,
+) -> list[tuple[keras.Variable, NDArray[Any]]]:
+    """What the weights of layers that channels go through become, fitted on data as `cut` does."""
+    small, kept = planned.template, {key: makes for key, (_, makes) in planned.masks.items()}
+    refit_readers(model, small, planned.masks, x, moments=moments)
+    refit_in_sequence(model, small, x, kept=kept)
+    layers, smaller = layer_keys(model), layer_keys(small)
+    variables = [variable for key in planned.masks for variable in layers[key].variables]
+    values = [_array(v).copy() for key in planned.masks for v in smaller[key].variables]
+    # Of several workers, each with data of its own, the chief's.
+    return list(zip(variables, chief_arrays(model, values), strict=True))
 
 
 def require_removable(model: keras.Model, channels: Mapping[str, Iterable[int]]) -> None:

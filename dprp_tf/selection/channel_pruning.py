@@ -69,8 +69,8 @@ class ChannelPruning(GuardedCallback):
             rest of the training recovers what that cost; above `start_epoch`. Default: the budget
             is met at the end of the last epoch of `fit`.
         frequency: Epochs between removals, 1 or more. Default 1.
-        refit: Whether, with `method="activation"`, the kernels of what reads removed channels are
-            fitted on `data` to what is left of them. Default True.
+        refit: Whether, with `method="activation"`, what is left is fitted on `data` to give what
+            the model gave before, as `cut` does. Default True.
         seed: Seed of chance. Default 0.
         verbose: 1 to print a line per removal. Default 0.
 

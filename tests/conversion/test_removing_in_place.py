@@ -332,11 +332,11 @@ def _require_unchanged(model: keras.Model, channels: Any, message: str) -> None:
 
 
 @pytest.mark.backend
-def test_readers_are_fitted_as_a_cut_fits_them() -> None:
+def test_what_is_left_is_fitted_as_a_cut_fits_it() -> None:
     model = _small()
     x = np.random.default_rng(0).normal(size=(200, 6, 6, 2)).astype("float32")
     plan = dprp.select_channels(model, method="l1", budget=0.7, multiple=1)
-    fitted = dprp.cut(model, plan, calibration_data=x, refit=False)
+    fitted = dprp.cut(model, plan, calibration_data=x)
     whole, plain = _outputs(model, [x]), dprp.remove_channels(model, plan.removed)
     remove_channels_in_place(model, plan.removed, calibration_data=x)
     assert _error(_outputs(model, [x]), _outputs(fitted, [x])) < TOLERANCE
