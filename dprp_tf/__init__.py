@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TuckerConv2D,
         TuckerConv3D,
     )
+    from dprp_tf.selection.channel_pruning import ChannelPruning
     from dprp_tf.selection.compressing import Compressed, bsr
     from dprp_tf.selection.learning_channels_and_ranks import learn_channels_and_ranks
     from dprp_tf.selection.methods.less import LeSS
@@ -55,6 +56,7 @@ __all__ = [
     "ChannelGroup",
     "ChannelGroups",
     "ChannelPlan",
+    "ChannelPruning",
     "Compressed",
     "DPRPModel",
     "DPRPSettings",
@@ -108,6 +110,7 @@ _HOMES = {
     "ChannelGroup": "channels.groups",
     "ChannelGroups": "channels.groups",
     "ChannelPlan": "costs.channel_plan",
+    "ChannelPruning": "selection.channel_pruning",
     "Compressed": "selection.compressing",
     "DPRPModel": "training.model",
     "DPRPSettings": "training.settings",

@@ -51,6 +51,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             "by_rank(deploy.measure_latency(lowrank, target=target, rounds=3, ranks=(1, 2)))",
         ),
         ("stop_epoch=24", "stop_epoch=1"),
+        ("epochs=36", "epochs=2"),
         ("most_steps=900", "most_steps=5"),
         ("FineTuning(epochs=20)", "FineTuning(epochs=1)"),
         ("FineTuning(epochs=20, ", "FineTuning(epochs=1, "),
@@ -65,6 +66,10 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         code = code.replace(shown, quick)
     names: dict[str, object] = {"by_rank": _by_rank}
     exec(compile(code, str(README), "exec"), names)  # noqa: S102
+    model, gradual = names["model"], names["gradual"]
+    assert isinstance(model, keras.Model)
+    assert isinstance(gradual, keras.Model)
+    assert gradual.count_params() < model.count_params()
     small = names["small"]
     assert isinstance(small, keras.Model)
     assert {type(layer).__module__.split(".")[0] for layer in small.layers} == {"keras"}

@@ -179,6 +179,8 @@ def test_tests_mirror_the_rooms() -> None:
 # What Keras does not promise, by name: those of its attributes, and of texts that name them.
 KERAS_PRIVATE = {
     "_auto_config",
+    "_batch_shape",
+    "_build_shapes_dict",
     "_call_has_training_arg",
     "_distribute_strategy",
     "_exclude_from_weight_decay",
@@ -186,6 +188,8 @@ KERAS_PRIVATE = {
     "_functional",
     "_inbound_nodes",
     "_initialize",
+    "_inner_optimizers",
+    "_input_spec",
     "_inputs_struct",
     "_keras_history",
     "_keras_mask",

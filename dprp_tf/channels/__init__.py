@@ -9,7 +9,7 @@ from dprp_tf.channels.groups import (
     place_labels,
 )
 from dprp_tf.channels.places import LayerPlaces, Places, places_of
-from dprp_tf.channels.slicing import SlicedLayer, filter_rows
+from dprp_tf.channels.slicing import SlicedLayer, WeightCut, filter_rows, weight_cuts
 
 __all__ = [
     "ChannelGroup",
@@ -20,10 +20,12 @@ __all__ = [
     "Places",
     "Resized",
     "SlicedLayer",
+    "WeightCut",
     "channel_groups",
     "filter_rows",
     "follow",
     "groups_of",
     "place_labels",
     "places_of",
+    "weight_cuts",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -16,17 +16,47 @@ from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS, DEPTHWISE, SEPARAB
 from dprp_tf.keras_internals.quick_building import quick_build
 from dprp_tf.layers import FactorizedConvolution, FactorizedLayer, SVDLayer
 
-__all__ = ["SlicedLayer", "filter_rows"]
+__all__ = ["SlicedLayer", "WeightCut", "filter_rows", "weight_cuts"]
 
 Mask = NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class WeightCut:
+    """What is left of a weight: along some of its axes the entries that a mask keeps.
+
+    Attributes:
+        kept: Masks by axis, counted from the end: -1 is the last.
+
+    Example:
+
+    >>> cut = WeightCut({-1: np.array([True, False, True])})
+    >>> cut.of(np.arange(6).reshape(2, 3)).tolist()
+    [[0, 2], [3, 5]]
+    """
+
+    kept: Mapping[int, Mask]
+
+    def of(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return what is left of an array.
+
+        Args:
+            array: One of the weight's shape, such as its values or an optimizer's slot of it.
+
+        Returns:
+            The entries that are kept along every axis.
+        """
+        for axis, mask in self.kept.items():
+            array = np.compress(mask, array, axis=axis)
+        return array
+
+
 @dataclass
 class _Slice:
-    """Settings that change, and weights by the name of the layer's attribute."""
+    """Settings that change, and what is left of weights by the name of the layer's attribute."""
 
     settings: dict[str, Any]
-    weights: dict[str, NDArray[Any]]
+    cuts: dict[str, WeightCut] = field(default_factory=dict)
 
 
 class SlicedLayer:
@@ -60,7 +90,9 @@ class SlicedLayer:
         original = self._original
         config = {**original.get_config(), **self._slice.settings}
         self.layer = type(original).from_config(config)
-        weights = dict(self._slice.weights)
+        weights = {
+            name: cut.of(_array(getattr(original, name))) for name, cut in self._slice.cuts.items()
+        }
         if isinstance(original, FactorizedLayer):
             self.layer.start_from(_factors(original, weights.pop("kernel"), config))
         outputs = quick_build(self.layer)(*args, **kwargs)
@@ -70,6 +102,37 @@ class SlicedLayer:
         for old, new in zip(original.variables, self.layer.variables, strict=True):
             new.trainable = old.trainable
         return outputs
+
+
+def weight_cuts(layer: Any, reads: Mask, makes: Mask) -> dict[str, WeightCut]:
+    """Return what is left of a layer's weights when channels that it takes and gives go.
+
+    Args:
+        layer: A built layer, of Keras' own kinds.
+        reads: Which channels that it takes are kept, of shape (channels in,).
+        makes: Which that it gives are kept, of shape (channels out,).
+
+    Returns:
+        Cuts by the name of the layer's attribute that holds the variable.
+
+    Raises:
+        ValueError: If nothing is known about slicing such a layer, or its weights are factors, of
+            which no entries are left out.
+
+    Example:
+
+    >>> dense = keras.layers.Dense(3)
+    >>> dense.build((None, 4))
+    >>> cuts = weight_cuts(dense, np.array([1, 1, 0, 0], bool), np.array([1, 0, 1], bool))
+    >>> {name: cut.of(np.array(getattr(dense, name))).shape for name, cut in cuts.items()}
+    {'kernel': (2, 2), 'bias': (2,)}
+    """
+    if isinstance(layer, FactorizedLayer):
+        raise ValueError(
+            "`layer` must hold a kernel, of which channels can be left out. Received: "
+            f"{layer.name!r}, a {type(layer).__name__}, which holds factors"
+        )
+    return _sliced(layer, reads, makes).cuts
 
 
 def filter_rows(layer: Any) -> NDArray[np.float64]:
@@ -108,71 +171,71 @@ def _array(variable: Any) -> NDArray[Any]:
     return np.asarray(ops.convert_to_numpy(variable))
 
 
-def _bias(layer: Any, makes: Mask) -> dict[str, NDArray[Any]]:
-    return {} if layer.bias is None else {"bias": _array(layer.bias)[makes]}
+def _bias(layer: Any, makes: Mask) -> dict[str, WeightCut]:
+    return {} if layer.bias is None else {"bias": WeightCut({-1: makes})}
 
 
 def _dense(layer: Any, reads: Mask, makes: Mask) -> _Slice:
-    kernel = _array(layer.kernel)[reads][:, makes]
+    kernel = WeightCut({-2: reads, -1: makes})
     return _Slice({"units": int(makes.sum())}, {"kernel": kernel, **_bias(layer, makes)})
 
 
 def _convolution(layer: Any, reads: Mask, makes: Mask) -> _Slice:
-    kernel, groups = _array(layer.kernel), getattr(layer, "groups", 1) or 1
+    groups = getattr(layer, "groups", 1) or 1
     settings: dict[str, Any] = {"filters": int(makes.sum())}
     if groups == 1:
-        kernel = kernel[..., reads, :][..., makes]
+        kernel = WeightCut({-2: reads, -1: makes})
     elif groups == reads.size:
         # A group for each channel: the kernel has one place for what it takes.
         settings["groups"] = int(reads.sum())
-        kernel = kernel[..., makes]
+        kernel = WeightCut({-1: makes})
     else:
         # The same places go in every group.
-        kernel = kernel[..., reads.reshape(groups, -1)[0], :][..., makes]
+        kernel = WeightCut({-2: reads.reshape(groups, -1)[0], -1: makes})
     return _Slice(settings, {"kernel": kernel, **_bias(layer, makes)})
 
 
 def _transposed(layer: Any, reads: Mask, makes: Mask) -> _Slice:
-    kernel = _array(layer.kernel)[..., makes, :][..., reads]
+    kernel = WeightCut({-2: makes, -1: reads})
     return _Slice({"filters": int(makes.sum())}, {"kernel": kernel, **_bias(layer, makes)})
 
 
 def _depthwise(layer: Any, reads: Mask, makes: Mask) -> _Slice:
-    return _Slice({}, {"kernel": _array(layer.kernel)[..., reads, :], **_bias(layer, makes)})
+    return _Slice({}, {"kernel": WeightCut({-2: reads}), **_bias(layer, makes)})
 
 
 def _separable(layer: Any, reads: Mask, makes: Mask) -> _Slice:
     multiplied = np.repeat(reads, layer.depth_multiplier)
-    weights = {
-        "depthwise_kernel": _array(layer.depthwise_kernel)[..., reads, :],
-        "pointwise_kernel": _array(layer.pointwise_kernel)[..., multiplied, :][..., makes],
+    cuts = {
+        "depthwise_kernel": WeightCut({-2: reads}),
+        "pointwise_kernel": WeightCut({-2: multiplied, -1: makes}),
     }
-    return _Slice({"filters": int(makes.sum())}, {**weights, **_bias(layer, makes)})
+    return _Slice({"filters": int(makes.sum())}, {**cuts, **_bias(layer, makes)})
 
 
 def _normalization(layer: Any, reads: Mask, makes: Mask) -> _Slice:
     names = ("gamma", "beta", "moving_mean", "moving_variance")
-    held = {name: getattr(layer, name, None) for name in names}
-    weights = {name: _array(value)[reads] for name, value in held.items() if value is not None}
-    return _Slice({}, weights)
+    held = [name for name in names if getattr(layer, name, None) is not None]
+    return _Slice({}, {name: WeightCut({-1: reads}) for name in held})
 
 
 def _parametric(layer: Any, reads: Mask, makes: Mask) -> _Slice:
-    return _Slice({}, {"alpha": _array(layer.alpha)[..., reads]})
+    return _Slice({}, {"alpha": WeightCut({-1: reads})})
 
 
 def _factorized(layer: Any, reads: Mask, makes: Mask) -> _Slice:
-    kernel = _array(layer.kernel)[..., reads, :][..., makes]
+    shape = (*layer.kernel.shape[:-2], int(reads.sum()), int(makes.sum()))
     convolution = isinstance(layer, FactorizedConvolution)
     settings: dict[str, Any] = {"filters" if convolution else "units": int(makes.sum())}
     if isinstance(layer, SVDLayer):
-        full = decomposition.full_rank(kernel.shape, layer.matricization)
+        full = decomposition.full_rank(shape, layer.matricization)
         settings["rank"] = min(int(layer.rank or full), full)
     else:
         settings["ranks"] = tuple(
             min(rank, int(kept.sum()))
             for rank, kept in zip(layer.ranks, (reads, makes), strict=True)
         )
+    kernel = WeightCut({-2: reads, -1: makes})
     return _Slice(settings, {"kernel": kernel, **_bias(layer, makes)})
 
 

@@ -54,7 +54,14 @@ def kernel_matrix(layer: Any) -> NDArray[np.float64]:
     return matrix
 
 
-def refit_readers(model: keras.Model, small: keras.Model, masks: Masks, x: Any) -> None:
+def refit_readers(
+    model: keras.Model,
+    small: keras.Model,
+    masks: Masks,
+    x: Any,
+    *,
+    moments: Mapping[str, NDArray[np.float64]] | None = None,
+) -> None:
     """Fit the kernels of layers that lost channels they read to what is left of their inputs.
 
     With G = E[p p^T] of the whole model's input patches and K the rows that are kept, the kernel
@@ -65,6 +72,7 @@ def refit_readers(model: keras.Model, small: keras.Model, masks: Masks, x: Any) 
         small: The model without the channels; its kernels are assigned.
         masks: What `Removal.masks` returned for the whole model.
         x: Calibration inputs, as the model takes them.
+        moments: What `input_moments` gave of them for layers of the whole model. Default: none.
 
     Source: least squares; He et al. 2017, "Channel Pruning", fits the same to the pruned inputs.
     """
@@ -72,11 +80,15 @@ def refit_readers(model: keras.Model, small: keras.Model, masks: Masks, x: Any) 
     names = [
         key for key, (reads, _) in masks.items() if not reads.all() and has_moments(whole[key])
     ]
-    for key, moments in input_moments(model, names, x).items() if names else ():
+    known = dict(moments or {})
+    missing = [name for name in names if name not in known]
+    if missing:
+        known.update(input_moments(model, missing, x))
+    for key in names:
         reads, makes = masks[key]
         rows = rows_of_channels(whole[key])[reads].reshape(-1)
-        regular = regular_moments(moments, len(moments))
-        wanted = moments[rows] @ kernel_matrix(whole[key])[:, makes]
+        regular = regular_moments(known[key], len(known[key]))
+        wanted = known[key][rows] @ kernel_matrix(whole[key])[:, makes]
         # (C'*L, C'*L)^-1 (C'*L, S')
         fitted = np.linalg.solve(regular[np.ix_(rows, rows)], wanted)
         kernel = smaller[key].kernel

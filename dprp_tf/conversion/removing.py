@@ -104,6 +104,22 @@ class Removal:
         smaller = rewrite(model, self._replace, make, input_shape=self._input_shape, **arguments)
         return compiled_like(smaller, model)
 
+    def template(self) -> tuple[keras.Model, list[tuple[Any, Any]]]:
+        """Return a plain model without the channels, and what its symbolic tensors stand for.
+
+        Returns:
+            The model, not compiled, of Keras' own class; pairs of a symbolic tensor of the whole
+            model and that of this one.
+        """
+        pairs: list[tuple[Any, Any]] = []
+        smaller = rewrite(
+            self._model,
+            self._replace,
+            input_shape=self._input_shape,
+            note=lambda old, new: pairs.append((old, new)),
+        )
+        return smaller, pairs
+
     def masks(self) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
         """Return what layers with weights keep of the channels that they take and give.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import keras
 
-from dprp_tf.channels import follow
+from dprp_tf.conversion.measured_channels import measured_channels
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.width_table import WidthTable
-from dprp_tf.keras_internals.graphs import layer_keys
 
 __all__ = ["times_by_rank"]
 
@@ -32,10 +31,4 @@ def times_by_rank(model: keras.Model, latency: WidthTable, *, maps: float = 1.0)
     >>> times_by_rank(small, table).dense
     4.0
     """
-    followed, layers = follow(model), layer_keys(model)
-    channels = {}
-    for name in latency.by_name:
-        record = followed.layers.get(id(layers.get(name)))
-        if record is not None:
-            channels[name] = record.reads.size, record.makes.size
-    return latency.by_rank(channels, maps=maps)
+    return latency.by_rank(measured_channels(model, latency), maps=maps)

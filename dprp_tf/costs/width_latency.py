@@ -56,6 +56,29 @@ class CostGrid:
                     total += part * share * self._falling[row + step][column + side]
         return total
 
+    def up_to(self, reads: int, makes: int) -> CostGrid:
+        """Return the same costs as a grid that ends at two counts.
+
+        Args:
+            reads: The last count on the first axis, 1 or more.
+            makes: The last count on the second axis, likewise.
+
+        Returns:
+            The grid, which between its counts says what this one says.
+
+        Example:
+
+        >>> grid = CostGrid((8, 16), (8, 16), ((1.0, 2.0), (2.0, 4.0)))
+        >>> grid.up_to(12, 16)
+        CostGrid(reads=(8, 12), makes=(8, 16), costs=((1.0, 2.0), (1.5, 3.0)))
+        """
+        axes = [
+            (*(count for count in axis if count < last), last)
+            for axis, last in ((self.reads, reads), (self.makes, makes))
+        ]
+        costs = tuple(tuple(self.cost(one, other) for other in axes[1]) for one in axes[0])
+        return CostGrid(axes[0], axes[1], costs)
+
     @cached_property
     def _falling(self) -> tuple[tuple[float, ...], ...]:
         """The costs with each at most those of the larger counts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -126,6 +126,38 @@ class WidthTable(StoredTable):
             self.model_cost(channels, maps=maps),
             **{name: getattr(self, name) for name in MEASURED_WITH},
         )
+
+    def narrowed(self, channels: Mapping[str, tuple[int, int]], *, maps: float = 1.0) -> WidthTable:
+        """Return the table of the model at the given widths, which are then the whole ones.
+
+        Args:
+            channels: Channels read and made by layer name; a layer left out is whole.
+            maps: Share of the entries of feature maps that is left, 0 to 1. Default 1.
+
+        Returns:
+            The table, without the costs of two stages: what it predicts of further cuts is what
+            this one predicts.
+
+        Raises:
+            ValueError: If a name is unknown.
+
+        Example:
+
+        >>> from dprp_tf.costs.width_latency import CostGrid
+        >>> row = WidthLatency("a", (3, 3), CostGrid((8, 16), (16,), ((1.0,), (2.0,))))
+        >>> table = WidthTable((row,), 5.0, 1.0, "local", "litert", "int8", 1, "ms", "some", "2.3")
+        >>> smaller = table.narrowed({"a": (12, 16)}, maps=0.5)
+        >>> smaller.dense, smaller.model_cost({"a": (8, 16)}), table.model_cost({"a": (8, 16)},
+        ...                                                                     maps=0.5)
+        (3.5, 3.0, 3.0)
+        """
+        self._require(channels)
+        rows = []
+        for row in self.layers:
+            whole = row.dense.reads[-1], row.dense.makes[-1]
+            grid = row.dense.up_to(*channels.get(row.name, whole))
+            rows.append(WidthLatency(row.name, row.window, grid))
+        return replace(self, layers=tuple(rows), dense=self.model_cost(channels, maps=maps))
 
     def _require(self, names: Mapping[str, Any]) -> None:
         unknown = sorted(set(names) - set(self.by_name))

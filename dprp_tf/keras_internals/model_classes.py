@@ -21,8 +21,17 @@ _MAKING_AND_SAVING = {
     "get_config",
     "summary",
 }
-# What compiling, training and predicting leave in an object.
-_LEFT_BY_USE = {"history", "optimizer", "stop_evaluating", "stop_predicting", "stop_training"}
+# What compiling, training and predicting leave in an object, and `ChannelPruning` after training.
+_LEFT_BY_USE = {
+    "history",
+    "load_weights",
+    "optimizer",
+    "save_weights",
+    "set_weights",
+    "stop_evaluating",
+    "stop_predicting",
+    "stop_training",
+}
 
 
 def own_behaviour(model: keras.Model, base: type | None = None) -> list[str]:

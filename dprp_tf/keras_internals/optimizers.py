@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
 from dprp_tf.keras_internals.graphs import layers_inside
+from dprp_tf.keras_internals.strategies import strategy_scope
 
 __all__ = [
     "AVERAGE_SLOTS",
     "LINEAR_SLOTS",
     "averages_weights",
+    "build_optimizers",
     "exclude_from_weight_decay",
     "inner_optimizer",
     "model_optimizers",
+    "model_slots",
     "momentum_slots",
     "optimizer_slots",
     "rekey",
+    "require_slots_like",
     "trains",
     "variable_keys",
 ]
@@ -137,6 +141,66 @@ def optimizer_slots(optimizer: Any, variable: keras.Variable) -> dict[str, keras
     }
 
 
+def model_slots(
+    model: keras.Model, variables: Sequence[keras.Variable]
+) -> Iterator[tuple[keras.Variable, keras.Variable, str]]:
+    """Yield the slots that all optimizers of a model keep for some of its variables.
+
+    Args:
+        model: A Keras model.
+        variables: Variables of it.
+
+    Yields:
+        The slot, its variable, and the name of the attribute that holds it.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> model.compile(keras.optimizers.SGD(momentum=0.9), loss="mse")
+    >>> model.optimizer.build(model.trainable_variables)
+    >>> [(tuple(slot.shape), name) for slot, _, name in model_slots(model, model.variables)]
+    [((2, 1), 'momentums')]
+    """
+    for optimizer in model_optimizers(model):
+        for variable in variables:
+            for name, slot in optimizer_slots(optimizer, variable).items():
+                yield slot, variable, name
+
+
+def require_slots_like(
+    model: keras.Model, variables: Sequence[keras.Variable], purpose: str
+) -> None:
+    """Refuse optimizers whose slots would not follow when variables get other shapes.
+
+    Args:
+        model: A Keras model.
+        variables: Variables of it whose shapes are to change.
+        purpose: What they change for, as the message begins.
+
+    Raises:
+        ValueError: If a slot has another shape than its variable, or an optimizer hands variables
+            on to others.
+    """
+    remedy = "Use SGD, Adam, AdamW or RMSprop; or compile the model anew before loading."
+    for optimizer in model_optimizers(model):
+        inner = inner_optimizer(optimizer)
+        if hasattr(inner, "_inner_optimizers"):
+            raise ValueError(
+                f"{purpose} needs one optimizer for all variables. Received: "
+                f"{type(inner).__name__}, which hands them on to others. {remedy}"
+            )
+    for optimizer in model_optimizers(model):
+        for variable in variables:
+            for name, slot in optimizer_slots(optimizer, variable).items():
+                if tuple(slot.shape) != tuple(variable.shape):
+                    raise ValueError(
+                        f"{purpose} needs an optimizer whose slots have their variable's shape. "
+                        f"Received: {type(inner_optimizer(optimizer)).__name__}, whose {name!r} "
+                        f"has shape {tuple(slot.shape)} for a variable of shape "
+                        f"{tuple(variable.shape)}. {remedy}"
+                    )
+
+
 def momentum_slots(optimizer: Any, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     """Return the first-moment slots of these variables, in their order.
 
@@ -155,6 +219,26 @@ def momentum_slots(optimizer: Any, variables: Sequence[keras.Variable]) -> list[
             return []
         found.append(slot)
     return found
+
+
+def build_optimizers(model: keras.Model) -> None:
+    """Let a model's optimizer make its slots, if it has none yet, as its first step would.
+
+    Args:
+        model: A built Keras model, compiled or not.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("adam", loss="mse")
+    >>> build_optimizers(model)
+    >>> model.optimizer.built
+    True
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        with strategy_scope(model):
+            optimizer.build(model.trainable_variables)
 
 
 def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable]) -> None:

@@ -61,6 +61,7 @@ def rewrite(
     model_class: type[keras.Model] = keras.Model,
     *,
     input_shape: Callable[[Any], Any] | None = None,
+    note: Callable[[Any, Any], None] | None = None,
     **arguments: Any,
 ) -> keras.Model:
     """Return a copy of a model in which some layers are replaced; the original is untouched.
@@ -78,6 +79,8 @@ def rewrite(
         model_class: Class of the model returned. Default `keras.Model`.
         input_shape: Called with each input of the model and of nested models; returns the shape,
             batch included, that the copy has, or None to keep it. Default: all keep theirs.
+        note: Called with each symbolic tensor and the one that stands for it in the copy; those
+            inside of a nested model that is copied as it is are left out. Default: nothing.
         **arguments: Passed to `model_class` beside inputs, outputs and name.
 
     Returns:
@@ -89,7 +92,8 @@ def rewrite(
     """
     require_graph(model)
     _require_own_weights(model)
-    return _Rewriter(model, replace, input_shape=input_shape).rebuild(model, model_class, arguments)
+    rewriter = _Rewriter(model, replace, input_shape=input_shape, note=note)
+    return rewriter.rebuild(model, model_class, arguments)
 
 
 def rebuild_configured(model: keras.Model, configure: Configure) -> keras.Model:
@@ -130,8 +134,10 @@ class _Rewriter:
         replace: Callable[[Any], Any],
         configure: Configure | None = None,
         input_shape: Callable[[Any], Any] | None = None,
+        note: Callable[[Any, Any], None] | None = None,
     ) -> None:
         self._replace = replace
+        self._note = note or (lambda old, new: None)
         self._input_shape = input_shape or (lambda tensor: None)
         # A nested model is copied as it is only where nothing is configured anew.
         self._copies_whole = configure is None
@@ -148,14 +154,17 @@ class _Rewriter:
             id(tensor): _input_like(tensor, self._configure, self._input_shape(tensor))
             for tensor in graph.inputs
         }
+        for tensor in graph.inputs:
+            self._note(tensor, tensors[id(tensor)])
         for node in nodes(graph):
             # A node fed from outside of the graph is no part of it.
             if node.is_input or any(id(x) not in tensors for x in node.input_tensors):
                 continue
             args, kwargs = node.arguments.fill_in(tensors)
             outputs = self._copy(node.operation)(*args, **kwargs)
-            flat = keras.tree.flatten(outputs)
-            tensors.update((id(old), new) for old, new in zip(node.outputs, flat, strict=True))
+            for old, new in zip(node.outputs, keras.tree.flatten(outputs), strict=True):
+                tensors[id(old)] = new
+                self._note(old, new)
         inputs, outputs = (
             keras.tree.map_structure(lambda tensor: tensors[id(tensor)], structure)
             for structure in (input_structure(graph), output_structure(graph))

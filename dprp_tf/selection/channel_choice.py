@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -50,6 +51,8 @@ class ChannelChoice:
     Attributes:
         samples: The data as arrays, `(x, y)`; None without.
         calibration: Inputs that a cut by these plans is fitted on; None where they look at none.
+        dense: Costs of the whole model by metric, those that are known.
+        moments: What `input_moments` gave of the layers that were looked at so far.
 
     Raises:
         ValueError: If an argument is unusable.
@@ -81,8 +84,9 @@ class ChannelChoice:
         known = method in _BY_DATA and self.samples is not None
         self.calibration = self.samples[0] if known and self.samples else None
         self._told = progress or (lambda share, text: None)
+        self.moments: dict[str, NDArray[np.float64]] = {}
         # What does not fit is refused before minutes are spent on an order.
-        self._dense = WidthCosts(model, self._followed, [], latency).dense
+        self.dense = WidthCosts(model, self._followed, [], latency).dense
 
     @cached_property
     def _orders(self) -> dict[str, _Order]:
@@ -94,6 +98,7 @@ class ChannelChoice:
             self.samples,
             self._told,
             self._seed,
+            self.moments,
         )
 
     @property
@@ -136,10 +141,10 @@ class ChannelChoice:
             ValueError: If it bounds an accuracy, a time without a table, or a cost not known.
         """
         bounds = bounds_of(budget, self._latency)
-        unknown = sorted(set(bounds) - set(self._dense))
+        unknown = sorted(set(bounds) - set(self.dense))
         if unknown:
             raise ValueError(
-                f"`budget` must bound costs that are known: {list(self._dense)}. Received: "
+                f"`budget` must bound costs that are known: {list(self.dense)}. Received: "
                 f"{unknown}; rebuild the model with a fixed input shape."
             )
         return as_shares(bounds, self._latency)
@@ -160,6 +165,17 @@ class ChannelChoice:
         lost = {name: share for name, (_, share) in self._orders.items()}
         return choose_widths(lost, widths, self.costs.shares, shares, self.multiple)
 
+    @property
+    def least(self) -> dict[str, int]:
+        """The fewest places that each group may keep."""
+        return {group.name: group.widths(self.multiple)[-1] for group in self._groups}
+
+    def without_data(self) -> ChannelChoice:
+        """Return one that looks at the filters instead of the data, to see what can be met."""
+        found = copy.copy(self)
+        found.method = "l2" if self.method == "activation" else self.method
+        return found
+
     def plan(self, widths: Mapping[str, int], bounds: Mapping[str, float]) -> ChannelPlan:
         """Return the plan of some widths, its costs as predicted.
 
@@ -174,7 +190,7 @@ class ChannelChoice:
             _row(group, self._orders[group.name], widths.get(group.name, group.size))
             for group in self._groups
         )
-        dense = self._dense
+        dense = self.dense
         cost = {name: share * dense[name] for name, share in self.costs.shares(widths).items()}
         unit = "ms" if self._latency is None else self._latency.unit
         return ChannelPlan(self.method, self.multiple, bounds, rows, cost, dense, unit=unit)
@@ -211,8 +227,9 @@ def _orders(
     samples: Any,
     told: Callable[[float | None, str], None],
     seed: int,
+    moments: dict[str, NDArray[np.float64]],
 ) -> dict[str, _Order]:
-    """In which order the places of each group go, and what is lost with them."""
+    """In which order the places of each group go, and what is lost with them; fills `moments`."""
     layers = layer_keys(model)
     rng = np.random.default_rng(seed)
     found: dict[str, _Order] = {}
@@ -223,7 +240,8 @@ def _orders(
         return found
     readers = {name for group in groups for name in group.readers if has_moments(layers[name])}
     told(None, "running the data")
-    moments = input_moments(model, sorted(readers), samples[0]) if readers else {}
+    if readers:
+        moments.update(input_moments(model, sorted(readers), samples[0]))
     for at, group in enumerate(groups):
         told(at / len(groups), f"channels of {group.name}")
         read = [

@@ -83,7 +83,11 @@ class MeasuredCuts:
         ]
         self._ranks = {name: row for name, row in self._ranks.items() if name in names}
         told(None, "running the data")
-        moments = input_moments(model, names, self._x) if names else {}
+        # Those of readers are known from the orders.
+        missing = [name for name in names if name not in choice.moments]
+        moments = {**choice.moments}
+        if missing:
+            moments |= input_moments(model, missing, self._x)
         self._kernels = {
             name: CutKernel(
                 keys[name],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -15,9 +15,8 @@ from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.optimizers import (
     AVERAGE_SLOTS,
     LINEAR_SLOTS,
-    inner_optimizer,
-    model_optimizers,
-    optimizer_slots,
+    model_slots,
+    require_slots_like,
 )
 from dprp_tf.keras_internals.payloads import exchange_payloads, set_payload
 from dprp_tf.layers import SVDLayer, low_rank_layers
@@ -58,13 +57,13 @@ def resize(model: keras.Model, ranks: dict[SVDLayer, int]) -> None:
             )
         order, signs = decomposition.canonical_order(factors.s)
         plans.append((layer, order[:rank], signs[:rank]))
-        _require_slots_like_variables(model, layer)
+        require_slots_like(model, _factors(layer), "Rank pruning")
     with exchange_payloads(model):
         for layer, order, signs in plans:
-            for slot, variable, name in _slots(model, layer):
+            for slot, variable, name in model_slots(model, _factors(layer)):
                 flips = signs if name in LINEAR_SLOTS and variable is not layer.v else None
                 set_payload(slot, _cut(ops.convert_to_numpy(slot), order, flips))
-            for variable in (layer.u, layer.s, layer.v):
+            for variable in _factors(layer):
                 flips = None if variable is layer.v else signs
                 set_payload(variable, _cut(ops.convert_to_numpy(variable), order, flips))
 
@@ -106,7 +105,7 @@ def ranks_of_weights(model: keras.Model, weights: Sequence[Any]) -> dict[SVDLaye
     return ranks
 
 
-def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[SVDLayer]:
+def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[keras.Variable]:
     """Give layers room for factors of other ranks, lower or higher, which are then to be assigned.
 
     The factors of a layer whose rank changes hold zeros afterwards, as do the optimizer's slots of
@@ -117,7 +116,7 @@ def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[SVDLayer]:
         ranks: The new rank of each layer, 1 to its full rank.
 
     Returns:
-        The layers whose rank changed.
+        The factors whose shape changed.
 
     Raises:
         ValueError: If a rank is out of range, or if the optimizer keeps slots whose shape does
@@ -134,27 +133,26 @@ def set_ranks(model: keras.Model, ranks: dict[SVDLayer, int]) -> list[SVDLayer]:
     if not changed:
         return []
     for layer in changed:
-        _require_slots_like_variables(model, layer)
+        require_slots_like(model, _factors(layer), "Rank pruning")
     with exchange_payloads(model):
         for layer, rank in changed.items():
-            slots = [slot for slot, _, _ in _slots(model, layer)]
-            for held in [*slots, layer.u, layer.s, layer.v]:
+            slots = [slot for slot, _, _ in model_slots(model, _factors(layer))]
+            for held in [*slots, *_factors(layer)]:
                 set_payload(held, np.zeros((*held.shape[:-1], rank), dtype=np.float32))
-    return list(changed)
+    return [factor for layer in changed for factor in _factors(layer)]
 
 
-def start_averages(model: keras.Model, layers: Iterable[SVDLayer]) -> None:
-    """Start the averages of factors at the factors, where `set_ranks` left them empty.
+def start_averages(model: keras.Model, variables: Sequence[keras.Variable]) -> None:
+    """Start the averages of variables at their values, where new payloads left them empty.
 
     Args:
-        model: The model, its new factors assigned.
-        layers: Those whose rank changed.
+        model: A model whose variables got payloads of other shapes, their values assigned.
+        variables: Those of other shapes.
     """
-    for layer in layers:
-        for slot, variable, name in _slots(model, layer):
-            if name in AVERAGE_SLOTS and not np.any(ops.convert_to_numpy(slot)):
-                # Through NumPy: a buffer that two variables share would be donated twice on JAX.
-                slot.assign(ops.convert_to_numpy(variable))
+    for slot, variable, name in model_slots(model, variables):
+        if name in AVERAGE_SLOTS and not np.any(ops.convert_to_numpy(slot)):
+            # Through NumPy: a buffer that two variables share would be donated twice on JAX.
+            slot.assign(ops.convert_to_numpy(variable))
 
 
 def _cut(
@@ -165,28 +163,5 @@ def _cut(
     return taken if signs is None else (taken * signs).astype(values.dtype)
 
 
-def _require_slots_like_variables(model: keras.Model, layer: SVDLayer) -> None:
-    for optimizer in model_optimizers(model):
-        for slot, variable, name in _slots_of(optimizer, layer):
-            if tuple(slot.shape) != tuple(variable.shape):
-                raise ValueError(
-                    f"Rank pruning needs an optimizer whose slots have their variable's shape. "
-                    f"Received: {type(inner_optimizer(optimizer)).__name__}, whose {name!r} has "
-                    f"shape {tuple(slot.shape)} for a variable of shape {tuple(variable.shape)}. "
-                    "Use SGD, Adam, AdamW or RMSprop; or compile the model anew before loading."
-                )
-
-
-def _slots(
-    model: keras.Model, layer: SVDLayer
-) -> Iterator[tuple[keras.Variable, keras.Variable, str]]:
-    for optimizer in model_optimizers(model):
-        yield from _slots_of(optimizer, layer)
-
-
-def _slots_of(
-    optimizer: Any, layer: SVDLayer
-) -> Iterator[tuple[keras.Variable, keras.Variable, str]]:
-    for variable in (layer.u, layer.s, layer.v):
-        for name, slot in optimizer_slots(optimizer, variable).items():
-            yield slot, variable, name
+def _factors(layer: SVDLayer) -> tuple[keras.Variable, keras.Variable, keras.Variable]:
+    return layer.u, layer.s, layer.v

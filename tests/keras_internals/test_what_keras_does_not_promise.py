@@ -75,6 +75,21 @@ def a_layer_records_what_it_was_made_with() -> None:
     assert Made(np.ones(2))._auto_config is None
 
 
+@of("_batch_shape")
+def an_input_layer_is_saved_with_the_shape_it_holds() -> None:
+    layer = keras.layers.InputLayer((4,), name="one")
+    layer._batch_shape = (None, 3)
+    assert layer.get_config()["batch_shape"] == (None, 3)
+
+
+@of("_build_shapes_dict")
+def a_layer_is_built_anew_on_the_shape_it_holds() -> None:
+    layer = keras.layers.Dense(2)
+    layer.build((None, 4))
+    vars(layer)["_build_shapes_dict"] = {"input_shape": (None, 3)}
+    assert layer.get_build_config() == {"input_shape": (None, 3)}
+
+
 @of("_call_has_training_arg")
 def training_arguments_are_known() -> None:
     assert keras.layers.Dropout(0.5)._call_has_training_arg
@@ -136,8 +151,31 @@ def an_assignment_is_held_against_the_shape() -> None:
     set_payload(variable, np.zeros((1, 2), "float32"))
     assert variable._shape == (1, 2)
     variable.assign(np.ones((1, 2), "float32"))
+    tensor = keras.KerasTensor((None, 2))
+    vars(tensor)["_shape"] = (None, 1)
+    assert tensor.shape == (None, 1)
     with pytest.raises(ValueError, match="shape"):
         variable.assign(np.ones((3, 2), "float32"))
+
+
+@of("_inner_optimizers")
+def an_optimizer_of_several_holds_them() -> None:
+    inner = keras.optimizers.SGD(0.1)
+    optimizer = keras.optimizers.MultiOptimizer(lambda variable: inner)
+    optimizer.build([keras.Variable(np.zeros(2, "float32"))])
+    assert optimizer._inner_optimizers == [inner]
+    assert not hasattr(inner, "_inner_optimizers")
+
+
+@of("_input_spec")
+def a_call_is_held_against_the_specification() -> None:
+    layer = keras.layers.Dense(2)
+    layer.build((None, 4))
+    other = keras.layers.Dense(2)
+    other.build((None, 3))
+    vars(layer)["_input_spec"] = other._input_spec
+    with pytest.raises(ValueError, match="incompatible"):
+        layer(np.ones((1, 4)))
 
 
 @of("_inputs_struct")
