@@ -26,10 +26,10 @@ from dprp_tf.selection.solving.bounds import as_shares, bounds_of
 from dprp_tf.selection.solving.width_costs import WidthCosts
 from dprp_tf.selection.solving.widths import choose_widths
 
-__all__ = ["CHANNEL_METHODS", "ChannelChoice"]
+__all__ = ["CHANNEL_METHODS", "METHODS_BY_DATA", "ChannelChoice"]
 
 CHANNEL_METHODS = ("outputs", "activation", *CRITERIA)
-_BY_DATA = ("outputs", "activation")
+METHODS_BY_DATA = ("outputs", "activation")
 
 # Places in the order in which they go, and the share lost when k of them have gone.
 _Order = tuple[list[int], NDArray[np.float64]]
@@ -76,12 +76,12 @@ class ChannelChoice:
         self._model, self._followed, self._seed = model, follow(model), seed
         self._groups = groups_of(model, self._followed).able(groups)
         self.samples = None if data is None else samples_of(data, model)
-        if method in _BY_DATA and self.samples is None:
+        if method in METHODS_BY_DATA and self.samples is None:
             raise ValueError(
                 f"`data` must be given for method={method!r}: (x, y) or x alone, a few hundred "
                 "samples. Received: data=None. method='l1' needs none."
             )
-        known = method in _BY_DATA and self.samples is not None
+        known = method in METHODS_BY_DATA and self.samples is not None
         self.calibration = self.samples[0] if known and self.samples else None
         self._told = progress or (lambda share, text: None)
         self.moments: dict[str, NDArray[np.float64]] = {}
@@ -233,7 +233,7 @@ def _orders(
     layers = layer_keys(model)
     rng = np.random.default_rng(seed)
     found: dict[str, _Order] = {}
-    if method not in _BY_DATA:
+    if method not in METHODS_BY_DATA:
         for group in groups:
             scores = filter_scores(layers, group, method, rng)
             found[group.name] = order_by_scores(scores, _loose(group))

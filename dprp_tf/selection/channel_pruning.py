@@ -20,7 +20,8 @@ from dprp_tf.files.shown import shown
 from dprp_tf.keras_internals.graphs import walk_layers
 from dprp_tf.keras_internals.optimizers import build_optimizers
 from dprp_tf.layers import FactorizedLayer
-from dprp_tf.selection.channel_choice import CHANNEL_METHODS, ChannelChoice
+from dprp_tf.selection.channel_choice import CHANNEL_METHODS, METHODS_BY_DATA, ChannelChoice
+from dprp_tf.selection.chosen_widths import chosen_widths
 from dprp_tf.selection.solving.width_costs import WidthCosts
 from dprp_tf.training.guarded_callback import GuardedCallback
 from dprp_tf.training.log_names import free_name
@@ -55,7 +56,7 @@ class ChannelPruning(GuardedCallback):
         budget: A `Budget` of parameters, MACs, activations or time, its bounds by name, or a share
             of the parameters alone.
         method: How channels are chosen, as `select_channels` takes it. Default `"activation"`,
-            which needs `data`.
+            which needs `data`; `"outputs"` does too, and takes longer each time.
         data: Calibration inputs, a few hundred, as the model takes them, or `(x, y)`. Default:
             none.
         groups: Names of the groups that may lose channels; see `channel_groups`. Default: all.
@@ -69,8 +70,8 @@ class ChannelPruning(GuardedCallback):
             rest of the training recovers what that cost; above `start_epoch`. Default: the budget
             is met at the end of the last epoch of `fit`.
         frequency: Epochs between removals, 1 or more. Default 1.
-        refit: Whether, with `method="activation"`, what is left is fitted on `data` to give what
-            the model gave before, as `cut` does. Default True.
+        refit: Whether, with a method that looks at `data`, what is left is fitted on it to give
+            what the model gave before, as `cut` does. Default True.
         seed: Seed of chance. Default 0.
         verbose: 1 to print a line per removal. Default 0.
 
@@ -122,9 +123,9 @@ class ChannelPruning(GuardedCallback):
         self.budget = Budget.of(budget)
         check_choice("method", method, CHANNEL_METHODS)
         self.method = method
-        if method == "activation" and data is None:
+        if method in METHODS_BY_DATA and data is None:
             raise ValueError(
-                "`data` must be given for method='activation': (x, y) or x alone, a few hundred "
+                f"`data` must be given for method={method!r}: (x, y) or x alone, a few hundred "
                 "samples. Received: data=None. method='l1' needs none."
             )
         if latency is not None and not isinstance(latency, WidthTable):
@@ -296,7 +297,7 @@ class ChannelPruning(GuardedCallback):
             for name, share in allowed.items()
         }
         try:
-            widths = choice.widths(shares)
+            widths = chosen_widths(self.model, choice, shares)
         except BudgetError:
             # What went before was chosen for other weights; what is left can't reach it.
             widths = choice.least
@@ -380,7 +381,7 @@ class ChannelPruning(GuardedCallback):
         removed = from_chief(self.model, pending)
         if not removed:
             return
-        fitted = self.refit and self.method == "activation"
+        fitted = self.refit and self.method in METHODS_BY_DATA
         calibration = self._samples[0] if fitted and self._samples is not None else None
         self._history.remove(removed, calibration_data=calibration, moments=moments)
         self.shrinks.append({"epoch": epoch, "removed": removed, "cost": self._present()})

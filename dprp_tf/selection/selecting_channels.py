@@ -15,8 +15,7 @@ from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.scores import Score, resolve_score
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.selection.channel_choice import CHANNEL_METHODS, ChannelChoice
-from dprp_tf.selection.measured_cuts import MeasuredCuts, gives_classes
-from dprp_tf.selection.solving.joint_costs import JointCosts
+from dprp_tf.selection.chosen_widths import chosen_widths
 
 __all__ = ["CHANNEL_METHODS", "select_channels"]
 
@@ -94,10 +93,7 @@ def select_channels(
     asked = Budget.of(budget)
     bounds = choice.shares_allowed(asked)
     try:
-        if method == "outputs":
-            chosen = _measured(model, choice, bounds, progress)
-        else:
-            chosen = choice.widths(bounds)
+        chosen = chosen_widths(model, choice, bounds, progress or (lambda share, text: None))
     except BudgetError as error:
         raise choice.in_units(error, asked) from None
     plan = choice.plan(chosen, asked.on(latency).bounds)
@@ -117,21 +113,3 @@ def select_channels(
             for name, network in (("dense", model), ("planned", small))
         }
     return replace(plan, cost={**plan.cost, **exact}, accuracy=accuracy)
-
-
-def _measured(
-    model: keras.Model,
-    choice: ChannelChoice,
-    bounds: Mapping[str, float],
-    progress: Callable[[float | None, str], None] | None,
-) -> dict[str, int]:
-    """Widths by what the model's outputs change."""
-    assert choice.samples is not None
-    cuts = MeasuredCuts(
-        model,
-        choice,
-        JointCosts(model, choice.costs),
-        classes=gives_classes(model, choice.samples[1]),
-        told=progress or (lambda share, text: None),
-    )
-    return cuts.choose(bounds)[0]
