@@ -180,7 +180,7 @@ def test_activations_choose_and_fit_as_select_and_cut_do(refit: bool) -> None:
     pruning = _Around(0.5, data=iter([data[:300], data[300:]]), multiple=4, refit=refit)
     _fit(model, 1, pruning)
     whole, was, now = pruning.seen[0]
-    plan = dprp.select_channels(whole, budget=0.5, data=data, multiple=4)
+    plan = dprp.select_channels(whole, method="activation", budget=0.5, data=data, multiple=4)
     assert plan.removed == pruning.shrinks[0]["removed"]
     small = dprp.cut(whole, plan, calibration_data=data if refit else None)
     assert _error(now, small(x, training=False)) < TOLERANCE
