@@ -70,7 +70,7 @@ class MeasuredCuts:
         self._costs, self._told = costs, told
         # Without ranks none is used.
         decomposition = costs.decomposition or "channel"
-        self._x = choice.samples[0]
+        self._x, self._multiple = choice.samples[0], choice.multiple
         groups = {group.name: group for group in choice.groups}
         self._sizes = {name: group.size for name, group in groups.items()}
         # Levels of a part, as widths of a group or ranks of a layer.
@@ -158,7 +158,14 @@ class MeasuredCuts:
         if not starts:
             least = cost({part: count - 1 for part, count in self._counts.items()})
             metric = max(shares, key=lambda name: least[name] / shares[name])
-            raise BudgetError(shares[metric], least[metric], metric=metric)
+            raise BudgetError(
+                shares[metric],
+                least[metric],
+                metric=metric,
+                smallest="at the least widths" + (" and ranks" if self._ranks else ""),
+                remedy="Raise it, or let more layers be cut. Channels stay in multiples of "
+                f"{self._multiple}.",
+            )
         whole = dict.fromkeys(self._counts, 0)
         changes = self._changes(starts, whole)
         best = exchange(
@@ -197,7 +204,7 @@ class MeasuredCuts:
         return {
             part: np.maximum.accumulate(
                 np.add(
-                    self._inside[part] if part in self._unseen else row,
+                    np.multiply(self._weight, self._inside[part]) if part in self._unseen else row,
                     np.multiply(_INSIDE, self._inside[part]),
                 )
             ).tolist()
