@@ -126,7 +126,7 @@ def test_channels_and_ranks_are_one_section_with_a_picture_each(tmp_path: Path) 
     assert set(page.tables) == {"Models", "Channel plan", "Rank plan"}
     # What both cost together, beside the whole model.
     assert page.tables["Models"][2][-1] == "4,000 / \u221250 %"
-    told = "activation · channels in multiples of 8 · channel ranks · asked: macs 0.5"
+    told = "outputs · channels in multiples of 8 · channel ranks · asked: macs 0.5"
     assert told in page.text
     assert "without the channels that go" in page.text
     assert [figure["id"] for figure in page.find("figure")] == [
