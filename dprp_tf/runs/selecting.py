@@ -36,6 +36,7 @@ from dprp_tf.runs.progress import Display
 from dprp_tf.runs.reporting import report_run, where_drawn
 from dprp_tf.runs.settings import SelectionSettings
 from dprp_tf.runs.time_tables import LATENCY, WIDTHS, require_table_for, times_for
+from dprp_tf.selection.channel_choice import METHODS_BY_DATA
 from dprp_tf.selection.compressing import bsr
 from dprp_tf.selection.methods.beam import BeamSearch
 from dprp_tf.selection.methods.similarity import FeatureSimilarity
@@ -260,7 +261,7 @@ def _by_outputs(plan: KeptPlan, settings: SelectionSettings) -> bool:
     """Whether cuts by a plan keep outputs on samples."""
     if isinstance(plan, RankPlan):
         return plan.truncation == "output"
-    return settings.learned or plan.method == "activation"
+    return settings.learned or plan.method in METHODS_BY_DATA
 
 
 def _draw(plan: KeptPlan, place: Path) -> None:

@@ -166,6 +166,10 @@ def test_both_are_chosen_for_a_share_of_the_time_and_timed(
     assert [row["file"] for row in found["files"]] == ["dense_int8.onnx", "cut_int8.onnx"]
     cut = keras.saving.load_model(tmp_path / "cut.keras")
     assert cut.count_params() == plan.cost["parameters"]
+    # Fitted to the samples that it was chosen on, as the plan's accuracy is.
+    alone = dprp.cut(dense, plan, latency=table)
+    pairs = zip(cut.get_weights(), alone.get_weights(), strict=True)
+    assert any(np.abs(one - other).max() > 1e-4 for one, other in pairs)
     assert not (tmp_path / "latency.json").exists()
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for part in ("Selected channels and ranks", 'id="joint-plan"', "plot-channel_plan"):
