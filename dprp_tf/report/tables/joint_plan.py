@@ -63,7 +63,7 @@ def joint_plan_notes(plan: Mapping[str, Any]) -> list[str]:
         ValueError: If `plan` isn't a joint plan.
     """
     found = JointPlan.from_dict(plan)
-    notes, why = [], "alone scored best on the samples held out"
+    notes, why = [], "alone change the outputs least"
     if found.method == "less":
         why = "alone are what was learned"
         last = found.ranks.history[-1] if found.ranks.history else {}
