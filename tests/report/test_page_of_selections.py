@@ -141,12 +141,12 @@ def test_channels_and_ranks_are_one_section_with_a_picture_each(tmp_path: Path) 
 def test_one_kind_alone_is_said_where_both_were_asked_for(tmp_path: Path) -> None:
     dense = replace(PLAN, layers=())
     page = _page(_write(tmp_path / "channels", joint_plan=replace(JOINT, ranks=dense).as_dict()))
-    assert "Every layer stays dense: channels alone scored best" in page.text
+    assert "Every layer stays dense: channels alone change the outputs least" in page.text
     assert set(page.tables) == {"Channel plan"}
     assert [figure["id"] for figure in page.find("figure")] == ["plot-channel_plan"]
     whole = replace(CHANNELS, groups=CHANNELS.groups[1:])
     page = _page(_write(tmp_path / "ranks", joint_plan=replace(JOINT, channels=whole).as_dict()))
-    assert "Every channel stays: ranks alone scored best" in page.text
+    assert "Every channel stays: ranks alone change the outputs least" in page.text
 
 
 def test_what_was_learned_says_so(tmp_path: Path) -> None:
