@@ -51,13 +51,21 @@ def _plans(model: Any, table: WidthTable, samples: Any) -> dict[str, Callable[[B
 
 
 def _rows(
-    folder: Path, model: Any, dataset: Dataset, table: WidthTable, share: float, target: str
+    folder: Path,
+    model: Any,
+    dataset: Dataset,
+    table: WidthTable,
+    share: float,
+    target: str,
+    ways: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Spend one share of the time in every way, without training, and time all files in turns."""
     samples = dataset.sample("train", _SAMPLES)
     models = {"dense": model}
     rows: dict[str, Any] = {"dense": {"accuracy": accuracy(model, dataset)}}
     for name, plan_for in _plans(model, table, samples).items():
+        if ways and name not in ways:
+            continue
         began = time.perf_counter()
         try:
             plan = plan_for(Budget(time=share))
@@ -147,6 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--time", type=float, nargs="*", default=[0.8, 0.65, 0.5])
     parser.add_argument("--work", type=Path, required=True, help="folder for tables and files")
     parser.add_argument("--results", type=Path, default=Path("results/time_budgets"))
+    parser.add_argument(
+        "--ways", nargs="*", help="some of the ways; int8 files of what is cut to ruin are refused"
+    )
     chosen = parser.parse_args(arguments)
     place = chosen.target.replace(":", "_").replace("/", "_")
     path = chosen.results / f"{chosen.model.stem}_{place}.json"
@@ -167,7 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for share in missing:
             folder = chosen.work / place / str(share)
             folder.mkdir(parents=True, exist_ok=True)
-            found[str(share)] = _rows(folder, model, dataset, table, share, chosen.target)
+            found[str(share)] = _rows(
+                folder, model, dataset, table, share, chosen.target, chosen.ways
+            )
             write_json(path, found)
     print(markdown(found))
     return 0

@@ -93,10 +93,9 @@ def _cut(
 ) -> tuple[keras.Model, _Kept | None]:
     """The smaller model, and by layer which of its output channels are left; None for all."""
     if isinstance(plan, JointPlan):
+        # Fitted once, at the end: a fit of what was fitted before to the same samples loses more
+        # on others than it gains.
         fewer, kept = _cut(model, plan.channels, calibration_data, None, model_class)
-        if plan.ranks.ranks and calibration_data is not None:
-            # The ranks were chosen for the model that its users would have at this point.
-            refit_in_sequence(model, fewer, calibration_data, kept=kept)
         return _cut(fewer, plan.ranks, calibration_data, latency, model_class)[0], kept
     if isinstance(plan, ChannelPlan):
         removal = Removal(model, plan.removed)

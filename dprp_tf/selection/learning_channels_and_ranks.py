@@ -350,7 +350,7 @@ def _rounded(
     tolerance, first = asked.tolerance, at
     while True:
         channels = _channel_plan(model, problem, widths, at, learning, multiple, seen)
-        small = cut(model, channels, calibration_data=seen)
+        small = cut(model, channels, calibration_data=seen, refit=False)
         space = _space(small, problem, seen, widths.time(at))
         bounds = {
             name: bound

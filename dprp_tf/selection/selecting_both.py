@@ -121,7 +121,8 @@ def select_channels_and_ranks(
     told(None, "cutting what was chosen")
     bounds = asked.on(latency).bounds
     channels = choice.plan(widths, bounds)
-    small = cut(model, channels, calibration_data=x)
+    # With ranks too, all is fitted once at the end, as `cut` does.
+    small = cut(model, channels, calibration_data=x, refit=not ranks)
     part, result = _ranked(model, small, channels, ranks, decomposition, latency, x)
     counted = model_cost(result)
     cost = {"parameters": float(counted.parameters)}
