@@ -38,7 +38,7 @@ class CutKernel:
     >>> layer.set_weights([np.array([[1.0], [3.0]])])
     >>> reads = {"a": [np.array([0]), np.array([1])]}
     >>> kernel = CutKernel(layer, np.eye(2), (reads, {}), "channel")
-    >>> kernel.at((("a", 1),), None).round(6).tolist()
+    >>> kernel.at((("a", 1),), None).round(2).tolist()
     [[0.0], [3.0]]
     """
 
