@@ -99,10 +99,10 @@ def _cut(
         return _cut(fewer, plan.ranks, calibration_data, latency, model_class)[0], kept
     if isinstance(plan, ChannelPlan):
         removal = Removal(model, plan.removed)
-        small, masks = removal.smaller(model_class), removal.masks()
+        small = removal.smaller(model_class)
         if calibration_data is not None:
-            refit_readers(model, small, masks, calibration_data)
-        return small, {key: makes for key, (_, makes) in masks.items()}
+            refit_readers(model, small, removal.masks, calibration_data)
+        return small, removal.kept()
     result_class = plain_class(model, model_class)
     if not plan.ranks:
         return compiled_like(rewrite(model, lambda layer: None, result_class), model), None

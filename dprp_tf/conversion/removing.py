@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -80,7 +81,7 @@ class Removal:
     >>> inputs = keras.Input((4,))
     >>> x = keras.layers.Dense(3, name="a")(inputs)
     >>> model = keras.Model(inputs, keras.layers.Dense(2, name="b")(x))
-    >>> Removal(model, {"a": [1]}).masks()["b"][0].tolist()
+    >>> Removal(model, {"a": [1]}).masks["b"][0].tolist()
     [True, False, True]
     """
 
@@ -120,18 +121,23 @@ class Removal:
         )
         return smaller, pairs
 
+    @cached_property
     def masks(self) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-        """Return what layers with weights keep of the channels that they take and give.
-
-        Returns:
-            By layer key two masks, of shapes (channels in,) and (channels out,).
-        """
+        """By layer key what it keeps of the channels that it takes and gives, a mask of each."""
         found = {}
         for key, layer in layer_keys(self._model).items():
             record = self._followed.layers.get(id(layer))
             if record is not None:
                 found[key] = self._mask(record.reads), self._mask(record.makes)
         return found
+
+    def kept(self) -> dict[str, NDArray[np.bool_]]:
+        """Return which of the channels that they give layers with weights keep.
+
+        Returns:
+            By layer key a mask of shape (channels,), as `refit_in_sequence` takes it.
+        """
+        return {key: makes for key, (_, makes) in self.masks.items()}
 
     def _replace(self, operation: Any) -> Callable[..., Any] | None:
         record = self._followed.layers.get(id(operation))

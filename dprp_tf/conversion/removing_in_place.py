@@ -123,7 +123,7 @@ class _Planned:
     def __init__(self, model: keras.Model, channels: Mapping[str, Iterable[int]]) -> None:
         removal = Removal(model, channels)
         layers = layer_keys(model)
-        self.masks = removal.masks()
+        self.masks = removal.masks
         self.cuts: list[tuple[keras.Variable, WeightCut]] = []
         for key, (reads, makes) in self.masks.items():
             if reads.all() and makes.all():

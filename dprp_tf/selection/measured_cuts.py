@@ -22,7 +22,7 @@ from dprp_tf.selection.channel_choice import ChannelChoice
 from dprp_tf.selection.scoring.cut_kernels import CutKernel
 from dprp_tf.selection.scoring.kernel_swaps import KernelSwaps
 from dprp_tf.selection.scoring.output_change import OutputChange
-from dprp_tf.selection.solving.cut_levels import Levels, descend, exchange
+from dprp_tf.selection.solving.cut_levels import Levels, descend, exchange, penalty
 from dprp_tf.selection.solving.joint_costs import JointCosts
 
 __all__ = ["MeasuredCuts", "gives_classes"]
@@ -31,7 +31,6 @@ _Side = dict[str, list[NDArray[np.intp]]]
 
 # So that of cuts that change no output the one goes first that changes least inside.
 _INSIDE = 1e-3
-_FLOOR = 1e-9
 
 
 class MeasuredCuts:
@@ -101,9 +100,7 @@ class MeasuredCuts:
         self._inside = {
             **{
                 _of_group(name): [
-                    -np.log(
-                        max(1 - float(choice.order(name)[1][self._sizes[name] - width]), _FLOOR)
-                    )
+                    penalty(float(choice.order(name)[1][self._sizes[name] - width]))
                     for width in row
                 ]
                 for name, row in self._widths.items()
@@ -274,10 +271,7 @@ def _losses(
 ) -> list[float]:
     kernel = np.asarray(keras.ops.convert_to_numpy(layer.kernel))
     truncation = OutputTruncation(kernel, decomposition, moments)
-    return [
-        0.0 if rank is None else -float(np.log(max(1 - truncation.lost((rank,)), _FLOOR)))
-        for rank in ranks
-    ]
+    return [0.0 if rank is None else penalty(truncation.lost((rank,))) for rank in ranks]
 
 
 def _sides(

@@ -178,9 +178,7 @@ def _ranked(
     )
     # As `cut` does with both, but for the channels, which have gone already.
     result = cut(small, part, calibration_data=x, refit=False, latency=times)
-    masks = Removal(model, channels.removed).masks()
-    kept = {name: makes for name, (_, makes) in masks.items()}
-    refit_in_sequence(model, result, x, kept=kept)
+    refit_in_sequence(model, result, x, kept=Removal(model, channels.removed).kept())
     return part, result
 
 

@@ -23,7 +23,6 @@ from dprp_tf.cli.main import app
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.data import Dataset
-from dprp_tf.data import load as load_data
 from dprp_tf.runs import learning_plans
 from dprp_tf.runs.kept_plans import load_plan
 from dprp_tf.runs.learning_plans import learning_data, learning_of, samples_of_cuts
@@ -37,26 +36,6 @@ _LIMIT = 300
 FEW = {"steps": 60, "most_steps": 60, "adam_rate": 0.03}
 KINDS = {"ranks": dprp.RankPlan, "channels": dprp.ChannelPlan, "both": dprp.JointPlan}
 WORDS = {"ranks": "ranks", "channels": "channels", "both": "channels and ranks"}
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load_data("digits", image_size=8)
-
-
-@pytest.fixture(scope="module")
-def dense(digits: Dataset) -> keras.Model:
-    keras.utils.set_random_seed(5)
-    inputs = keras.Input(digits.image_shape)
-    x = keras.layers.Rescaling(1 / 255)(inputs)
-    x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="first")(x)
-    x = keras.layers.Conv2D(24, 3, strides=2, activation="relu", name="second")(x)
-    x = keras.layers.Flatten()(x)
-    model = keras.Model(inputs, keras.layers.Dense(10, name="classes")(x))
-    dprp.FineTuning(epochs=6, learning_rate=0.05, batch_size=64).fit(
-        model, (digits.x_train, digits.y_train)
-    )
-    return model
 
 
 @pytest.fixture

@@ -20,32 +20,11 @@ from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.data import Dataset
-from dprp_tf.data import load as load_data
 from dprp_tf.runs import choosing_channels, settings
 from dprp_tf.runs.selecting import select_in_folder
 from dprp_tf.runs.settings import SelectionSettings
 from dprp_tf.runs.time_tables import load_table
 from dprp_tf.selection.channel_choice import CHANNEL_METHODS
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load_data("digits", image_size=8)
-
-
-@pytest.fixture(scope="module")
-def dense(digits: Dataset) -> keras.Model:
-    keras.utils.set_random_seed(5)
-    inputs = keras.Input(digits.image_shape)
-    x = keras.layers.Rescaling(1 / 255)(inputs)
-    x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="first")(x)
-    x = keras.layers.Conv2D(24, 3, strides=2, activation="relu", name="second")(x)
-    x = keras.layers.Flatten()(x)
-    model = keras.Model(inputs, keras.layers.Dense(10, name="classes")(x))
-    dprp.FineTuning(epochs=6, learning_rate=0.05, batch_size=64).fit(
-        model, (digits.x_train, digits.y_train)
-    )
-    return model
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from dprp_tf.costs.latency_row import LayerLatency
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.rank_plan import RankPlan
 from dprp_tf.data import Dataset, StreamedImages
-from dprp_tf.data import load as load_data
 from dprp_tf.data.augmentation import ResizedCrop
 from dprp_tf.layers import low_rank_layers
 from dprp_tf.runs.selecting import _held_out, select_in_folder, selector_of
@@ -29,26 +28,6 @@ from dprp_tf.runs.settings import SelectionSettings
 from dprp_tf.selection.methods.beam import BeamSearch
 from dprp_tf.selection.methods.similarity import FeatureSimilarity
 from dprp_tf.selection.selecting import select_ranks
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load_data("digits", image_size=8)
-
-
-@pytest.fixture(scope="module")
-def dense(digits: Dataset) -> keras.Model:
-    keras.utils.set_random_seed(5)
-    inputs = keras.Input(digits.image_shape)
-    x = keras.layers.Rescaling(1 / 255)(inputs)
-    x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="first")(x)
-    x = keras.layers.Conv2D(24, 3, strides=2, activation="relu", name="second")(x)
-    x = keras.layers.Flatten()(x)
-    model = keras.Model(inputs, keras.layers.Dense(10, name="classes")(x))
-    dprp.FineTuning(epochs=6, learning_rate=0.05, batch_size=64).fit(
-        model, (digits.x_train, digits.y_train)
-    )
-    return model
 
 
 def _accuracy(model: keras.Model, data: Dataset) -> float:

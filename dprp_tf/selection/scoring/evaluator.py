@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dprp_tf.costs.accuracy import class_labels, only_output, top_1_accuracy
 from dprp_tf.costs.rank_space import Ranks, RankSpace
 from dprp_tf.selection.scoring.kernel_swaps import KernelSwaps
+from dprp_tf.selection.scoring.log_probabilities import are_probabilities, log_probabilities
 from dprp_tf.selection.scoring.samples import label_lengths
 
 __all__ = ["CandidateEvaluator", "Evaluation"]
@@ -141,10 +142,5 @@ def _cross_entropy(y: NDArray[Any], predictions: NDArray[Any]) -> float:
     """Mean of -log p of the labels; what is no distribution yet is taken for logits."""
     labels = class_labels(y, predictions)
     scores = predictions.astype(np.float64)
-    sums = scores.sum(axis=-1)
-    if scores.min() >= 0 and np.allclose(sums, 1.0, atol=1e-3):
-        logs = np.log(np.maximum(scores, 1e-12))
-    else:
-        top = scores.max(axis=-1, keepdims=True)
-        logs = scores - top - np.log(np.exp(scores - top).sum(axis=-1, keepdims=True))
+    logs = log_probabilities(scores, probabilities=are_probabilities(scores))
     return float(-np.mean(np.take_along_axis(logs, labels[..., None], axis=-1)))

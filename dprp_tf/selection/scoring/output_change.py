@@ -6,7 +6,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
+
+from dprp_tf.selection.scoring.log_probabilities import are_probabilities, log_probabilities
 
 __all__ = ["OutputChange"]
 
@@ -32,7 +33,7 @@ class OutputChange:
     def __init__(self, outputs: Any, *, classes: bool) -> None:
         self._whole = [np.asarray(part, np.float64) for part in keras.tree.flatten(outputs)]
         self._classes = classes
-        self._logits = [not _probabilities(part) for part in self._whole]
+        self._probabilities = [are_probabilities(part) for part in self._whole]
         self._spread = [
             max(float(np.sum((part - part.mean(axis=0)) ** 2)), np.finfo(float).tiny)
             for part in self._whole
@@ -53,18 +54,9 @@ class OutputChange:
                 for part, whole, spread in zip(found, self._whole, self._spread, strict=True)
             )
         total = 0.0
-        for part, whole, logits in zip(found, self._whole, self._logits, strict=True):
-            before, after = _logs(whole, logits), _logs(part, logits)
+        for part, whole, kind in zip(found, self._whole, self._probabilities, strict=True):
+            before, after = (
+                log_probabilities(scores, probabilities=kind) for scores in (whole, part)
+            )
             total += float(np.mean(np.sum(np.exp(before) * (before - after), axis=-1)))
         return max(total, 0.0)
-
-
-def _probabilities(scores: NDArray[np.float64]) -> bool:
-    return bool(scores.min() >= 0 and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3))
-
-
-def _logs(scores: NDArray[np.float64], logits: bool) -> NDArray[np.float64]:
-    if not logits:
-        return np.asarray(np.log(np.maximum(scores, 1e-12)))
-    top = scores - scores.max(axis=-1, keepdims=True)
-    return np.asarray(top - np.log(np.exp(top).sum(axis=-1, keepdims=True)))

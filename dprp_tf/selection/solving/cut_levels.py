@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Levels", "descend", "exchange"]
+__all__ = ["Levels", "descend", "exchange", "penalty"]
 
 Levels = Mapping[str, int]
 """By part how far it is cut: 0 is whole, and each level more is cut further."""
@@ -16,10 +16,29 @@ Levels = Mapping[str, int]
 Cost = Callable[[Levels], Mapping[str, float]]
 Damage = Callable[[Sequence[Levels], Levels], Sequence[float]]
 
+# Least share kept that counts.
+_FLOOR = 1e-9
 # Levels that are looked ahead.
 _AHEAD = 8
 # Moves that are combined, those that gain most; and combinations that are tried for real.
 _COMBINED, _TRIED = 12, 16
+
+
+def penalty(lost: float) -> float:
+    """Return -log of the share that is kept, so that sums of penalties are products of shares.
+
+    Args:
+        lost: The share lost, 0 to 1.
+
+    Returns:
+        0 or more; of nothing kept that of 1e-9.
+
+    Example:
+
+    >>> round(penalty(0.5), 4)
+    0.6931
+    """
+    return -float(np.log(max(1 - lost, _FLOOR)))
 
 
 def descend(

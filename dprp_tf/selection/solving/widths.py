@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dprp_tf.costs.budget import BudgetError
-from dprp_tf.selection.solving.cut_levels import descend
+from dprp_tf.selection.solving.cut_levels import descend, penalty
 
 __all__ = ["choose_widths"]
 
-_FLOOR = 1e-9
 
 Widths = Mapping[str, int]
 
@@ -49,7 +48,7 @@ def choose_widths(
     {'a': 2, 'b': 1}
     """
     penalties = {
-        name: [-np.log(max(1 - float(np.asarray(lost[name])[sizes[0] - w]), _FLOOR)) for w in sizes]
+        name: [penalty(float(np.asarray(lost[name])[sizes[0] - w])) for w in sizes]
         for name, sizes in widths.items()
     }
 
