@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dprp_tf.channels.groups import ChannelGroup, ChannelGroups, channel_groups
+    from dprp_tf.compression.compressing import BestFile, compress
+    from dprp_tf.compression.settings import CompressionSettings
     from dprp_tf.conversion.cutting import cut
     from dprp_tf.conversion.factorizing import factorize
     from dprp_tf.conversion.folding import FoldedLayer, choose_forms, fold
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from dprp_tf.training.settings import DPRPSettings
 
 __all__ = [
+    "BestFile",
     "Budget",
     "BudgetError",
     "BudgetPruning",
@@ -58,6 +61,7 @@ __all__ = [
     "ChannelPlan",
     "ChannelPruning",
     "Compressed",
+    "CompressionSettings",
     "DPRPModel",
     "DPRPSettings",
     "Distillation",
@@ -87,6 +91,7 @@ __all__ = [
     "bsr",
     "channel_groups",
     "choose_forms",
+    "compress",
     "cut",
     "distribution",
     "factorize",
@@ -104,6 +109,7 @@ __version__ = "0.2.0"
 
 # Names are imported when first used, so that `dprp --help` does not wait for TensorFlow.
 _HOMES = {
+    "BestFile": "compression.compressing",
     "Budget": "costs.budget",
     "BudgetError": "costs.budget",
     "BudgetPruning": "training.budget_pruning",
@@ -112,6 +118,7 @@ _HOMES = {
     "ChannelPlan": "costs.channel_plan",
     "ChannelPruning": "selection.channel_pruning",
     "Compressed": "selection.compressing",
+    "CompressionSettings": "compression.settings",
     "DPRPModel": "training.model",
     "DPRPSettings": "training.settings",
     "Distillation": "training.distillation",
@@ -141,6 +148,7 @@ _HOMES = {
     "bsr": "selection.compressing",
     "channel_groups": "channels.groups",
     "choose_forms": "conversion.folding",
+    "compress": "compression.compressing",
     "cut": "conversion.cutting",
     "distribution": "training.distribution",
     "factorize": "conversion.factorizing",

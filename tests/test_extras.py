@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OWN = {"export", "qat", "report"}
+OWN = {"export", "qat", "report", "search"}
 MODULES = {
     "ai-edge-litert": "ai_edge_litert",
     "tensorflow-model-optimization": "tensorflow_model_optimization",
@@ -138,7 +138,7 @@ def _run(script: str, folder: Path) -> str:
 
 def test_dev_and_all_bring_everything() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert extras["all"] == ["dprp-tf[export,jax,qat,report]"]
+    assert extras["all"] == ["dprp-tf[export,jax,qat,report,search]"]
     assert "dprp-tf[all]" in extras["dev"]
     assert set(extras) == {*OWN, "jax", "all", "dev"}
     needed = {re.split(r"[\[<>=]", line)[0] for line in PROJECT["dependencies"]}

@@ -32,8 +32,9 @@ FLOORS = {
     "deploy": 6,
     "report": 7,
     "runs": 8,
-    "experiments": 9,
-    "cli": 10,
+    "compression": 9,
+    "experiments": 10,
+    "cli": 11,
 }
 # Likewise within a room that has rooms of its own; its other modules stand where they need to.
 INNER_FLOORS = {

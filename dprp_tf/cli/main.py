@@ -6,12 +6,13 @@ import os
 
 # Each group registers its commands when imported; `dprp --help` lists them in this order.
 from dprp_tf.cli import looking, training  # isort: skip
-from dprp_tf.cli import selecting, listing_channels, planning, deploying, reporting  # isort: skip
+from dprp_tf.cli import compressing, selecting, listing_channels, planning, deploying, reporting  # isort: skip
 from dprp_tf.cli.app import app
 from dprp_tf.cli.console import told_warnings
 
 __all__ = [
     "app",
+    "compressing",
     "deploying",
     "listing_channels",
     "looking",

@@ -192,11 +192,12 @@ class Dataset:
         rows = balanced_sample(y, samples, seed)
         return np.asarray(x[rows]).astype(np.float32), y[rows]
 
-    def with_rows(self, rows: np.ndarray) -> Dataset:
-        """Return the data set with some of its training samples alone.
+    def with_rows(self, rows: np.ndarray, split: str = "train") -> Dataset:
+        """Return the data set with some of the samples of a split alone.
 
         Args:
             rows: Their numbers, in the order in which they are wanted.
+            split: `"train"` or `"test"`. Default `"train"`.
 
         Returns:
             The data with those; images on disk stay there.
@@ -208,10 +209,11 @@ class Dataset:
         >>> tiny.with_rows(np.array([3, 0])).y_train.tolist()
         [1, 0]
         """
-        images = self.x_train
+        images, labels = getattr(self, f"x_{split}"), getattr(self, f"y_{split}")
         # Indexed, those on disk would all be read.
         kept = images.subset(rows) if isinstance(images, StreamedImages) else images[rows]
-        return replace(self, x_train=kept, y_train=self.y_train[rows])
+        changed: dict[str, Any] = {f"x_{split}": kept, f"y_{split}": labels[rows]}
+        return replace(self, **changed)
 
     def normalized(self, mean: Sequence[float], std: Sequence[float]) -> Dataset:
         """Return the data set as (x - mean) / std, for a model that expects such inputs.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dprp_tf.files.tables import lay_out
 from dprp_tf.report.bench_warnings import bench_warnings
-from dprp_tf.report.formatting import clean_name
-from dprp_tf.report.loading import texts
+from dprp_tf.report.formatting import clean_name, number
+from dprp_tf.report.loading import records, texts
 from dprp_tf.report.tables.benchmarks import run_tables
 from dprp_tf.report.tables.cells import Cell, Table
 from dprp_tf.report.tables.files import files_table
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-__all__ = ["bench_report", "results_table"]
+__all__ = ["bench_report", "front_table", "results_table"]
 
 _NOTES = {
     "file names": ("Model",),
@@ -69,6 +70,52 @@ def results_table(results: Mapping[str, Any]) -> Group:
     for note in texts(results, "notes"):
         parts += [Text(), Text(clean_name(note))]
     return Group(*parts)
+
+
+def front_table(results: Mapping[str, Any]) -> RichTable:
+    """Lay out the files of a search for the best one, the fastest first.
+
+    Args:
+        results: Content of `results.json`.
+
+    Returns:
+        A table for `rich`: each file that no other beats, and the dense ones.
+
+    Raises:
+        ValueError: If `front` in `results` doesn't hold objects.
+
+    Example:
+
+    >>> front_table({"front": [{"label": "dense", "score": 0.9, "accuracy": 0.9, "time": 1.0,
+    ...     "size": 1.0, "dense": True}]}).row_count
+    1
+    """
+    rows = sorted(
+        (row for row in records(results, "front") if row.get("dense") or not row.get("beaten")),
+        key=lambda row: number(row.get("time")),
+    )
+    return lay_out(
+        {
+            "file": "fold",
+            "validation": "right",
+            "test": "right",
+            "time": "right",
+            "bytes": "right",
+            "": "left",
+        },
+        (
+            (
+                clean_name(row.get("label") or ""),
+                f"{number(row.get('score')):.2%}",
+                f"{number(row.get('accuracy')):.2%}",
+                f"{number(row.get('time')):.2f}",
+                f"{number(row.get('size')):.2f}",
+                "best" if row.get("best") else "will do" if row.get("meets") else "",
+            )
+            for row in rows
+        ),
+        title="Files, with time and bytes as shares of the dense file's",
+    )
 
 
 def bench_report(bench: Mapping[str, Any]) -> Group:

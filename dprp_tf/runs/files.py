@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from dprp_tf import deploy
+import dprp_tf.deploy as deploy
 from dprp_tf.data import Dataset, StreamedImages
 
-__all__ = ["FORMATS", "Format", "format_for", "timed_files"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "file_accuracy",
+    "format_for",
+    "time_rows",
+    "timed_files",
+    "write_file",
+]
 
 # Of each split, of every class alike, to calibrate a file on and to verify it with.
 _IMAGES = 256
@@ -108,49 +116,125 @@ def timed_files(
     >>> timed_files.__name__
     'timed_files'
     """
-    entry, rows = FORMATS[label], []
-    images, _ = dataset.sample("test", _IMAGES)
-    calibration = dataset.sample("train", _IMAGES)[0] if entry.quantization == "int8" else None
+    rows = []
     for name, model in models.items():
         progress(f"{label}: {name}")
-        path = folder / f"{name}_{entry.suffix}"
-        report = deploy.export(
-            model,
-            path,
-            quantization=entry.quantization,
-            calibration_data=calibration,
-            verification_data=images,
-            class_scores=True,
-        )
-        rows.append(
-            {
-                "model": name,
-                "format": label,
-                "file": path.name,
-                "size_bytes": report.size_bytes,
-                "accuracy": _file_accuracy(path, dataset),
-                "max_error": report.max_error,
-                "top1_agreement": report.top1_agreement,
-                "verified": report.passed,
-            }
-        )
+        rows.append(write_file(folder, label, name, model, dataset))
     progress(f"{label}: timing")
+    return time_rows(folder, rows, dataset, target=target, threads=threads, repeats=repeats)
+
+
+def write_file(
+    folder: Path, label: str, name: str, model: keras.Model, dataset: Dataset
+) -> dict[str, Any]:
+    """Write a model as a file, verify it, and find its accuracy.
+
+    Args:
+        folder: Where the file goes.
+        label: One of `FORMATS`.
+        name: What the model is called.
+        model: A plain model.
+        dataset: Its data, as for `timed_files`.
+
+    Returns:
+        The file's row, without times.
+
+    Raises:
+        ParityError: If the file computes something else than the model.
+
+    Example:
+
+    >>> write_file.__name__
+    'write_file'
+    """
+    entry = FORMATS[label]
+    path = folder / f"{name}_{entry.suffix}"
+    calibration = dataset.sample("train", _IMAGES)[0] if entry.quantization == "int8" else None
+    report = deploy.export(
+        model,
+        path,
+        quantization=entry.quantization,
+        calibration_data=calibration,
+        verification_data=dataset.sample("test", _IMAGES)[0],
+        class_scores=True,
+    )
+    return {
+        "model": name,
+        "format": label,
+        "file": path.name,
+        "size_bytes": report.size_bytes,
+        "accuracy": file_accuracy(path, dataset),
+        "max_error": report.max_error,
+        "top1_agreement": report.top1_agreement,
+        "verified": report.passed,
+    }
+
+
+def time_rows(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    dataset: Dataset,
+    *,
+    target: str = "local",
+    threads: int = 1,
+    repeats: int = 60,
+) -> list[dict[str, Any]]:
+    """Time files in turns, whatever their formats.
+
+    Args:
+        folder: Where they are.
+        rows: What `write_file` returned of each; ratios are relative to the first.
+        dataset: Their data, of which an image is run.
+        target: Where to time them. Default: this machine.
+        threads: Threads of the runtime. Default 1.
+        repeats: Timed rounds. Default 60.
+
+    Returns:
+        The rows with what was measured.
+
+    Raises:
+        TargetError: If the target can't be reached or lacks the runtime.
+
+    Example:
+
+    >>> time_rows.__name__
+    'time_rows'
+    """
     paths = [folder / row["file"] for row in rows]
     timed = deploy.compare(
-        paths, threads=threads, repeats=repeats, target=target, inputs=images[:1]
+        paths,
+        threads=threads,
+        repeats=repeats,
+        target=target,
+        inputs=dataset.sample("test", 1)[0],
     )
-    first = next(iter(models))
+    found = []
     for row, result, ratio in zip(rows, timed.results, timed.ratios, strict=True):
         middle = {"median": result.median_ms, "p10": result.p10_ms, "p90": result.p90_ms}
-        row |= {"latency_ms": middle, "peak_memory_bytes": result.peak_memory_bytes}
-        if row["model"] != first:
-            row["latency_ratio"] = ratio.ratio
-            row["latency_ratio_interval"] = [ratio.low, ratio.high]
-    return rows
+        measured = {"latency_ms": middle, "peak_memory_bytes": result.peak_memory_bytes}
+        if row is not rows[0]:
+            measured["latency_ratio"] = ratio.ratio
+            measured["latency_ratio_interval"] = [ratio.low, ratio.high]
+        found.append({**row, **measured})
+    return found
 
 
-def _file_accuracy(path: Path, dataset: Dataset, images: int = 500) -> float:
-    """Top-1 accuracy of a file; images that stay on disk come a part at a time."""
+def file_accuracy(path: Path, dataset: Dataset, images: int = 500) -> float:
+    """Return the top-1 accuracy of a file on the test split.
+
+    Args:
+        path: The file.
+        dataset: The data; images that stay on disk come a part at a time.
+        images: How many are read at once. Default 500.
+
+    Returns:
+        The share of images whose largest output is their class.
+
+    Example:
+
+    >>> file_accuracy.__name__
+    'file_accuracy'
+    """
     if not isinstance(dataset.x_test, StreamedImages):
         return deploy.evaluate_file(path, dataset.x_test, dataset.y_test)
     correct = 0.0

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from dprp_tf.files.atomic import read_json
 
-__all__ = ["DEMO", "REPRODUCTION", "SELECTION", "TRAINING", "Owner", "owner_of", "require_own"]
+__all__ = [
+    "COMPRESSION",
+    "DEMO",
+    "REPRODUCTION",
+    "SELECTION",
+    "TRAINING",
+    "Owner",
+    "owner_of",
+    "require_own",
+]
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,16 @@ REPRODUCTION = Owner(
     ("row", "paper"),
     ("history.json", "ranks.json", "plots/*.png"),
 )
-_OWNERS = (TRAINING, SELECTION, DEMO, REPRODUCTION)
+COMPRESSION = Owner(
+    "a search for the best file",
+    "config.json",
+    ("compression",),
+    (
+        *("clock.json", "dense.json", "widths.json", "study.sqlite3", "results.json"),
+        *("candidates", "files", "best.keras", "best.tflite", "best.onnx", *_REPORT),
+    ),
+)
+_OWNERS = (TRAINING, SELECTION, DEMO, REPRODUCTION, COMPRESSION)
 
 
 def owner_of(folder: str | os.PathLike[str]) -> Owner | None:

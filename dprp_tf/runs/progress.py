@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
 import keras
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -36,7 +36,7 @@ class Display:
         self._console = console or Console(stderr=True)
         self._live = self._console.is_terminal and not quiet
         self._quiet = quiet
-        self._progress = Progress(
+        self._progress = _Bars(
             TextColumn("{task.description:<22}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -71,6 +71,20 @@ class Display:
         elif not self._quiet:
             self._console.print(Text(name))
 
+    def line(self, text: str) -> None:
+        """Show a line that stays, of something that is done."""
+        if not self._quiet:
+            self._console.print(Text(shown(text)))
+
+    def show(self, above: RenderableType | None) -> None:
+        """Show something above the bars from now on, such as a table; None for nothing.
+
+        Without a terminal nothing is shown.
+        """
+        self._progress.above = above
+        if self._live:
+            self._progress.refresh()
+
     def finish(self) -> None:
         """Close the bar of `step`."""
         if self._live and self._step is not None:
@@ -103,6 +117,17 @@ class Display:
             A Keras callback.
         """
         return _TrainingBar(self, name, epochs)
+
+
+class _Bars(Progress):
+    """Bars with something above them."""
+
+    above: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.above is not None:
+            yield self.above
+        yield from super().get_renderables()
 
 
 class _SearchBar:

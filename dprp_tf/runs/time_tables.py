@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from dprp_tf import deploy
+import dprp_tf.deploy as deploy
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.width_table import WidthTable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -28,6 +29,9 @@ from dprp_tf.selection.solving.joint_costs import JointCosts
 __all__ = ["MeasuredCuts", "gives_classes"]
 
 _Side = dict[str, list[NDArray[np.intp]]]
+
+# How the names of the parts begin that may be cut.
+_PARTS = {"both": "", "channels": "group", "ranks": "layer"}
 
 # So that of cuts that change no output the one goes first that changes least inside.
 _INSIDE = 1e-3
@@ -128,11 +132,16 @@ class MeasuredCuts:
         self._change = OutputChange(whole, classes=classes)
         self._known: dict[tuple[int, ...], float] = {}
 
-    def choose(self, shares: Mapping[str, float]) -> tuple[dict[str, int], dict[str, int]]:
+    def choose(
+        self, shares: Mapping[str, float], cut: str = "both"
+    ) -> tuple[dict[str, int], dict[str, int]]:
         """Return the widths and ranks found for some bounds.
+
+        What each cut changes by itself is measured the first time, and known after that.
 
         Args:
             shares: The largest shares of the whole model's costs, by metric.
+            cut: `"both"`, or `"channels"` or `"ranks"` alone. Default `"both"`.
 
         Returns:
             Widths by group and ranks by layer, those of layers that are cut.
@@ -144,22 +153,26 @@ class MeasuredCuts:
         def cost(levels: Levels) -> Mapping[str, float]:
             return self._costs.shares(*self._meant(levels))
 
-        alone = self._alone()
+        prefix = _PARTS[cut]
+        # What must not be cut has one level, whole.
+        counts = {
+            part: count if part.startswith(prefix) else 1 for part, count in self._counts.items()
+        }
         starts = []
-        for penalties in (alone, self._inside):
-            for kept in ("", "group", "layer"):
+        for penalties in (self._alone, self._inside):
+            for kept in dict.fromkeys((prefix, *(_PARTS.values() if cut == "both" else ()))):
                 chosen = {part: row for part, row in penalties.items() if part.startswith(kept)}
                 found = descend(chosen, cost, shares) if chosen else None
                 if found is not None:
                     starts.append({**dict.fromkeys(self._counts, 0), **found})
         if not starts:
-            least = cost({part: count - 1 for part, count in self._counts.items()})
+            least = cost({part: count - 1 for part, count in counts.items()})
             metric = max(shares, key=lambda name: least[name] / shares[name])
             raise BudgetError(
                 shares[metric],
                 least[metric],
                 metric=metric,
-                smallest="at the least widths" + (" and ranks" if self._ranks else ""),
+                smallest=f"at the least {self._least(cut)}",
                 remedy="Raise it, or let more layers be cut. Channels stay in multiples of "
                 f"{self._multiple}.",
             )
@@ -167,7 +180,7 @@ class MeasuredCuts:
         changes = self._changes(starts, whole)
         best = exchange(
             starts[int(np.argmin(changes))],
-            self._counts,
+            counts,
             cost,
             shares,
             self._changes,
@@ -184,6 +197,12 @@ class MeasuredCuts:
         }
         return widths, paying
 
+    def _least(self, cut: str) -> str:
+        """What is least where all is cut as far as can be, in words."""
+        found = {"widths": cut != "ranks", "ranks": bool(self._ranks) and cut != "channels"}
+        return " and ".join(name for name, cuts in found.items() if cuts)
+
+    @cached_property
     def _alone(self) -> dict[str, list[float]]:
         """By part what each of its levels changes by itself, never less than the one before."""
         whole = dict.fromkeys(self._counts, 0)

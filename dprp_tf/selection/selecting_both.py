@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import keras
 
-from dprp_tf.conversion.cutting import cut
+from dprp_tf.conversion.cutting import cut as apply_plan
 from dprp_tf.conversion.output_truncations import output_truncations
 from dprp_tf.conversion.removing import Removal
 from dprp_tf.conversion.sequential_refitting import refit_in_sequence
@@ -25,7 +26,7 @@ from dprp_tf.selection.channel_choice import ChannelChoice
 from dprp_tf.selection.measured_cuts import MeasuredCuts, gives_classes
 from dprp_tf.selection.solving.joint_costs import JointCosts
 
-__all__ = ["select_channels_and_ranks"]
+__all__ = ["JointSelection", "select_channels_and_ranks"]
 
 # Those whose stages are plain layers, of which a width table knows the cost.
 _DECOMPOSITIONS = ("separable", "channel")
@@ -93,51 +94,143 @@ def select_channels_and_ranks(
     >>> plan.shares["macs"] <= 0.6
     True
     """
-    check_choice("decomposition", decomposition, _DECOMPOSITIONS)
-    told = progress or (lambda share, text: None)
-    choice = ChannelChoice(
+    selection = JointSelection(
         model,
-        method="outputs",
         data=data,
-        groups=groups,
-        multiple=multiple,
         latency=latency,
+        decomposition=decomposition,
+        groups=groups,
+        layers=layers,
+        multiple=multiple,
+        score=score,
         progress=progress,
         seed=seed,
     )
-    asked = Budget.of(budget)
-    shares = choice.shares_allowed(asked)
-    costs = JointCosts(
-        model, choice.costs, decomposition, _able(latency, decomposition, layers), latency
-    )
-    assert choice.samples is not None
-    x, y = choice.samples
-    judge = None if y is None else resolve_score(score, model, y)
-    cuts = MeasuredCuts(model, choice, costs, classes=gives_classes(model, y), told=told)
-    try:
-        widths, ranks = cuts.choose(shares)
-    except BudgetError as error:
-        raise choice.in_units(error, asked) from None
-    told(None, "cutting what was chosen")
-    bounds = asked.on(latency).bounds
-    channels = choice.plan(widths, bounds)
-    # With ranks too, all is fitted once at the end, as `cut` does.
-    small = cut(model, channels, calibration_data=x, refit=not ranks)
-    part, result = _ranked(model, small, channels, ranks, decomposition, latency, x)
-    counted = model_cost(result)
-    cost = {"parameters": float(counted.parameters)}
-    if counted.macs is not None:
-        cost["macs"] = float(counted.macs)
-    if latency is not None:
-        cost["milliseconds"] = part.cost["milliseconds"]
-    accuracy = {}
-    if judge is not None:
-        accuracy = {
-            name: float(judge(y, network.predict(x, verbose=0)))
-            for name, network in (("dense", model), ("planned", result))
-        }
-    dense = {name: channels.dense[name] for name in cost}
-    return JointPlan("outputs", channels, part, bounds, cost, dense, accuracy)
+    return selection.choose(budget)[0]
+
+
+class JointSelection:
+    """Chooses channels, ranks or both of one model for one budget after another.
+
+    What is measured of the model once, what each cut changes by itself, serves them all.
+
+    Args:
+        model: As `select_channels_and_ranks` takes it, and all others.
+        data: Likewise.
+        latency: Likewise.
+        decomposition: Likewise.
+        groups: Likewise.
+        layers: Likewise.
+        multiple: Likewise.
+        score: Likewise.
+        progress: Likewise.
+        seed: Likewise.
+
+    Raises:
+        ValueError: If an argument is unusable.
+
+    Example:
+
+    >>> import numpy as np
+    >>> inputs = keras.Input((8, 8, 3))
+    >>> x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(16, 3, name="a")(inputs))
+    >>> model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax", name="c")(x))
+    >>> x = np.random.default_rng(0).normal(size=(32, 8, 8, 3))
+    >>> selection = JointSelection(model, data=x)
+    >>> plan, small = selection.choose({"macs": 0.6}, "channels")
+    >>> [row.kept for row in plan.channels.groups], plan.ranks.ranks
+    ([8], {})
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        data: Any,
+        latency: WidthTable | None = None,
+        decomposition: str = "separable",
+        groups: Iterable[str] | None = None,
+        layers: Iterable[str] | None = None,
+        multiple: int = 8,
+        score: Score | None = None,
+        progress: Callable[[float | None, str], None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_choice("decomposition", decomposition, _DECOMPOSITIONS)
+        self._model, self._latency, self._decomposition = model, latency, decomposition
+        self._told = progress or (lambda share, text: None)
+        self._layers = layers
+        self._choice = ChannelChoice(
+            model,
+            method="outputs",
+            data=data,
+            groups=groups,
+            multiple=multiple,
+            latency=latency,
+            progress=progress,
+            seed=seed,
+        )
+        assert self._choice.samples is not None
+        self._x, self._y = self._choice.samples
+        self._judge = None if self._y is None else resolve_score(score, model, self._y)
+
+    @cached_property
+    def _cuts(self) -> MeasuredCuts:
+        able = _able(self._latency, self._decomposition, self._layers)
+        costs = JointCosts(
+            self._model, self._choice.costs, self._decomposition, able, self._latency
+        )
+        classes = gives_classes(self._model, self._y)
+        return MeasuredCuts(self._model, self._choice, costs, classes=classes, told=self._told)
+
+    @cached_property
+    def _dense_accuracy(self) -> dict[str, float]:
+        return self._accuracy("dense", self._model)
+
+    def _accuracy(self, name: str, network: keras.Model) -> dict[str, float]:
+        if self._judge is None:
+            return {}
+        return {name: float(self._judge(self._y, network.predict(self._x, verbose=0)))}
+
+    def choose(
+        self, budget: Budget | float | Mapping[str, float], cut: str = "both"
+    ) -> tuple[JointPlan, keras.Model]:
+        """Choose what is cut for a budget, and return the plan with the model cut by it.
+
+        Args:
+            budget: As `select_channels_and_ranks` takes it.
+            cut: `"both"`, or `"channels"` or `"ranks"` alone. Default `"both"`.
+
+        Returns:
+            The plan, and the smaller model as `dprp_tf.cut` makes it, fitted to the data.
+
+        Raises:
+            BudgetError: If what may be cut does not meet the budget.
+            ValueError: If an argument is unusable.
+        """
+        asked = Budget.of(budget)
+        shares = self._choice.shares_allowed(asked)
+        try:
+            widths, ranks = self._cuts.choose(shares, cut)
+        except BudgetError as error:
+            raise self._choice.in_units(error, asked) from None
+        self._told(None, "cutting what was chosen")
+        bounds = asked.on(self._latency).bounds
+        channels = self._choice.plan(widths, bounds)
+        # With ranks too, all is fitted once at the end, as `cut` does.
+        small = apply_plan(self._model, channels, calibration_data=self._x, refit=not ranks)
+        part, result = _ranked(
+            self._model, small, channels, ranks, self._decomposition, self._latency, self._x
+        )
+        counted = model_cost(result)
+        cost = {"parameters": float(counted.parameters)}
+        if counted.macs is not None:
+            cost["macs"] = float(counted.macs)
+        if self._latency is not None:
+            cost["milliseconds"] = part.cost["milliseconds"]
+        accuracy = {**self._dense_accuracy, **self._accuracy("planned", result)}
+        dense = {name: channels.dense[name] for name in cost}
+        return JointPlan("outputs", channels, part, bounds, cost, dense, accuracy), result
 
 
 def _ranked(
@@ -177,7 +270,7 @@ def _ranked(
         unit=channels.unit,
     )
     # As `cut` does with both, but for the channels, which have gone already.
-    result = cut(small, part, calibration_data=x, refit=False, latency=times)
+    result = apply_plan(small, part, calibration_data=x, refit=False, latency=times)
     refit_in_sequence(model, result, x, kept=Removal(model, channels.removed).kept())
     return part, result
 

@@ -416,7 +416,7 @@ def test_a_data_set_that_has_no_such_setting_says_so(root: Path, tmp_path: Path)
 def test_files_are_compared_on_images_that_stay_on_disk(root: Path, tmp_path: Path) -> None:
     """The accuracy of an exported file, part by part, is that of the model."""
     from dprp_tf import deploy
-    from dprp_tf.runs.files import _file_accuracy
+    from dprp_tf.runs.files import file_accuracy
 
     if keras.backend.backend() != "tensorflow":
         pytest.skip("export needs Keras' TensorFlow backend")
@@ -426,6 +426,6 @@ def test_files_are_compared_on_images_that_stay_on_disk(root: Path, tmp_path: Pa
     y = keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(x)))
     model = keras.Model(x, y)
     deploy.export(model, tmp_path / "a.tflite")
-    assert _file_accuracy(tmp_path / "a.tflite", dataset, images=3) == pytest.approx(
+    assert file_accuracy(tmp_path / "a.tflite", dataset, images=3) == pytest.approx(
         accuracy(model, dataset)
     )

@@ -13,6 +13,7 @@ from dprp_tf.report.errors import NothingToPlotError
 from dprp_tf.report.figures.benchmarks import describe_bench, plot_bench
 from dprp_tf.report.figures.channel_plan import describe_channel_plan, draw_channel_plan
 from dprp_tf.report.figures.cost_by_epoch import describe_cost_by_epoch, plot_cost_by_epoch
+from dprp_tf.report.figures.front import describe_front, plot_front
 from dprp_tf.report.figures.rank_plan import describe_rank_plan, draw_rank_plan
 from dprp_tf.report.figures.ranks_by_layer import describe_ranks_by_layer, plot_ranks_by_layer
 from dprp_tf.report.figures.singular_values import describe_singular_values, plot_singular_values
@@ -53,6 +54,16 @@ class RunFigure:
 
 
 GALLERY = (
+    RunFigure(
+        "front",
+        "results",
+        "The best file among all",
+        "Each file that was measured, its bytes as the area of its point. A line joins those that "
+        "no other beats; small points are candidates that never became files. Up and to the left "
+        "is better.",
+        plot_front,
+        describe_front,
+    ),
     RunFigure(
         "tradeoff",
         "results",

@@ -62,7 +62,8 @@ def plot_tradeoff(results: Mapping[str, Any], theme: str = "light") -> Figure:
     """
     colours = theme_named(theme)
     panels = [panel for panel in _panels(results) if panel.formats]
-    if not panels:
+    # Many files of one search have a picture of their own.
+    if not panels or records(results, "front"):
         raise NothingToPlotError("`results` holds no file with an accuracy and a latency or size.")
     markers = dict(zip(_in_order(panels), itertools.cycle(MARKERS), strict=False))
     palette = _palette(panels, colours)

@@ -1,0 +1,338 @@
+"""What a search does next, by what it knows and the time that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+
+from dprp_tf.compression.goal import Goal, front
+from dprp_tf.compression.outcome import Candidate, Outcome
+
+__all__ = ["SHARES", "Schedule", "Step"]
+
+# The parts of the whole time at whose ends no more cuts are proposed, and none is tuned a little.
+_CUTTING, _TUNING = 0.25, 0.5
+_MOST_CUTS, _MOST_TUNED, _FINISHED = 24, 6, 3
+_MOST_CUTS_AT_ALL = 48
+# Most epochs of a little tuning, and of one to the end.
+_LITTLE, _WHOLE = 8.0, 60.0
+# A part of an epoch below which nothing is learned, and the part of another training's epochs below
+# which the two can't be compared.
+_LEAST, _LESS = 0.1, 0.3
+# What is lost by the cut that is still lost after a little tuning, and of that at the end, before
+# any of both was seen.
+_AFTER_LITTLE, _AFTER_ALL = 0.15, 0.7
+# Accuracy that more training may win beyond what was predicted.
+_HOPE = 0.02
+# Shares that begin the search, of the cost that is wished small.
+_LADDER = (0.65, 0.5, 0.8, 0.35)
+_RATES = (0.05, 0.01)
+# Candidates nearer to each other than this are not told apart.
+_NEAR = 0.02
+# The least and the largest share that a cut is asked for.
+SHARES = (0.08, 0.95)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do.
+
+    Attributes:
+        stage: `"cut"`, `"tuned"` or `"finished"`.
+        candidate: What it is done to; None for a cut that the sampler is to propose.
+        of: The number of the cut that is trained; None for a cut.
+        epochs: Epochs of the training; a part of one is trained on a part of the data.
+        learning_rate: Its rate.
+        goes_on: Whether it goes on from what was finished before.
+    """
+
+    stage: str
+    candidate: Candidate | None = None
+    of: int | None = None
+    epochs: float = 0.0
+    learning_rate: float = _RATES[0]
+    goes_on: bool = False
+
+
+class Schedule:
+    """Decides what is done next: first cuts, then a little training, then training to the end.
+
+    Cuts need no training: a ladder of them comes first, then what the sampler proposes, for a
+    quarter of the time. Of those that none beats in score, time and size, a few are trained a
+    little, the one first that tells most about where the wish's bound lies; the first of them at
+    two rates. Then those are trained to the end that are predicted to be best, one after the other:
+    each result moves what is predicted of the others.
+
+    Args:
+        goal: The wish.
+        seconds: Those of the search, without its preparations.
+        file_seconds: What it takes to write, verify and time one file.
+
+    Example:
+
+    >>> from dprp_tf.compression.outcome import Dense
+    >>> from dprp_tf.compression.settings import CompressionSettings
+    >>> goal = Goal(CompressionSettings(max_drop=0.01), Dense(0.9, 2.0, 1000.0, 10.0, 500))
+    >>> Schedule(goal, seconds=600, file_seconds=5).next([], left=600)
+    Step(stage='cut', candidate=Candidate(cut='both', share=0.65), of=None, epochs=0.0, \
+learning_rate=0.05, goes_on=False)
+    """
+
+    def __init__(self, goal: Goal, seconds: float, file_seconds: float) -> None:
+        self._goal, self._whole, self._file = goal, max(seconds, 1.0), file_seconds
+
+    def next(self, outcomes: Sequence[Outcome], left: float) -> Step | None:
+        """Return what is to be done now.
+
+        Args:
+            outcomes: All steps so far, those that are running too.
+            left: Seconds that are left.
+
+        Returns:
+            A step; None when nothing more can be won in what is left.
+        """
+        known = [one for one in outcomes if one.state != "failed"]
+        cuts = [one for one in known if one.stage == "cut"]
+        used = 1 - left / self._whole
+        cutting = [float(cut.values["seconds"]) for cut in cuts if "seconds" in cut.values]
+        # With no time for another cut and its file, what is known must do.
+        enough = left > self._file + max(cutting, default=0.0)
+        for candidate in self._ladder() if enough else ():
+            if not any(cut.candidate == candidate for cut in cuts):
+                # Of little time the ladder's first steps are enough.
+                if used < _CUTTING or not any(cut.done for cut in cuts):
+                    return Step("cut", candidate)
+                break
+        if enough and used < _CUTTING and len(cuts) < _MOST_CUTS:
+            return Step("cut")
+        done = [cut for cut in cuts if cut.done]
+        if not done:
+            return None
+        tuned = [one for one in known if one.stage == "tuned"]
+        if used < _TUNING and len(tuned) < _MOST_TUNED:
+            step = self._tuning(done, tuned)
+            if step is not None:
+                return step
+        step = self._finishing(done, known, left)
+        if step is None and enough and left > 4 * self._file and len(cuts) < _MOST_CUTS_AT_ALL:
+            # Nothing that is known promises more, and there is time to look further.
+            return Step("cut")
+        return step
+
+    def _ladder(self) -> list[Candidate]:
+        goal = self._goal
+        if goal.by_score:
+            bounds = [bound for bound in (goal.most_time, goal.most_size) if bound is not None]
+            # Predicted times may be told too small by as much.
+            shares = [round(min(SHARES[1], max(SHARES[0], f * min(bounds))), 3) for f in (1, 0.9)]
+            return [Candidate(cut, share) for share in shares for cut in ("both", "channels")]
+        return [
+            *(Candidate("both", share) for share in _LADDER),
+            Candidate("channels", 0.5),
+            Candidate("ranks", 0.65),
+        ]
+
+    def _able(self, cuts: Sequence[Outcome]) -> list[Outcome]:
+        """The cuts worth training: not beaten, each once, within the bounds or nearly so."""
+        kept: list[Outcome] = []
+        for cut in front(cuts):
+            slack = 1.1
+            if not self._goal.allows(cut.time / slack, cut.size / slack):
+                continue
+            near = [one for one in kept if abs(one.time - cut.time) < _NEAR]
+            if not near or cut.score > max(one.score for one in near) + 0.01:
+                kept.append(cut)
+        return kept or list(front(cuts))
+
+    def _tuning(self, cuts: Sequence[Outcome], tuned: Sequence[Outcome]) -> Step | None:
+        seconds = self._whole * (_TUNING - _CUTTING) / _MOST_TUNED
+        if tuned and len(tuned) < len(_RATES):
+            # The same with another rate.
+            first = tuned[0]
+            rates = {one.values.get("learning_rate") for one in tuned}
+            rate = next((rate for rate in _RATES if rate not in rates), None)
+            if rate is not None:
+                epochs = float(first.values.get("epochs", 1.0))
+                return Step("tuned", first.candidate, first.of, epochs, rate)
+        origins = {one.of for one in tuned}
+        able = [cut for cut in self._able(cuts) if cut.number not in origins]
+        if not able:
+            return None
+        goal = self._goal
+        predicted = {cut.number: self._predicted(cut, cuts, tuned, ()) for cut in able}
+        if goal.by_score:
+            chosen = max(able, key=lambda cut: predicted[cut.number])
+        else:
+            assert goal.least_score is not None
+            bound = goal.least_score
+            chosen = min(able, key=lambda cut: abs(predicted[cut.number] - bound))
+        step = self._little(chosen, seconds)
+        return None if step.epochs < _LEAST else replace(step, learning_rate=self._rate(tuned))
+
+    def _little(self, cut: Outcome, seconds: float) -> Step:
+        epochs = _whole_or_part(min(_LITTLE, seconds / self._epoch_seconds(cut)))
+        return Step("tuned", cut.candidate, cut.origin, epochs)
+
+    def _finishing(
+        self, cuts: Sequence[Outcome], known: Sequence[Outcome], left: float
+    ) -> Step | None:
+        goal = self._goal
+        tuned = [one for one in known if one.stage == "tuned"]
+        finished = [one for one in known if one.stage == "finished"]
+        done = [one for one in finished if one.done]
+        slots = max(1, _FINISHED - len(finished))
+        seconds = left / slots - self._file
+        if left < self._file:
+            return None
+        origins = {one.of for one in finished}
+        best = [one for one in done if goal.meets(one.score, one.time, one.size)]
+        least = min((goal.cost(one.time, one.size) for one in best), default=1.0)
+        able = [cut for cut in self._able(cuts) if cut.number not in origins]
+        if not goal.by_score:
+            # Only what is cheaper than the best can be better.
+            able = [cut for cut in able if goal.cost(cut.time, cut.size) < least - _NEAR / 2]
+        predicted = {cut.number: self._predicted(cut, cuts, tuned, done) for cut in able}
+        chosen: Outcome | None = None
+        if goal.by_score:
+            chosen = max(able, key=lambda cut: predicted[cut.number], default=None)
+        else:
+            assert goal.least_score is not None
+            hoped = [cut for cut in able if predicted[cut.number] >= goal.least_score]
+            chosen = min(hoped, key=lambda cut: goal.cost(cut.time, cut.size), default=None)
+            if chosen is None:
+                asked = [one for one in known if one.stage == "cut"]
+                between = self._between(asked, done, least, left)
+                if between is not None:
+                    return between
+                near = [cut for cut in able if predicted[cut.number] >= goal.least_score - _HOPE]
+                chosen = max(near, key=lambda cut: predicted[cut.number], default=None)
+                if chosen is None and not best:
+                    chosen = max(able, key=lambda cut: predicted[cut.number], default=None)
+        if chosen is not None:
+            epochs = min(_WHOLE, seconds / self._epoch_seconds(chosen, tuned))
+            epochs = _whole_or_part(epochs)
+            # What is trained far less than the others were shows nothing.
+            if done and epochs < max(_LEAST, _LESS * _epochs(done)):
+                return None
+            return Step("finished", chosen.candidate, chosen.number, epochs, self._rate(tuned))
+        return self._again(finished, done, least, left - self._file)
+
+    def _between(
+        self, cuts: Sequence[Outcome], done: Sequence[Outcome], least: float, left: float
+    ) -> Step | None:
+        """A cut between the fastest that will do and the next that will not, or beyond all."""
+        goal = self._goal
+        failed = [
+            goal.cost(one.time, one.size)
+            for one in done
+            if not goal.meets(one.score, one.time, one.size)
+            and goal.cost(one.time, one.size) < least
+        ]
+        if not done or len(cuts) >= _MOST_CUTS_AT_ALL or left < 0.1 * self._whole:
+            return None
+        beyond = max(failed, default=0.7 * least)
+        share = round(max(SHARES[0], (least + beyond) / 2), 3)
+        # Those too that there are not.
+        asked = [cut.candidate.share for cut in cuts if cut.candidate.cut == "both"]
+        if least - beyond < 3 * _NEAR or any(abs(share - one) < _NEAR for one in asked):
+            return None
+        return Step("cut", Candidate("both", share))
+
+    def _again(
+        self, finished: Sequence[Outcome], done: Sequence[Outcome], least: float, seconds: float
+    ) -> Step | None:
+        """Going on with what nearly does, or where the score is wished with the best."""
+        goal = self._goal
+        again = {one.of for one in finished if one.values.get("goes_on")}
+        able = [one for one in done if one.of not in again and one.values.get("epochs")]
+        if not goal.by_score:
+            assert goal.least_score is not None
+            able = [
+                one
+                for one in able
+                if one.score < goal.least_score
+                and one.score >= goal.least_score - _HOPE
+                and goal.cost(one.time, one.size) < least
+            ]
+        if not able:
+            return None
+        chosen = max(able, key=lambda one: one.score)
+        epochs = _whole_or_part(min(_WHOLE, seconds / self._epoch_seconds(chosen)))
+        if epochs < max(_LEAST, _LESS * float(chosen.values["epochs"])):
+            return None
+        rate = float(chosen.values.get("learning_rate", _RATES[0]))
+        return Step("finished", chosen.candidate, chosen.origin, epochs, 0.5 * rate, True)
+
+    def _epoch_seconds(self, one: Outcome, tuned: Sequence[Outcome] = ()) -> float:
+        """What an epoch takes: as measured with it, else by the dense model's."""
+        for other in (one, *tuned):
+            if other.origin == one.origin and other.values.get("epoch_seconds"):
+                return float(other.values["epoch_seconds"])
+        return self._goal.dense.epoch_seconds
+
+    def _rate(self, tuned: Sequence[Outcome]) -> float:
+        """The rate that was better where both were tried."""
+        done = [one for one in tuned if one.done]
+        first = [one for one in done if one.of == done[0].of] if done else []
+        if not first:
+            return _RATES[0]
+        best = max(first, key=lambda one: one.score)
+        return float(best.values.get("learning_rate", _RATES[0]))
+
+    def _predicted(
+        self,
+        cut: Outcome,
+        cuts: Sequence[Outcome],
+        tuned: Sequence[Outcome],
+        finished: Sequence[Outcome],
+    ) -> float:
+        """The score that a cut is predicted to have at the end of its training."""
+        dense = self._goal.dense.score
+        lost_by_cut = {one.number: max(dense - one.score, 1e-3) for one in cuts}
+        best: dict[int, float] = {}
+        for one in tuned:
+            if one.done and one.origin in lost_by_cut:
+                best[one.origin] = max(best.get(one.origin, 0.0), one.score)
+        lost_tuned = {number: dense - score for number, score in best.items()}
+        little = [lost / lost_by_cut[number] for number, lost in lost_tuned.items()]
+        rest = median(little) if little else _AFTER_LITTLE
+        ends = [
+            (dense - one.score) / lost_tuned[one.origin]
+            for one in finished
+            if lost_tuned.get(one.origin, 0.0) > 1e-3
+        ]
+        last = min(1.5, max(0.0, median(ends))) if ends else _AFTER_ALL
+        lost = lost_tuned.get(cut.number, lost_by_cut[cut.number] * rest)
+        # What was won by tuning is not lost again.
+        return dense - self._beside(cut, lost * last if lost > 0 else lost, finished)
+
+    def _beside(self, cut: Outcome, lost: float, finished: Sequence[Outcome]) -> float:
+        """What is lost, as far as what costs more lost less, and what costs less lost more."""
+        dense, cost = self._goal.dense.score, self._goal.cost(cut.time, cut.size)
+        # Costs as they were predicted are those that can be compared.
+        ends = [(self._planned_cost(one), dense - one.score) for one in finished]
+        above = min((end for end in ends if end[0] >= cost), default=None)
+        below = max((end for end in ends if end[0] <= cost), default=None)
+        if above is not None and below is not None:
+            return float(np.interp(cost, (below[0], above[0]), (below[1], above[1])))
+        if above is not None:
+            return max(lost, above[1])
+        return lost if below is None else min(lost, below[1])
+
+    def _planned_cost(self, one: Outcome) -> float:
+        """What a finished file was predicted to cost."""
+        known = one.values
+        time, size = known.get("planned_time", one.time), known.get("planned_size", one.size)
+        return self._goal.cost(float(time), float(size))
+
+
+def _epochs(done: Sequence[Outcome]) -> float:
+    return median(float(one.values.get("epochs", 0.0)) for one in done)
+
+
+def _whole_or_part(epochs: float) -> float:
+    """Whole epochs, or the part of one in hundredths."""
+    return float(int(epochs)) if epochs >= 1 else int(100 * epochs) / 100

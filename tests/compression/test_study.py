@@ -1,0 +1,194 @@
+"""The study of a search: kept, given back, shared by workers on a real PostgreSQL server."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from postgresql_server import database, server
+
+from dprp_tf.compression import study as studies
+from dprp_tf.compression.outcome import Candidate, Outcome
+from dprp_tf.compression.schedule import Step
+from dprp_tf.compression.study import CompressionStudy, MissedError, Result, Task
+
+# Fixtures that tests ask for by name.
+__all__ = ["database", "server"]
+
+IDENTITY = {"model": "a", "data": "b", "max_drop": 0.005}
+CUT = Step("cut", Candidate("both", 0.5))
+
+
+def _done(task: Task) -> Result:
+    return Result(0.8, 0.5, 0.6, {"plan": {"a": [1, 2]}})
+
+
+def test_steps_are_kept_with_all_that_came_of_them(tmp_path: Path) -> None:
+    study = CompressionStudy(tmp_path, IDENTITY)
+    study.run(CUT, _done)
+    training = Step("tuned", Candidate("both", 0.5), 0, 2.0, 0.01)
+    study.run(training, lambda task: Result(0.85, 0.5, 0.6, {"epoch_seconds": 3.0}))
+    cut, tuned = CompressionStudy(tmp_path, IDENTITY).outcomes()
+    assert (cut.stage, cut.candidate, cut.of) == ("cut", Candidate("both", 0.5), None)
+    assert (cut.score, cut.time, cut.size, cut.state) == (0.8, 0.5, 0.6, "complete")
+    assert cut.values["plan"] == {"a": [1, 2]}
+    assert (tuned.stage, tuned.of, tuned.score) == ("tuned", 0, 0.85)
+    told = {name: tuned.values[name] for name in ("epochs", "learning_rate", "epoch_seconds")}
+    assert told == {"epochs": 2.0, "learning_rate": 0.01, "epoch_seconds": 3.0}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_cut_without_a_candidate_is_proposed(tmp_path: Path, sampler: str) -> None:
+    study = CompressionStudy(tmp_path, IDENTITY, sampler=sampler)
+    for _ in range(4):
+        study.run(Step("cut"), _done)
+    found = study.outcomes()
+    assert {one.stage for one in found} == {"cut"}
+    assert all(0.08 <= one.candidate.share <= 0.95 for one in found)
+    assert len({one.candidate for one in found}) == 4
+    # Gone on with, the same is not proposed again.
+    study = CompressionStudy(tmp_path, IDENTITY, sampler=sampler)
+    study.run(Step("cut"), _done)
+    assert len({one.candidate for one in study.outcomes()}) == 5
+
+
+def test_a_cut_that_there_is_not_is_missed_and_says_why(tmp_path: Path) -> None:
+    def missed(task: Task) -> Result:
+        raise MissedError("at least 0.6")
+
+    study = CompressionStudy(tmp_path, IDENTITY)
+    study.run(CUT, missed)
+    (one,) = study.outcomes()
+    assert (one.state, one.values["missed"], one.done) == ("missed", "at least 0.6", False)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_goes_wrong_ends_the_search_and_counts_as_not_done(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    def wrong(task: Task) -> Result:
+        raise error
+
+    study = CompressionStudy(tmp_path, IDENTITY)
+    with pytest.raises(error):
+        study.run(CUT, wrong)
+    assert [one.state for one in study.outcomes()] == ["failed"]
+
+
+def test_what_a_killed_process_had_begun_is_done_again_first(tmp_path: Path) -> None:
+    study = CompressionStudy(tmp_path, IDENTITY)
+    study.run(CUT, _done)
+    training = Step("finished", Candidate("both", 0.5), 0, 7.0, 0.01)
+    # What a killed process leaves: a trial that runs, and nobody who runs it.
+    fixed = {"stage": "finished", "cut": "both", "share": 0.5}
+    given = {"of": 0, "epochs": 7.0, "learning_rate": 0.01, "goes_on": False}
+    study._study.enqueue_trial(fixed, user_attrs=given)
+    trial = study._study.ask()
+    trial.suggest_categorical("stage", ("cut", "tuned", "finished"))
+    trial.suggest_categorical("cut", ("both", "channels", "ranks"))
+    trial.suggest_float("share", 0.08, 0.95)
+
+    again = CompressionStudy(tmp_path, IDENTITY)
+    assert [one.state for one in again.outcomes()] == ["complete", "failed", "waiting"]
+    assert again.waiting
+    seen: list[Task] = []
+
+    def work(task: Task) -> Result:
+        seen.append(task)
+        return _done(task)
+
+    again.run(Step("cut", Candidate("ranks", 0.3)), work)
+    assert [task.step for task in seen] == [training]
+    assert not again.waiting
+
+
+@pytest.mark.parametrize("changed", list(IDENTITY))
+def test_a_study_of_something_else_is_refused(tmp_path: Path, changed: str) -> None:
+    CompressionStudy(tmp_path, IDENTITY).run(CUT, _done)
+    with pytest.raises(ValueError, match=rf"which differs in \['{changed}'\]"):
+        CompressionStudy(tmp_path, {**IDENTITY, changed: "other"})
+
+
+def test_a_server_that_is_not_there_is_one_clear_line_without_the_password(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`storage` must be the address") as caught:
+        CompressionStudy(
+            tmp_path, IDENTITY, storage="postgresql://someone:secret@127.0.0.1:9/nothing"
+        )
+    assert "secret" not in str(caught.value)
+    assert "someone@127.0.0.1:9/nothing" in str(caught.value)
+
+
+def _worker(database: str, folder: Path, steps: int, seconds: float) -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("study_worker.py")
+    words = [sys.executable, script, database, folder, steps, seconds]
+    return subprocess.Popen(
+        list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_workers_share_a_study_and_one_that_is_killed_gives_its_work_back(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    # The first sleeps in its step for ever; it is killed in it.
+    dying = _worker(database, first, 1, 600)
+    assert dying.stdout is not None
+    begun = dying.stdout.readline()
+    other = _worker(database, second, 3, 1.5)
+    dying.send_signal(signal.SIGKILL)
+    dying.wait()
+    _, said = other.communicate(timeout=120)
+    assert other.returncode == 0, said
+    monkeypatch.setattr(studies, "_HEARTBEAT", 1)
+    monkeypatch.setattr(studies, "_GRACE", 3)
+    study = CompressionStudy(tmp_path / "third", {"model": "a"}, storage=database)
+    share = float(begun.split()[1])
+
+    def lost() -> list[Outcome]:
+        return [one for one in study.outcomes() if one.candidate.share == share]
+
+    # Whoever works next finds it, if the second did not yet.
+    while not any(one.done for one in lost()):
+        time.sleep(1)
+        study.run(Step("cut", Candidate("ranks", 0.9)), lambda task: Result(0.5, 0.5, 0.5))
+        assert len(study.outcomes()) < 30
+    assert "failed" in {one.state for one in lost()}
+    finished = [one.candidate.share for one in study.outcomes() if one.values.get("by")]
+    assert len(finished) == len(set(finished)) == 3
+
+
+def test_a_device_is_measured_by_one_worker_at_a_time(database: str, tmp_path: Path) -> None:
+    studies_of_both = [
+        CompressionStudy(tmp_path / name, IDENTITY, storage=database) for name in ("a", "b")
+    ]
+    inside, most = 0, 0
+    guard = threading.Lock()
+
+    def measure(study: CompressionStudy) -> None:
+        nonlocal inside, most
+        for _ in range(5):
+            with study.one_at_a_time("target ssh://pi"):
+                with guard:
+                    inside += 1
+                    most = max(most, inside)
+                time.sleep(0.02)
+                with guard:
+                    inside -= 1
+
+    threads = [threading.Thread(target=measure, args=(study,)) for study in studies_of_both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most == 1
+
+
+def test_another_study_in_the_same_database_is_refused(database: str, tmp_path: Path) -> None:
+    CompressionStudy(tmp_path / "a", IDENTITY, storage=database)
+    with pytest.raises(ValueError, match=r"which differs in \['data'\]"):
+        CompressionStudy(tmp_path / "b", {**IDENTITY, "data": "c"}, storage=database)
