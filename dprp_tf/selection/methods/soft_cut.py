@@ -254,7 +254,9 @@ class SoftCut(keras.Model):
             return over / lengths, ops.sum(ops.tanh(over * self._settings.rank_steepness))
         # S^q / (S^q + g^q), with log g from `_LEAST` at a threshold of 0 up to 0 at 1.
         away = ops.log(lengths) - _LEAST * (1 - threshold)
-        shares = ops.sigmoid(self._settings.rank_steepness * away)
+        # By way of what goes, which stays above 0 where what is left rounds to 1: a sigmoid's
+        # derivative is made of its value, and a threshold without one would never move.
+        shares = 1 - ops.sigmoid(-self._settings.rank_steepness * away)
         # Directions of nothing count for nothing, wherever the threshold is.
         return shares, ops.minimum(ops.sum(shares), float(unfolding.full_rank))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,21 @@ def test_a_step_moves_masks_and_thresholds_and_nothing_else(
     assert float(np.asarray(soft.steps)) == 5
     for ours, kept in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, kept)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("decomposition", ["channel", "tucker"])
+def test_every_threshold_has_a_derivative_from_the_first_step(
+    decomposition: str, gradient: Callable[..., np.ndarray]
+) -> None:
+    # Kernels at random, whose singular values are nearly alike: of all of them all is left.
+    soft, _ = _soft(_model(), SoftSettings(), decomposition=decomposition)
+
+    def total(thresholds: Any) -> Any:
+        with keras.StatelessScope(state_mapping=[(soft.thresholds, thresholds)]):
+            return keras.ops.sum(soft._cut()[1])
+
+    assert (gradient(total, np.zeros(soft.thresholds.shape)) < 0).all()
 
 
 @pytest.mark.parametrize("decomposition", ["channel", "tucker"])
