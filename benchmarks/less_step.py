@@ -33,7 +33,7 @@ def _soft(model: keras.Model, learning: LeSS) -> keras.Model:
     names = factorizable(model)[0]
     factorized = [layer.key for layer in places.layers if layer.key in names]
     costs = SoftCosts(model, places, factorized, ["macs"])
-    soft = learning.soften(model, places, factorized, costs, {"macs": 0.5})
+    soft = learning.soften(model, places, costs, {"macs": 0.5})
     soft.compile(
         keras.optimizers.Adam(0.01),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

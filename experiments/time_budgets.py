@@ -1,10 +1,12 @@
-"""Ranks, channels and both at shares of the int8 time: what each keeps, and what its file takes."""
+"""Ranks, channels, both and learned ones at shares of the int8 time: what each keeps and takes."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from dprp_tf.deploy.planning.width_latencies import measure_widths
 from dprp_tf.files.atomic import read_json, write_json
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.files import timed_files
+from dprp_tf.runs.learning_plans import learning_data, samples_of_cuts
 from dprp_tf.runs.progress import Display
+from dprp_tf.selection.learning_channels_and_ranks import learn_channels_and_ranks
 from dprp_tf.selection.selecting import select_ranks
 from dprp_tf.selection.selecting_both import select_channels_and_ranks
 from dprp_tf.selection.selecting_channels import select_channels
@@ -26,55 +30,89 @@ from dprp_tf.training.saving import load_model, save_model
 __all__ = ["main", "markdown"]
 
 _SAMPLES = 512
+_SEED = 0
 _FORMAT = "TFLite int8"
 _CHANNELS = ("outputs", "activation", "geometric_median", "l1")
+_WAYS = ("ranks", *(f"channels, {method}" for method in _CHANNELS), "both", "less")
 
 
-def _plans(model: Any, table: WidthTable, samples: Any) -> dict[str, Callable[[Budget], Any]]:
-    """The ways to spend a time, by name."""
+@dataclass(frozen=True)
+class _Way:
+    """One way to spend a time.
+
+    Attributes:
+        plan: From a budget to a plan.
+        table: Makes or reads the table that it goes by.
+        seen: Returns the inputs on which its cuts keep the outputs.
+    """
+
+    plan: Callable[[Budget], Any]
+    table: Callable[[], WidthTable]
+    seen: Callable[[], Any]
+
+
+def _ways(model: Any, dataset: Dataset, table_of: Callable[[str], WidthTable]) -> dict[str, _Way]:
+    """The ways to spend a time, by name; tables are measured when they are first asked for."""
+    # Tables of either decomposition know the same widths.
+    separable, channel = (lambda: table_of("separable")), (lambda: table_of("channel"))
+    samples = dataset.sample("train", _SAMPLES)
+    learned = cache(lambda: learning_data(dataset, _SEED))
 
     def ranks(budget: Budget) -> Any:
-        rows = table.by_rank({})
+        rows = separable().by_rank({})
         names = [row.name for row in rows.layers]
         return select_ranks(model, budget=budget, data=samples, latency=rows, layers=names)
 
-    options = {"data": samples, "latency": table}
-
     def channels(method: str) -> Callable[[Budget], Any]:
-        return lambda budget: select_channels(model, method=method, budget=budget, **options)
+        return lambda budget: select_channels(
+            model, method=method, budget=budget, data=samples, latency=separable()
+        )
 
-    return {
+    def both(budget: Budget) -> Any:
+        return select_channels_and_ranks(model, budget=budget, data=samples, latency=separable())
+
+    def less(budget: Budget) -> Any:
+        return learn_channels_and_ranks(
+            model,
+            learned(),
+            budget=budget,
+            latency=channel(),
+            validation_data=samples,
+            seed=_SEED,
+        )
+
+    chosen = {
         "ranks": ranks,
         **{f"channels, {method}": channels(method) for method in _CHANNELS},
-        "both": lambda budget: select_channels_and_ranks(model, budget=budget, **options),
+        "both": both,
     }
+    found = {name: _Way(plan, separable, lambda: samples[0]) for name, plan in chosen.items()}
+    # Its ranks are of the first samples that it learns from.
+    return {**found, "less": _Way(less, channel, lambda: samples_of_cuts(learned()))}
 
 
 def _rows(
     folder: Path,
     model: Any,
     dataset: Dataset,
-    table: WidthTable,
+    ways: Mapping[str, _Way],
     share: float,
     target: str,
-    ways: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Spend one share of the time in every way, without training, and time all files in turns."""
-    samples = dataset.sample("train", _SAMPLES)
+    """Spend one share of the time in some ways, without training, and time all files in turns."""
     models = {"dense": model}
     rows: dict[str, Any] = {"dense": {"accuracy": accuracy(model, dataset)}}
-    for name, plan_for in _plans(model, table, samples).items():
-        if ways and name not in ways:
-            continue
+    for name, way in ways.items():
+        table, seen = way.table(), way.seen()
         began = time.perf_counter()
         try:
-            plan = plan_for(Budget(time=share))
+            plan = way.plan(Budget(time=share))
         except BudgetError as error:
             rows[name] = {"missed": str(error)}
             continue
         seconds = time.perf_counter() - began
-        alone = cut(model, plan, calibration_data=samples[0], refit=False, latency=table)
-        small = cut(model, plan, calibration_data=samples[0], latency=table)
+        alone = cut(model, plan, calibration_data=seen, refit=False, latency=table)
+        small = cut(model, plan, calibration_data=seen, latency=table)
         models[name] = small
         # What `tuned_budgets` goes on with.
         save_model(small, folder / f"{name}.keras")
@@ -84,6 +122,9 @@ def _rows(
             "without the fit": accuracy(alone, dataset),
             "accuracy": accuracy(small, dataset),
         }
+    if len(models) == 1:
+        # Nothing to time in turns with the dense file, whose row comes with the first way that is.
+        return {name: rows[name] for name in ways}
     with Display(quiet=True) as display:
         files = timed_files(folder, _FORMAT, models, dataset, target=target, progress=display.step)
     for row in files:
@@ -93,6 +134,17 @@ def _rows(
             "size_bytes": row["size_bytes"],
         }
     return rows
+
+
+def _table(folder: Path, model: Any, target: str, decomposition: str) -> WidthTable:
+    """The width table of a decomposition, measured if the folder has none."""
+    other = "" if decomposition == "separable" else f"_{decomposition}"
+    kept = folder / f"widths{other}.json"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        table = measure_widths(model, target=target, precision="int8", decomposition=decomposition)
+        table.save(kept)
+    return WidthTable.load(kept)
 
 
 def markdown(shares: dict[str, dict[str, Any]]) -> str:
@@ -156,31 +208,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for tables and files")
     parser.add_argument("--results", type=Path, default=Path("results/time_budgets"))
     parser.add_argument(
-        "--ways", nargs="*", help="some of the ways; int8 files of what is cut to ruin are refused"
+        "--ways",
+        nargs="*",
+        choices=_WAYS,
+        help="some of the ways; int8 files of what is cut to ruin are refused",
     )
     chosen = parser.parse_args(arguments)
     place = chosen.target.replace(":", "_").replace("/", "_")
     path = chosen.results / f"{chosen.model.stem}_{place}.json"
     found = dict(read_json(path)) if path.exists() else {}
-    missing = [share for share in chosen.time if str(share) not in found]
-    if missing:
+    # Of a share that is there only ways that are named are missing.
+    missing = {
+        share: [way for way in chosen.ways or _WAYS if way not in found.get(str(share), {})]
+        for share in chosen.time
+        if chosen.ways or str(share) not in found
+    }
+    if any(missing.values()):
         dataset = datasets.load(chosen.data)
         if chosen.mean:
             dataset = dataset.normalized(chosen.mean, chosen.std)
         model = load_model(chosen.model)
-        kept = chosen.work / place / "widths.json"
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            measure_widths(
-                model, target=chosen.target, precision="int8", decomposition="separable"
-            ).save(kept)
-        table = WidthTable.load(kept)
-        for share in missing:
+        tables = cache(lambda kind: _table(chosen.work / place, model, chosen.target, kind))
+        ways = _ways(model, dataset, tables)
+        for share, names in missing.items():
+            if not names:
+                continue
             folder = chosen.work / place / str(share)
             folder.mkdir(parents=True, exist_ok=True)
-            found[str(share)] = _rows(
-                folder, model, dataset, table, share, chosen.target, chosen.ways
+            rows = _rows(
+                folder, model, dataset, {name: ways[name] for name in names}, share, chosen.target
             )
+            # The dense file is timed with whatever is new; its row stays the first one.
+            found[str(share)] = rows | found.get(str(share), {})
             write_json(path, found)
     print(markdown(found))
     return 0

@@ -121,6 +121,8 @@ def learn_plan(
         data,
         budget=settings.budget,
         learning=learning_of(settings),
+        # Of what has no ranks it is not asked which.
+        decomposition="channel" if settings.cut == "channels" else settings.decomposition,
         groups=groups,
         layers=list(factorizable(model, layers)[0]) if able else None,
         multiple=settings.multiple,

@@ -51,6 +51,7 @@ _BOUNDED = ("parameters", "macs", "time", "milliseconds")
 _STAGED = ("separable", "channel")
 # What is learned of channels and ranks, and the settings of that alone.
 _LEARNED = "less"
+_LEARNABLE = ("channel", "tucker")
 _OF_LEARNING = ("steps", "most_steps", "adam_rate", "data_share")
 
 
@@ -260,8 +261,9 @@ class SelectionSettings:
             `"outputs"`.
         multiple: Multiples in which channels stay. Default 8, which int8 kernels are made for.
         searches: Pairs (step, beams) of `"mbs"`; empty for its own.
-        decomposition: The decomposition; `"separable"` or `"channel"` for both. Default
-            `"separable"`; `"channel"`, the only one, for `"less"`.
+        decomposition: The decomposition; `"separable"` or `"channel"` for both, and `"channel"` or
+            `"tucker"`, which knows no times, for `"less"`. Default `"separable"`; for `"less"`
+            `"channel"`.
         target: Where the files are to run, such as `"local"`.
         runtime: `"litert"` or `"onnxruntime"`.
         precision: What the files compute in, `"float32"`, `"float16"` (LiteRT) or `"int8"`; None
@@ -305,7 +307,8 @@ class SelectionSettings:
     searches: tuple[tuple[int, int], ...] = ()
     decomposition: str = setting(
         None,
-        "separable, channel, spatial or tucker.",
+        "separable, channel, spatial or tucker; for both separable or channel, for less channel "
+        "or tucker.",
         choices=DECOMPOSITIONS,
         none_means="separable; less: channel",
     )
@@ -376,7 +379,7 @@ class SelectionSettings:
         if not self.learned:
             more = ("activations",) if self.cut == "channels" else ()
             self._require_bounds((*_BOUNDED, *more), f"cut={self.cut!r}")
-        if self.cut == "both" and self.decomposition not in _STAGED:
+        if self.cut == "both" and not self.learned and self.decomposition not in _STAGED:
             raise ValueError(
                 f"`decomposition` must be {' or '.join(_STAGED)} for cut='both'. Received: "
                 f"decomposition={self.decomposition!r}"
@@ -401,10 +404,18 @@ class SelectionSettings:
                 )
             return
         self._require_bounds((*_BOUNDED, "activations"), "method='less'")
-        if self.cut != "channels" and self.decomposition != "channel":
+        if self.cut == "channels":
+            return
+        if self.decomposition not in _LEARNABLE:
             raise ValueError(
-                "`decomposition` must be channel, whose ranks method='less' learns; leave it out. "
-                f"Received: decomposition={self.decomposition!r}"
+                f"`decomposition` must be {' or '.join(_LEARNABLE)}, whose ranks method='less' "
+                f"learns; leave it out. Received: decomposition={self.decomposition!r}"
+            )
+        if self.decomposition == "tucker" and self.budget.of_time:
+            raise ValueError(
+                "`decomposition` must be channel for a budget of `time` or `milliseconds`: no "
+                "table knows the times of Tucker-2's three stages. Received: "
+                "decomposition='tucker'; leave it out, or bound `parameters` or `macs`."
             )
 
     def _require_bounds(self, metrics: tuple[str, ...], chosen: str) -> None:

@@ -45,6 +45,7 @@ __all__ = ["CALIBRATION_SAMPLES", "learn_channels_and_ranks"]
 
 _TIME, _MAPS = "milliseconds", "activations"
 _TRUNCATIONS = ("kernel", "output")
+_DECOMPOSITIONS = ("channel", "tucker")
 CALIBRATION_SAMPLES = 512
 """On how many of the samples, the first ones, cuts keep the outputs."""
 # Samples that accuracies are measured on.
@@ -57,6 +58,7 @@ def learn_channels_and_ranks(
     *,
     budget: Budget | float | Mapping[str, float],
     learning: LeSS | None = None,
+    decomposition: str = "channel",
     groups: Iterable[str] | None = None,
     layers: Iterable[str] | Callable[[keras.layers.Layer], bool] | None = None,
     multiple: int = 8,
@@ -75,11 +77,13 @@ def learn_channels_and_ranks(
         loss(y, model with kernels SVT(mask * W, g)) + lambda ||B - B_d||^2
 
     by a mask m (places,) of each group of channels and a threshold g of each kernel's singular
-    values, with W as a matrix (L*C, S) of L positions, C channels and S filters:
+    values, with W as a matrix (L*C, S) of L positions, C channels and S filters; in Tucker-2 with
+    a second threshold, of its unfolding (L*S, C):
 
         mask = 1 / (1 + exp(-mu (m - 0.5)));  SVT(U S V^T, g) = U ReLU(S - g) V^T
         channels c = sum mask;  rank r = sum tanh(ReLU(S - g) t)
-        B = sum A min(r (L c_in + c_out), L c_in c_out) / sum A L C S  for MACs, A positions each
+        B = sum A min(r (L c_in + c_out), L c_in c_out) / sum A L C S  for MACs, A positions each,
+        and in Tucker-2  A_0 c_in r_in + A (L r_in r_out + r_out c_out)  at A_0 positions read
 
     Then counts of channels are rounded to multiples, and ranks in proportion to the soft ones are
     taken as large as the budget allows, within its tolerance where whole numbers come as close.
@@ -92,6 +96,8 @@ def learn_channels_and_ranks(
         budget: A `Budget` of parameters, MACs, activations or time, its bounds by name, or a share
             of the parameters alone.
         learning: Settings; masks or thresholds alone are among them. Default: `LeSS()`.
+        decomposition: `"channel"` or `"tucker"`: two ranks of each convolution of more than one
+            position; the rest is `"channel"`. Default `"channel"`.
         groups: Names of the groups that may lose channels; see `channel_groups`. Default: all.
         layers: As `select_ranks` takes them, the layers whose ranks may fall. Default: all.
         multiple: Multiples in which places of a group stay. Default 8, which int8 kernels are
@@ -100,7 +106,7 @@ def learn_channels_and_ranks(
             the kernels of what reads channels that went; `cut` then needs calibration data.
             `"kernel"`: they keep the kernels. Default `"output"`.
         latency: For budgets of time, a width table of the model, as `deploy.measure_widths(model,
-            decomposition="channel")` makes it.
+            decomposition="channel")` makes it; none knows the times of Tucker-2's stages.
         validation_data: Labelled samples that accuracies are measured on. Default: the first of
             `data`.
         score: What is called accuracy, as `select_ranks` takes it.
@@ -118,7 +124,7 @@ def learn_channels_and_ranks(
         ValueError: If an argument is unusable, labels are missing, nothing can go, or the folder
             is of another learning.
 
-    Source: BSR/LeSS thesis, chapter 4: Eq. 4.3 to 4.12, Algorithm 2.
+    Source: BSR/LeSS thesis, chapter 4: Eq. 4.3 to 4.12, Algorithm 2; 4.7.4 for `"tucker"`.
 
     Example:
 
@@ -137,11 +143,12 @@ def learn_channels_and_ranks(
     learning = learning or LeSS()
     check_integer("multiple", multiple)
     check_choice("truncation", truncation, _TRUNCATIONS)
+    check_choice("decomposition", decomposition, _DECOMPOSITIONS)
     given = Budget.of(budget)
-    asked = _budget(given, latency, learning)
+    asked = _budget(given, latency, learning, decomposition)
     x, y = _labelled(data, model, "data")
     told = progress or (lambda share, text: None)
-    problem = _problem(model, learning, groups, layers, asked, latency)
+    problem = _problem(model, learning, decomposition, groups, layers, asked, latency)
     try:
         _require_possible(problem, learning, multiple)
     except BudgetError as error:
@@ -149,9 +156,7 @@ def learn_channels_and_ranks(
     seen = None if truncation == "kernel" else picked(x, slice(0, CALIBRATION_SAMPLES))
     told(None, "running the data")
     moments = {} if seen is None else input_moments(model, problem.factorized, seen)
-    soft = learning.soften(
-        model, problem.places, problem.factorized, problem.costs, problem.bounds, moments
-    )
+    soft = learning.soften(model, problem.places, problem.costs, problem.bounds, moments)
     place = None if folder is None else Path(folder)
     learned = learning.learn(model, soft, x, y, told=told, seed=seed, folder=place)
     told(None, "rounding")
@@ -185,6 +190,7 @@ class _Problem:
 
     places: Places
     factorized: tuple[str, ...]
+    decomposition: str
     costs: SoftCosts
     bounds: Mapping[str, float]
     latency: WidthTable | None
@@ -193,6 +199,7 @@ class _Problem:
 def _problem(
     model: keras.Model,
     learning: LeSS,
+    decomposition: str,
     groups: Any,
     layers: Any,
     asked: Budget,
@@ -224,14 +231,25 @@ def _problem(
     factorized = tuple(layer.key for layer in places.layers if layer.key in able)
     metrics = list(asked.bounds)
     if latency is None:
-        costs = SoftCosts(model, places, factorized, metrics)
+        costs = SoftCosts(model, places, factorized, metrics, decomposition=decomposition)
     else:
         metrics += [] if _TIME in metrics else [_TIME]
         costs = TimedCosts(model, places, factorized, metrics, latency)
-    return _Problem(places, factorized, costs, as_shares(asked.bounds, latency), latency)
+    bounds = as_shares(asked.bounds, latency)
+    return _Problem(places, factorized, decomposition, costs, bounds, latency)
 
 
-def _budget(asked: Budget, latency: WidthTable | None, learning: LeSS) -> Budget:
+def _budget(
+    asked: Budget, latency: WidthTable | None, learning: LeSS, decomposition: str
+) -> Budget:
+    timed = latency is not None or asked.of_time
+    if timed and learning.thresholds and decomposition == "tucker":
+        raise ValueError(
+            "`decomposition` must be 'channel' where times count: no table knows those of "
+            "Tucker-2's three stages. Received: decomposition='tucker' with "
+            + ("a budget of time" if asked.of_time else "`latency`")
+            + "; bound parameters, MACs or activations instead, without `latency`."
+        )
     ranks = "channel" if learning.thresholds else None
     bounds = bounds_of(asked, latency, decomposition=ranks)
     ranked = latency is not None and any(r.decomposition == "channel" for r in latency.layers)
@@ -284,8 +302,9 @@ class _Widths:
         """The largest cost relative to its bound, dense or at the least ranks."""
         whole = self.shares(widths)
         if least and self._problem.factorized:
-            ones = np.ones(len(self._problem.factorized), dtype=np.float32)
-            lower = self._problem.costs.shares(self._mask(widths), ones)
+            costs = self._problem.costs
+            ones = np.ones(costs.stages.count, dtype=np.float32)
+            lower = costs.shares(self._mask(widths), ones)
             whole = {name: min(share, float(lower[name])) for name, share in whole.items()}
         return max(whole[name] / bound for name, bound in self._problem.bounds.items())
 
@@ -346,7 +365,7 @@ def _rounded(
         at = wider
     if not ranked:
         return _channel_plan(model, problem, widths, at, learning, multiple, seen), None, {}
-    soft = dict(zip(problem.factorized, np.asarray(learned.ranks).tolist(), strict=True))
+    soft = problem.costs.stages.by_layer(np.asarray(learned.ranks))
     tolerance, first = asked.tolerance, at
     while True:
         channels = _channel_plan(model, problem, widths, at, learning, multiple, seen)
@@ -403,7 +422,7 @@ def _space(small: keras.Model, problem: _Problem, seen: Any, time: float) -> Ran
         # What works on maps is counted as it was learned.
         latency = replace(times_by_rank(small, problem.latency), dense=time)
     truncate = None if seen is None else output_truncations(small, names, seen)
-    return RankSpace(small, "channel", names, truncate=truncate, latency=latency)
+    return RankSpace(small, problem.decomposition, names, truncate=truncate, latency=latency)
 
 
 def _channel_plan(
@@ -464,13 +483,14 @@ def _plan(
     history, unit = tuple(learned.history), channels.unit
     if space is None:
         own = channels.cost
-        part = RankPlan(learning.name, "channel", "kernel", {}, (), own, own, {}, history, unit)
+        kind = problem.decomposition
+        part = RankPlan(learning.name, kind, "kernel", {}, (), own, own, {}, history, unit)
         cost = dict(channels.cost)
     else:
         spent = space.cost(ranks)
         part = RankPlan(
             learning.name,
-            "channel",
+            problem.decomposition,
             truncation,
             {},
             space.planned(ranks),

@@ -79,13 +79,24 @@ def _error(result: Any) -> str:
     return line
 
 
-@pytest.mark.parametrize("cut", ["channels", "both", "ranks"])
+@pytest.mark.parametrize(
+    ("cut", "decomposition"),
+    [
+        ("channels", None),
+        ("both", None),
+        ("ranks", None),
+        ("both", "tucker"),
+        pytest.param("ranks", "tucker", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_learned_is_cut_scored_on_what_was_held_out_and_shown(
-    cut: str, few: list[object], digits: Dataset, tmp_path: Path
+    cut: str, decomposition: str | None, few: list[object], digits: Dataset, tmp_path: Path
 ) -> None:
     folder = tmp_path / "chosen"
-    result = _invoke(*few, "--cut", cut)
+    words = () if decomposition is None else ("--decomposition", decomposition)
+    result = _invoke(*few, "--cut", cut, *words)
     assert result.exit_code == 0, result.output
+    assert (folder / "less" / "less.npz").exists()
     assert "every candidate" not in result.stdout
     plan = load_plan(folder, cut)
     assert isinstance(plan, KINDS[cut])
@@ -93,6 +104,11 @@ def test_what_is_learned_is_cut_scored_on_what_was_held_out_and_shown(
     found = json.loads((folder / "selection.json").read_text())
     assert found["shares"] == plan.shares
     assert plan.budget["macs"] == 0.5
+    if cut != "channels":
+        part = plan.ranks if isinstance(plan, dprp.JointPlan) else plan
+        assert isinstance(part, dprp.RankPlan)
+        assert part.decomposition == (decomposition or "channel")
+        assert any(isinstance(pair, tuple) for pair in part.ranks.values()) == bool(decomposition)
     assert (0.0 if cut == "channels" else 0.495) <= plan.shares["macs"] <= 0.5
     small = keras.saving.load_model(folder / "cut.keras")
     counted = model_cost(small)
@@ -276,7 +292,9 @@ def test_a_table_by_rank_alone_is_refused(start: list[object], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--macs 0.5 --decomposition separable", "`--decomposition` must be channel, whose ranks"),
+        ("--macs 0.5 --decomposition separable", "must be channel or tucker, whose ranks"),
+        ("--time 0.5 --decomposition tucker", "`--decomposition` must be channel for a budget of"),
+        ("--milliseconds 5 --decomposition tucker --cut both", "no table knows the times"),
         ("--macs 0.5 --cut both --decomposition spatial", "Received: --decomposition 'spatial'"),
         ("--macs 0.5 --cut both --truncation kernel", "`--truncation` is for `--cut ranks`"),
         ("--accuracy-drop 0.01", "must bound `--parameters`, `--macs`, `--time`"),
@@ -311,6 +329,7 @@ def test_settings_are_those_of_the_method() -> None:
     made = SelectionSettings(dprp.Budget(macs=0.5), cut="both", method="less")
     assert learning_of(made) == LeSS()
     assert made.decomposition == "channel"
+    assert replace(made, decomposition="tucker").as_dict()["decomposition"] == "tucker"
     assert learning_of(replace(made, cut="ranks")) == LeSS(masks=False)
     other = SelectionSettings(dprp.Budget(macs=0.5))
     assert other.decomposition == "separable"

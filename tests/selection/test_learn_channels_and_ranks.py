@@ -54,6 +54,26 @@ def _network(seed: int, depth: int = 2) -> keras.Model:
     return model
 
 
+def _strided(seed: int) -> keras.Model:
+    """A network whose convolutions have strides and windows of several kinds."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(16, 3, padding="same", activation="relu", name="first")(inputs)
+    x = layers.Conv2D(24, 3, strides=2, padding="same", activation="relu", name="down")(x)
+    y = layers.Conv2D(24, (1, 3), padding="same", activation="relu", name="wide")(x)
+    x = layers.Add()([x, layers.Conv2D(24, 1, name="point")(y)])
+    x = layers.Conv2D(16, 2, strides=2, activation="relu", name="small")(x)
+    model = keras.Model(inputs, layers.Dense(4, name="out")(layers.Flatten()(x)))
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def _positioned(model: keras.Model) -> int:
+    """How many of the kernels have more positions than one."""
+    kernels = [layer.kernel.shape for layer in model.layers if hasattr(layer, "kernel")]
+    return sum(int(np.prod(shape[:-2])) > 1 for shape in kernels)
+
+
 def _data(seed: int = 0, count: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Four classes told by where the image is bright."""
     rng = np.random.default_rng(seed)
@@ -73,26 +93,31 @@ def trained() -> tuple[keras.Model, np.ndarray, np.ndarray]:
     return model, x, y
 
 
+@pytest.mark.backend
+@pytest.mark.parametrize("decomposition", ["channel", "tucker"])
 @pytest.mark.parametrize("metric", ["macs", "parameters", "activations"])
 def test_derivatives_of_the_cost_are_numerical_ones(
-    metric: str, gradient: Callable[..., np.ndarray]
+    metric: str, decomposition: str, gradient: Callable[..., np.ndarray]
 ) -> None:
-    model = _network(4)
+    model = _network(4) if decomposition == "channel" else _strided(4)
     groups = [g for g in channel_groups(model).values() if g.prunable]
     places = places_of(model, follow(model), groups)
     names = [x.key for x in places.layers if hasattr(x.record.layer, "kernel")]
-    costs = SoftCosts(model, places, names, [metric])
+    costs = SoftCosts(model, places, names, [metric], decomposition=decomposition)
+    count = costs.stages.count
     rng = np.random.default_rng(0)
-    # Ranks at which the `channel` form is the cheaper one: elsewhere they have derivatives that
+    # Ranks at which the factorized form is the cheaper one: elsewhere they have derivatives that
     # the costs do not follow, on purpose.
-    at = np.concatenate([rng.uniform(0.6, 1, places.count), rng.uniform(0.5, 1.5, len(names))])
+    at = np.concatenate([rng.uniform(0.6, 1, places.count), rng.uniform(0.5, 1.5, count)])
 
     def cost(value: Any) -> Any:
         return costs.shares(value[: places.count], value[places.count :])[metric]
 
     found = gradient(cost, at)
     step = 0.05
-    for entry in [*rng.choice(len(at), 12, replace=False).tolist(), places.count, len(at) - 1]:
+    ranks = range(places.count, len(at))
+    assert count == len(names) + (decomposition == "tucker") * _positioned(model)
+    for entry in [*rng.choice(places.count, 12, replace=False).tolist(), *ranks]:
         above, below = at.copy(), at.copy()
         above[entry] += step
         below[entry] -= step
@@ -103,14 +128,19 @@ def test_derivatives_of_the_cost_are_numerical_ones(
         assert found[entry] == pytest.approx(numerical, rel=0.02, abs=1e-5)
 
 
+@pytest.mark.parametrize("decomposition", ["channel", "tucker"])
 @pytest.mark.parametrize("make", [lambda: _network(7), lambda: zoo.resnet_cifar(8)])
-def test_costs_at_whole_counts_are_those_of_the_smaller_model(make: Any) -> None:
+@pytest.mark.parametrize("decisive", ["parameters", "macs"])
+def test_costs_at_whole_counts_are_those_of_the_smaller_model(
+    make: Any, decomposition: str, decisive: str
+) -> None:
     model = make()
     groups = [g for g in channel_groups(model).values() if g.prunable]
     places = places_of(model, follow(model), groups)
-    names = list(RankSpace(model, "channel").layers)
+    names = list(RankSpace(model, decomposition).layers)
     metrics = ["parameters", "macs", "activations"]
-    costs = SoftCosts(model, places, names, metrics)
+    metrics = metrics if decisive == "parameters" else metrics[1:]
+    costs = SoftCosts(model, places, names, metrics, decomposition=decomposition)
     rng = np.random.default_rng(2)
     gone = draw_removal(channel_groups(model), rng)
     kept = np.ones(places.count, dtype="float32")
@@ -120,29 +150,104 @@ def test_costs_at_whole_counts_are_those_of_the_smaller_model(make: Any) -> None
                 if set(filters) & set(gone.get(name, ())):
                     kept[places.starts[number] + place] = 0
     small = dprp.remove_channels(model, gone)
-    space = RankSpace(small, "channel")
+    space = RankSpace(small, decomposition)
     ranks = {
-        name: (int(rng.integers(1, layer.full_ranks[0] + 1)),)
+        name: tuple(int(rng.integers(1, full + 1)) for full in layer.full_ranks)
         for name, layer in space.layers.items()
     }
-    settled = space.settled(ranks, ["parameters"])
-    whole = RankSpace(model, "channel").cost({}).dense
+    settled = space.settled(ranks, [decisive])
+    assert decomposition == "channel" or None in settled.values()
+    assert any(settled.values())
+    whole = RankSpace(model, decomposition).cost({}).dense
     expected = space.cost(settled).values
-    found = costs.shares(kept, np.array([ranks[n][0] for n in names], dtype="float32"))
+    flat = np.concatenate([ranks[name] for name in names]).astype("float32")
+    assert costs.stages.by_layer(flat) == ranks
+    found = costs.shares(kept, flat)
     for metric in metrics:
         assert costs.dense[metric] == whole[metric]
         assert float(found[metric]) == pytest.approx(expected[metric] / whole[metric], rel=1e-5)
 
 
+def test_three_stages_cost_what_is_counted_by_hand() -> None:
+    inputs = keras.Input((9, 9, 8))
+    x = layers.Conv2D(16, 3, strides=2, use_bias=False, name="a")(inputs)  # 4 x 4 positions
+    model = keras.Model(inputs, layers.Dense(4, use_bias=False, name="out")(layers.Flatten()(x)))
+    places = places_of(model, follow(model), [channel_groups(model)["a"]])
+    whole = {"parameters": 9 * 8 * 16 + 256 * 4, "activations": 16 * 16 + 4}
+    whole["macs"] = 16 * 9 * 8 * 16 + 256 * 4
+
+    def told(ranks: list[float], metrics: list[str]) -> dict[str, float]:
+        costs = SoftCosts(model, places, ["a", "out"], metrics, decomposition="tucker")
+        assert costs.dense == {metric: whole[metric] for metric in metrics}
+        mask = np.repeat([1.0, 0.0], 8).astype("float32")  # 8 of 16 filters are left
+        found = costs.shares(mask, np.array(ranks, "float32"))
+        return {metric: float(found[metric]) * whole[metric] for metric in metrics}
+
+    # Ranks 2.5 and 3.5 of `a`, and 1 of `out`, which reads 16 positions of 8 channels.
+    metrics = ["parameters", "macs", "activations"]
+    found = told([2.5, 3.5, 1.0], metrics)
+    core, last = 9 * 2.5 * 3.5, 3.5 * 8
+    assert found["parameters"] == pytest.approx(8 * 2.5 + core + last + 128 + 4, rel=1e-5)
+    assert found["macs"] == pytest.approx(
+        81 * 8 * 2.5 + 16 * (core + last) + 128 + 4, rel=1e-5
+    )  # the first stage works before the strides, at 9 x 9 positions
+    assert found["activations"] == pytest.approx(81 * 2.5 + 16 * 3.5 + 16 * 8 + 1 + 4, rel=1e-5)
+    # Fewer weights than the dense 576 and more MACs than its 9,216: what is asked for decides.
+    ranks = [8.0, 4.0, 1e3]
+    weights = 8 * 8 + 9 * 8 * 4 + 4 * 8
+    assert told(ranks, metrics)["macs"] == pytest.approx(
+        81 * 64 + 16 * (9 * 32 + 32) + 128 * 4, rel=1e-5
+    )
+    assert told(ranks, ["parameters"])["parameters"] == pytest.approx(weights + 512, rel=1e-5)
+    assert told(ranks, ["macs"])["macs"] == pytest.approx(16 * 9 * 8 * 8 + 512, rel=1e-5)
+
+
+def test_derivatives_lead_to_lower_ranks_from_full_ones(
+    gradient: Callable[..., np.ndarray],
+) -> None:
+    model = _strided(4)
+    groups = [g for g in channel_groups(model).values() if g.prunable]
+    places = places_of(model, follow(model), groups)
+    space = RankSpace(model, "tucker")
+    costs = SoftCosts(model, places, list(space.layers), ["macs"], decomposition="tucker")
+    full = np.concatenate([layer.full_ranks for layer in space.layers.values()])
+    kept = np.ones(places.count, "float32")
+
+    def cost(ranks: Any) -> Any:
+        return costs.shares(kept, ranks)["macs"]
+
+    assert float(cost(full.astype("float32"))) == pytest.approx(1.0)
+    slopes = gradient(cost, full)
+    assert (slopes > 0).all()
+    # As the three stages' MACs fall, by hand for the first layer: 64 (C r_in) and so on.
+    inner, outer = space.layers["first"].full_ranks
+    whole = model_cost(model).macs
+    assert whole is not None
+    assert slopes[0] == pytest.approx(64 * (3 + 9 * outer) / whole, rel=1e-4)
+    assert slopes[1] == pytest.approx(64 * (9 * inner + 16) / whole, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "seed", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize(("metric", "share"), [("macs", 0.5), ("parameters", 0.35)])
-def test_the_budget_is_met_from_below(seed: int, metric: str, share: float) -> None:
-    model = _network(seed)
+@pytest.mark.parametrize(
+    ("decomposition", "metric", "share"),
+    [
+        ("channel", "macs", 0.5),
+        ("channel", "parameters", 0.35),
+        ("tucker", "macs", 0.4),
+        ("tucker", "parameters", 0.3),
+    ],
+)
+def test_the_budget_is_met_from_below(
+    seed: int, decomposition: str, metric: str, share: float
+) -> None:
+    model = _network(seed) if decomposition == "channel" else _strided(seed)
     x, y = _data(seed)
     few = dprp.LeSS(steps=20, most_steps=20, batch_size=32, learning_rate=0.03)
-    plan = dprp.learn_channels_and_ranks(model, (x, y), budget={metric: share}, learning=few)
+    plan = dprp.learn_channels_and_ranks(
+        model, (x, y), budget={metric: share}, learning=few, decomposition=decomposition
+    )
     assert 0.99 * share <= plan.shares[metric] <= share
     counted = model_cost(dprp.cut(model, plan, calibration_data=x[:512]))
     assert plan.cost == {"parameters": counted.parameters, "macs": counted.macs}
@@ -197,6 +302,53 @@ def test_both_go_and_what_is_left_still_tells_classes(
 
     learned = loss(dprp.cut(model, plan.channels, calibration_data=x))
     assert learned < loss(dprp.cut(model, chance, calibration_data=x))
+
+
+@pytest.mark.parametrize("truncation", ["output", "kernel"])
+def test_two_ranks_of_a_kernel_are_learned_cut_and_kept(
+    truncation: str, trained: tuple[keras.Model, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    model, x, y = trained
+    options: dict[str, Any] = {
+        "budget": {"macs": 0.3},
+        "learning": FEW,
+        "decomposition": "tucker",
+        "truncation": truncation,
+    }
+    folder = tmp_path / "learning"
+    plan = dprp.learn_channels_and_ranks(
+        model, (x, y), **options, folder=folder, validation_data=_data(9)
+    )
+    assert plan.ranks.decomposition == "tucker"
+    assert plan.ranks.truncation == truncation
+    kinds = {row.name: row.decomposition for row in plan.ranks.layers}
+    assert kinds.pop("out") == "channel"
+    assert set(kinds.values()) == {"tucker"}
+    pairs = [row for row in plan.ranks.layers if row.ranks is not None and len(row.ranks) == 2]
+    assert pairs
+    assert any(row.ranks != row.full_ranks for row in pairs)
+    assert plan.accuracy["planned"] > plan.accuracy["dense"] - 0.2
+    assert 0.297 <= plan.shares["macs"] <= 0.3
+    seen = x[:512] if truncation == "output" else None
+    small = dprp.cut(model, plan, calibration_data=seen)
+    counted = model_cost(small)
+    assert plan.cost == {"parameters": counted.parameters, "macs": counted.macs}
+    kernels = [
+        sum(1 for layer in small.layers if layer.name.startswith(row.name) and layer.weights)
+        for row in pairs
+    ]
+    assert set(kernels) == {3}
+    assert np.abs(np.asarray(small(x[:9])) - np.asarray(model(x[:9]))).max() > 1e-3
+    assert dprp.JointPlan.load(plan.save(tmp_path / "plan.json")) == plan
+    # From the last state that was kept it goes on to the same plan.
+    again = dprp.learn_channels_and_ranks(
+        model, (x, y), **options, folder=folder, validation_data=_data(9)
+    )
+    assert again == plan
+    with pytest.raises(ValueError, match="'decomposition'"):
+        dprp.learn_channels_and_ranks(
+            model, (x, y), **{**options, "decomposition": "channel"}, folder=folder
+        )
 
 
 def test_masks_alone_leave_ranks_full_and_thresholds_alone_channels(
@@ -336,6 +488,13 @@ def test_groups_and_layers_can_be_chosen(
         ({"layers": ["nobody"]}, "nobody"),
         ({"multiple": 0}, "multiple"),
         ({"truncation": "both"}, "truncation"),
+        ({"decomposition": "separable"}, "`decomposition` must be one of .*'channel', 'tucker'"),
+        (
+            {"decomposition": "tucker", "budget": {"time": 0.5}},
+            "three stages. Received: decomposition='tucker' with a budget of time",
+        ),
+        ({"decomposition": "tucker", "latency": "told"}, "three stages.*with `latency`"),
+        ({"decomposition": "tucker", "budget": {"macs": 0.0001}}, "least widths and ranks"),
     ],
 )
 def test_what_cannot_be_learned_is_said(
@@ -348,6 +507,9 @@ def test_what_cannot_be_learned_is_said(
     asked = {"data": (x, y), "budget": 0.5, "learning": few, **options}
     if asked["data"] == "x":
         asked["data"] = x
+    if asked.get("latency") == "told":
+        place = {"target": "local", "runtime": "litert", "precision": "int8", "threads": 1}
+        asked["latency"] = told_widths(model, "channel", **place)
     with pytest.raises(ValueError, match=message):
         dprp.learn_channels_and_ranks(model, asked.pop("data"), **asked)
 

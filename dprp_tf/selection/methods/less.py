@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,7 +39,8 @@ class Learned:
     Attributes:
         masks: m of each place, as learned.
         kept: sigma(m), how much of each place is left, 0 to 1.
-        ranks: The soft rank of each factorized layer; None where none has one.
+        ranks: The soft ranks of the factorized layers, for Tucker-2 that of the channels and then
+            that of the filters; None where there are none.
         history: By round the steps by its end, their mean loss with the budget's term, and the cost
             at its end relative to the bound.
         met: Whether the cost came as close to the budget as was asked.
@@ -62,6 +63,7 @@ class LeSS:
 
     B being the cost at the soft counts as a share of the whole model's and B_d the budget; see
     `dprp_tf.selection.methods.soft_cut.SoftCut` for the kernels and counts, and `SoftCosts` for B.
+    A kernel in Tucker-2 has two thresholds, one for each of its unfoldings.
     Masks begin at 1 and thresholds at 0. Rounds of steps go on until B is within `closeness` of
     B_d, at most `most_steps` in all.
 
@@ -94,7 +96,7 @@ class LeSS:
     Raises:
         ValueError: If a value is out of range, or neither masks nor thresholds are learned.
 
-    Source: BSR/LeSS thesis, chapter 4, Algorithm 2.
+    Source: BSR/LeSS thesis, chapter 4, Algorithm 2; 4.7.4 for two thresholds.
 
     Example:
 
@@ -135,7 +137,6 @@ class LeSS:
         self,
         model: keras.Model,
         places: Places,
-        factorized: Sequence[str],
         costs: SoftCosts,
         bounds: Mapping[str, float],
         moments: Mapping[str, NDArray[np.float64]] | None = None,
@@ -145,8 +146,7 @@ class LeSS:
         Args:
             model: The trained model.
             places: Its channels that may go.
-            factorized: Keys of layers whose ranks may fall, in the order of `places.layers`.
-            costs: What it costs.
+            costs: What it costs, and which layers' ranks may fall in which decomposition.
             bounds: The shares of the costs that are wanted.
             moments: Second moments of the layers' inputs, for energies of the outputs.
         """
@@ -160,7 +160,7 @@ class LeSS:
             strength=self.strength,
             strength_growth=self.strength_growth,
         )
-        return SoftCut(model, places, factorized, costs, bounds, settings, moments)
+        return SoftCut(model, places, costs, bounds, settings, moments)
 
     def learn(
         self,
@@ -259,7 +259,7 @@ class LeSS:
         digest = hashlib.sha256()
         for weight in model.weights:
             digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
-        return {
+        found = {
             **asdict(self),
             "bounds": soft.bounds,
             "samples": count,
@@ -267,6 +267,10 @@ class LeSS:
             "weights": digest.hexdigest(),
             "variables": [list(variable.shape) for variable in soft.variables],
         }
+        if "tucker" in soft.decompositions.values():
+            # Left out else, as folders hold it that were begun before there was any.
+            found["decomposition"] = "tucker"
+        return found
 
     def _batches(self, count: int, rng: np.random.Generator) -> Iterator[NDArray[np.intp]]:
         """Numbers of the samples of each step, always as many."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -13,11 +13,10 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.channels import Places
-from dprp_tf.conversion.refitting import kernel_matrix, rows_of_channels
 from dprp_tf.costs.compiled_loss import names_of_outputs
-from dprp_tf.decomposition.threads import threads_for
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.substitution import call_with
+from dprp_tf.selection.methods.unfoldings import Unfolding, unfoldings_of
 from dprp_tf.selection.solving.soft_costs import SoftCosts
 
 __all__ = ["SoftCut", "SoftSettings"]
@@ -54,14 +53,12 @@ class SoftSettings:
 
 @dataclass
 class _Kernel:
-    """A kernel of the frozen model: its variable, the places on its sides, its number."""
+    """A kernel of the frozen model: its variable, the places on its sides, what is cut of it."""
 
     variable: Any
     reads: tuple[NDArray[np.int32], int] | None
     makes: tuple[NDArray[np.int32], int] | None
-    number: int | None = None
-    layer: Any = None
-    moments: NDArray[np.float64] | None = None
+    unfoldings: list[Unfolding] = field(default_factory=list)
 
 
 class SoftCut(keras.Model):
@@ -84,6 +81,11 @@ class SoftCut(keras.Model):
     W' = A V diag(p) V^T, exact right after it and at any time where p = 1, and S with the right
     derivatives by the masks of the filters.
 
+    Tucker-2 cuts a kernel along both of its sides, each by a threshold of its own: by the filters
+    as above, and by the channels that are read likewise, with W as a matrix (L*S, C) there and the
+    masks of both sides exchanged. Both times S and V are those of the kernel before either cut, as
+    the higher-order SVD has them; see `Unfolding`.
+
     Masks of the channels that are read are the ones that removing them for real amounts to: a mask
     behind the last layer that treats each channel by itself. So `masked="channels"` lets W' follow
     from the rows masked, and the filters' masks enter by way of S and V alone; `"filters"` masks
@@ -93,26 +95,24 @@ class SoftCut(keras.Model):
     Args:
         model: A built, trained model; it stays as it is.
         places: The channels that may go.
-        factorized: Keys of the layers whose singular values are cut, in the order of the places'
-            layers.
-        costs: What a mask and ranks cost.
+        costs: What a mask and ranks cost, and which layers have ranks in which decomposition.
         bounds: The costs wanted, by metric.
         settings: How soft it is.
         moments: Second moments of inputs by layer, as `input_moments` gives them. Default: none.
 
     Attributes:
         masks: m by place.
-        thresholds: g by factorized layer, as shares of s_1; for a gate on a scale of its logarithm.
+        thresholds: g by rank, as shares of s_1; for a gate on a scale of its logarithm.
         steps: The steps taken.
         spent: The cost at the last of them, relative to the bound.
         bounds: The costs wanted, by metric.
+        decompositions: By factorized layer the decomposition of its kernel.
     """
 
     def __init__(
         self,
         model: keras.Model,
         places: Places,
-        factorized: Sequence[str],
         costs: SoftCosts,
         bounds: Mapping[str, float],
         settings: SoftSettings,
@@ -126,14 +126,16 @@ class SoftCut(keras.Model):
         self._costs = costs
         self._settings = settings
         self.bounds = dict(bounds)
+        self.decompositions = costs.stages.decompositions if settings.thresholds else {}
         self._loose = places.loose.astype(np.float32)
-        self._kernels = _kernels(places, factorized if settings.thresholds else (), moments or {})
-        self._ranked = [kernel for kernel in self._kernels if kernel.number is not None]
+        self._kernels = _kernels(places, self.decompositions, settings, moments or {})
+        # One for each threshold, in the order of the ranks that costs take.
+        self._unfoldings = [each for kernel in self._kernels for each in kernel.unfoldings]
         self.masks = self.add_weight(
             shape=(places.count,), initializer="ones", trainable=settings.masks, name="masks"
         )
         self.thresholds = self.add_weight(
-            shape=(len(self._ranked),),
+            shape=(len(self._unfoldings),),
             initializer="zeros",
             constraint="non_neg",
             trainable=settings.thresholds,
@@ -141,17 +143,20 @@ class SoftCut(keras.Model):
         )
         self.steps = self._state((), "steps")
         self.spent = self._state((), "spent")
-        sizes = [int(kernel.variable.shape[-1]) for kernel in self._ranked]
-        self._bases = [self._state((size, size), "basis") for size in sizes]
-        self._energies = [self._state((size, size), "energies") for size in sizes]
-        self._tops = np.ones(len(sizes), dtype=np.float32)
+        # R V, its inverse where that is not its transpose, and E of each unfolding.
+        self._bases = [self._square(each, "basis") for each in self._unfoldings]
+        self._inverses = [
+            self._square(each, "inverse") if each.turned else None for each in self._unfoldings
+        ]
+        self._energies = [self._square(each, "energies") for each in self._unfoldings]
         self.built = True
         self.refresh()
         # Thresholds are learned as shares of each kernel's largest singular value.
         whole = np.ones(places.count + 1)
-        self._tops = np.array(
-            [np.sqrt(max(np.linalg.eigvalsh(_energies(k, whole))[-1], _TINY)) for k in self._ranked]
-        ).astype(np.float32)
+        self._tops = [each.largest(each.energies(whole)) for each in self._unfoldings]
+
+    def _square(self, unfolding: Unfolding, name: str) -> Any:
+        return self._state((unfolding.size, unfolding.size), name)
 
     def _state(self, shape: tuple[int, ...], name: str) -> Any:
         return self.add_weight(
@@ -184,7 +189,7 @@ class SoftCut(keras.Model):
         return self._frozen(values, x)
 
     def counts(self) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Return what is left of each place, and the soft rank of each factorized layer."""
+        """Return what is left of each place, and the soft ranks of the factorized layers."""
         sync(self)
         kept, ranks, _ = self._cut()
         found = None if ranks is None else np.asarray(ops.convert_to_numpy(ranks), np.float64)
@@ -194,15 +199,15 @@ class SoftCut(keras.Model):
         """Take the singular vectors anew, of the kernels as they are masked now."""
         sync(self)
         whole = np.append(np.asarray(ops.convert_to_numpy(self.kept()), np.float64), 1.0)
-        by_filters = self._settings.masked == "filters"
-        for kernel, basis, held in zip(self._ranked, self._bases, self._energies, strict=True):
-            with threads_for(_matrix_shape(kernel.variable)):
-                energies = _energies(kernel, np.ones_like(whole) if by_filters else whole)
-                made = np.ones(len(energies)) if kernel.makes is None else whole[kernel.makes[0]]
-                vectors = np.linalg.eigh(made[:, None] * energies * made)[1]
-            held.assign(energies)
-            # Ascending, the largest last.
-            basis.assign(vectors[:, ::-1])
+        for number, unfolding in enumerate(self._unfoldings):
+            energies = unfolding.energies(whole)
+            mask = np.ones(unfolding.size) if unfolding.own is None else whole[unfolding.own]
+            basis = unfolding.basis(energies, mask)
+            self._energies[number].assign(energies)
+            self._bases[number].assign(basis)
+            held = self._inverses[number]
+            if held is not None:
+                held.assign(unfolding.inverse(basis))
 
     def _missed(self, shares: Mapping[str, Any]) -> Any:
         """||B - B_d||^2; of several bounds what exceeds each."""
@@ -219,39 +224,41 @@ class SoftCut(keras.Model):
         """What is left of the places, ranks, and kernels by variable."""
         kept = self.kept()
         whole = ops.concatenate([kept, ops.ones((1,), kept.dtype)])
-        ranks, values = [], []
+        ranks: list[Any] = []
+        values = []
         for kernel in self._kernels:
             value = self._scaled(kernel, whole)
-            if kernel.number is not None:
-                shares, rank = self._left(kernel, whole)
-                basis = ops.convert_to_tensor(self._bases[kernel.number])
-                # (S, S): V diag(p) V^T
-                projection = ops.matmul(basis * shares, ops.transpose(basis))
-                value = ops.matmul(value, projection)
+            for unfolding in kernel.unfoldings:
+                number = len(ranks)
+                shares, rank = self._left(number, unfolding, whole)
+                basis = ops.convert_to_tensor(self._bases[number])
+                inverse = self._inverses[number]
+                inverse = ops.transpose(basis) if inverse is None else inverse
+                value = unfolding.turn(value, basis, ops.convert_to_tensor(inverse), shares)
                 ranks.append(rank)
             values.append((kernel.variable, value))
         return kept, ops.stack(ranks) if ranks else None, values
 
-    def _left(self, kernel: _Kernel, whole: Any) -> tuple[Any, Any]:
-        """What is left of each singular value as a share, and their number."""
-        number = int(kernel.number or 0)
+    def _left(self, number: int, unfolding: Unfolding, whole: Any) -> tuple[Any, Any]:
+        """What is left of each singular value of an unfolding as a share, and their number."""
         basis = ops.convert_to_tensor(self._bases[number])
-        # (S, S): V^T diag(sigma) W^T P W diag(sigma) V has S^2 on its diagonal.
+        # (n, n): V^T R^T diag(m) E diag(m) R V has S^2 on its diagonal.
         turned = basis
-        if kernel.makes is not None and self._settings.masks:
-            turned = basis * ops.reshape(ops.take(whole, kernel.makes[0]), (-1, 1))
+        if unfolding.own is not None and self._settings.masks:
+            turned = basis * ops.reshape(ops.take(whole, unfolding.own), (-1, 1))
         squares = ops.sum(turned * ops.matmul(self._energies[number], turned), axis=0)
-        lengths = ops.sqrt(ops.relu(squares) + _TINY) / float(self._tops[number])
+        lengths = ops.sqrt(ops.relu(squares) + _TINY) / self._tops[number]
         threshold = self.thresholds[number]
         if self._settings.cut == "shrink":
             over = ops.relu(lengths - threshold)
             return over / lengths, ops.sum(ops.tanh(over * self._settings.rank_steepness))
         # S^q / (S^q + g^q), with log g from `_LEAST` at a threshold of 0 up to 0 at 1.
         away = ops.log(lengths) - _LEAST * (1 - threshold)
-        shares = ops.sigmoid(self._settings.rank_steepness * away)
+        # By way of what goes, which stays above 0 where what is left rounds to 1: a sigmoid's
+        # derivative is made of its value, and a threshold without one would never move.
+        shares = 1 - ops.sigmoid(-self._settings.rank_steepness * away)
         # Directions of nothing count for nothing, wherever the threshold is.
-        size = float(min(_matrix_shape(kernel.variable)))
-        return shares, ops.minimum(ops.sum(shares), size)
+        return shares, ops.minimum(ops.sum(shares), float(unfolding.full_rank))
 
     def _scaled(self, kernel: _Kernel, whole: Any) -> Any:
         """A kernel with what is left of the channels that it reads, or of its filters."""
@@ -265,24 +272,13 @@ class SoftCut(keras.Model):
         return value * ops.reshape(ops.take(whole, numbers), shape)
 
 
-def _energies(kernel: _Kernel, whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """W^T P W of a kernel whose rows are masked, (S, S)."""
-    rows = rows_of_channels(kernel.layer)
-    matrix = kernel_matrix(kernel.layer)
-    if kernel.reads is not None:
-        matrix = matrix * np.repeat(whole[kernel.reads[0]], rows.shape[1])[:, None]
-    return matrix.T @ (matrix if kernel.moments is None else kernel.moments @ matrix)
-
-
-def _matrix_shape(variable: Any) -> tuple[int, int]:
-    return math.prod(variable.shape[:-1]), int(variable.shape[-1])
-
-
 def _kernels(
-    places: Places, factorized: Sequence[str], moments: Mapping[str, NDArray[np.float64]]
+    places: Places,
+    decompositions: Mapping[str, str],
+    settings: SoftSettings,
+    moments: Mapping[str, NDArray[np.float64]],
 ) -> list[_Kernel]:
     """The kernels that masks or thresholds reach."""
-    order = {key: number for number, key in enumerate(factorized)}
     found = []
     for layer in places.layers:
         for variable, reads, makes in layer.kernels():
@@ -290,11 +286,17 @@ def _kernels(
                 variable,
                 _side(layer.reads, variable, reads, places.count),
                 _side(layer.makes, variable, makes, places.count),
-                order.get(layer.key),
-                layer.record.layer,
-                moments.get(layer.key),
             )
-            if kernel.reads or kernel.makes or kernel.number is not None:
+            if layer.key in decompositions:
+                kernel.unfoldings = unfoldings_of(
+                    layer.record.layer,
+                    decompositions[layer.key],
+                    None if kernel.reads is None else kernel.reads[0],
+                    None if kernel.makes is None else kernel.makes[0],
+                    moments=moments.get(layer.key),
+                    by_filters=settings.masked == "filters",
+                )
+            if kernel.reads or kernel.makes or kernel.unfoldings:
                 found.append(kernel)
     return found
 

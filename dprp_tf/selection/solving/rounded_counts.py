@@ -96,15 +96,17 @@ def widened(
     return max(steps)[1] if steps else None
 
 
-def scaled_ranks(space: RankSpace, soft: Mapping[str, float], budget: Budget) -> dict[str, Ranks]:
+def scaled_ranks(
+    space: RankSpace, soft: Mapping[str, Sequence[float]], budget: Budget
+) -> dict[str, Ranks]:
     """Return whole ranks in proportion to soft ones, as large as a budget allows.
 
     All are scaled by one factor and rounded down, at least to 1; layers that their rank would not
     make cheaper are dense. What the budget leaves goes where it keeps most energy; see `fill`.
 
     Args:
-        space: The ranks that layers could have, in matricizations of one rank.
-        soft: Soft ranks by layer; layers without one stay dense.
+        space: The ranks that layers could have.
+        soft: Soft ranks by layer, one or for Tucker-2 two; layers without any stay dense.
         budget: The bounds.
 
     Returns:
@@ -119,7 +121,7 @@ def scaled_ranks(space: RankSpace, soft: Mapping[str, float], budget: Budget) ->
     >>> inputs = keras.Input((8, 8, 16))
     >>> outputs = keras.layers.Conv2D(16, 3, name="a", use_bias=False)(inputs)
     >>> space = RankSpace(keras.Model(inputs, outputs), "channel")
-    >>> scaled_ranks(space, {"a": 9.3}, Budget(parameters=0.5, tolerance=0.1))
+    >>> scaled_ranks(space, {"a": (9.3,)}, Budget(parameters=0.5, tolerance=0.1))
     {'a': (7,)}
     """
     require_feasible(space, budget)
@@ -127,8 +129,11 @@ def scaled_ranks(space: RankSpace, soft: Mapping[str, float], budget: Budget) ->
 
     def at(factor: float) -> dict[str, Ranks]:
         ranks: dict[str, Ranks] = {
-            name: (int(np.clip(int(factor * rank), 1, space.layers[name].full_ranks[0])),)
-            for name, rank in soft.items()
+            name: tuple(
+                int(np.clip(int(factor * rank), 1, full))
+                for rank, full in zip(own, space.layers[name].full_ranks, strict=True)
+            )
+            for name, own in soft.items()
         }
         return space.settled(ranks, metrics)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,8 @@ from dprp_tf.channels import Places
 from dprp_tf.costs.budget import METRICS
 from dprp_tf.costs.map_entries import map_entries
 from dprp_tf.costs.models import model_cost
-from dprp_tf.keras_internals.layer_calls import layer_calls
+from dprp_tf.keras_internals.layer_calls import LayerCall, layer_calls
+from dprp_tf.selection.solving.stage_costs import StageCosts
 from dprp_tf.selection.solving.width_costs import channel_weights
 
 __all__ = ["SoftCosts", "SoftCounts"]
@@ -29,7 +29,8 @@ class SoftCounts:
     Attributes:
         reads: Share of its channels that each layer still takes, of shape (layers,).
         makes: Share of them that each layer still gives, of shape (layers,).
-        ranks: Ranks of the factorized layers, of shape (factorized,); None where all are dense.
+        ranks: Ranks of the factorized layers, of shape (ranks,), for Tucker-2 that of the channels
+            and then that of the filters; None where all are dense.
     """
 
     reads: Any
@@ -40,11 +41,14 @@ class SoftCounts:
 class SoftCosts:
     """Costs of a model by masks of its channels and ranks of its kernels, as shares of the whole.
 
-    With a kernel of L positions, C channels and S filters, of which c and s are left, a layer of
-    rank r costs in `channel` form r (L c + s) weights, or L c s dense: the smaller counts. MACs go
-    with the weights. The activation volume is A s, and A r more where the kernel is factorized.
-    Whatever else has weights falls with the channels that it reads and makes. Derivatives by a
-    rank are those of the `channel` form also where the layer is dense, so that steps lead on.
+    A layer with a kernel of L positions, C channels and S filters, of which c and s are left, costs
+    what its stages do at its ranks, as `StageCosts` has them, or L c s weights dense: the smaller
+    counts. MACs go with the weights. The activation volume is A s, A positions of the output, and
+    what is between the stages more where the kernel is factorized. Of Tucker-2 with strides, which
+    may have fewer weights and more MACs than the dense layer, the weights say which of the two
+    counts if they are asked for, else the MACs. Whatever else has weights falls with the channels
+    that it reads and makes. Derivatives by a rank are those of the factorized form also where the
+    layer is dense, so that steps lead on.
 
     A cost of another kind, such as one read between the points of a table of times, is a subclass
     with a `layer_costs` of its own.
@@ -52,13 +56,20 @@ class SoftCosts:
     Args:
         model: The whole model.
         places: Where its channels are.
-        factorized: Keys of the layers that have a rank, in order.
+        factorized: Keys of the layers that have a rank, in the order of the places' layers.
         metrics: The costs that are wanted, among parameters, MACs and activations.
+        decomposition: `"channel"`, or `"tucker"`, which pointwise and dense kernels have none of:
+            those stay in `channel` form. Default `"channel"`.
+
+    Attributes:
+        dense: The whole model's costs by metric.
+        stages: What the factorized layers cost by rank, and how their ranks are ordered.
 
     Raises:
         ValueError: If a cost is not known for the model.
 
-    Source: BSR/LeSS thesis Eq. 4.10 with the `channel` form's cost as in its Appendix B.1, B.2.
+    Source: BSR/LeSS thesis Eq. 4.10 with the `channel` form's cost as in its Appendix B.1, B.2;
+    4.7.4 for two ranks of a kernel.
 
     Example:
 
@@ -80,10 +91,13 @@ class SoftCosts:
         places: Places,
         factorized: Sequence[str],
         metrics: Sequence[str],
+        *,
+        decomposition: str = "channel",
     ) -> None:
         whole = model_cost(model)
+        calls = list(layer_calls(model))
         numbers = {layer.key: at for at, layer in enumerate(places.layers)}
-        volumes, areas = _maps(model, places)
+        volumes = _volumes(calls, places)
         known: dict[str, float | None] = {
             "parameters": float(whole.parameters),
             "macs": None if whole.macs is None else float(whole.macs),
@@ -103,11 +117,15 @@ class SoftCosts:
         self._reads = np.stack([_mean(layer.reads, count) for layer in places.layers])
         self._makes = np.stack([_mean(layer.makes, count) for layer in places.layers])
         self._factorized = np.array([numbers[key] for key in factorized], dtype=np.int32)
-        shapes = [places.layers[at].record.layer.kernel.shape for at in self._factorized]
-        self._window = np.array([math.prod(shape[:-2]) for shape in shapes], dtype=np.float32)
-        self._channels = np.array([shape[-2] for shape in shapes], dtype=np.float32)
-        self._filters = np.array([shape[-1] for shape in shapes], dtype=np.float32)
-        self._volumes, self._areas = volumes, areas
+        self.stages = StageCosts(
+            {key: places.layers[numbers[key]].record.layer for key in factorized},
+            decomposition,
+            calls,
+        )
+        # What `RankSpace.settled` goes by: a form of fewer MACs has fewer weights, too.
+        by_macs = "macs" in metrics and "parameters" not in metrics
+        self._decisive = "macs" if by_macs else "parameters"
+        self._volumes = volumes
         # Weights as rows: their layer, how they fall, and what of each cost they are.
         macs = {row.name: float(row.macs or 0) for row in whole.layers}
         rows: list[tuple[int, float, float, float, float]] = []
@@ -131,7 +149,8 @@ class SoftCosts:
 
         Args:
             kept: How much of each place is left, 0 to 1, of shape (places,).
-            ranks: Ranks of the factorized layers, of shape (factorized,). Default: all are dense.
+            ranks: Ranks of the factorized layers, of shape (ranks,), for Tucker-2 that of the
+                channels and then that of the filters. Default: all are dense.
 
         Returns:
             Scalars by metric.
@@ -152,49 +171,47 @@ class SoftCosts:
         reads = ops.take(counts.reads, self._layers)
         makes = ops.take(counts.makes, self._layers)
         by_reads, by_makes = self._rows[:, 1], self._rows[:, 2]
-        share = (1 - by_reads + by_reads * reads) * (1 - by_makes + by_makes * makes)
-        factored = self._factored(counts)
-        if factored is not None:
-            dense = ops.take(share, self._kernels)
-            less = ops.minimum(dense, factored) - dense + self._lean(counts, factored >= dense)
-            share = share + ops.matmul(self._spread(), less)
+        whole = (1 - by_reads + by_reads * reads) * (1 - by_makes + by_makes * makes)
+        factorized = counts.ranks is not None and bool(self._factorized.size)
+        dense = chosen = None
+        if factorized:
+            dense = ops.take(whole, self._kernels)
+            chosen = self._factored(counts, self._decisive) < dense
         found = {}
         for metric, column in (("parameters", 3), ("macs", 4)):
-            if metric in self.dense:
-                saved = ops.sum(self._rows[:, column] * (1 - share))
-                found[metric] = 1 - saved / self.dense[metric]
+            if metric not in self.dense:
+                continue
+            share = whole
+            if factorized:
+                less = ops.where(chosen, self._factored(counts, metric) - dense, 0.0)
+                less = less + self._lean(counts, metric, chosen)
+                share = share + ops.matmul(self._spread(), less)
+            saved = ops.sum(self._rows[:, column] * (1 - share))
+            found[metric] = 1 - saved / self.dense[metric]
         if "activations" in self.dense:
             assert self._volumes is not None
-            assert self._areas is not None
             maps = ops.sum(self._volumes * counts.makes)
-            if factored is not None:
-                # In two stages there is a map of r channels more.
-                chosen = ops.cast(factored < dense, "float32")
-                maps = maps + ops.sum(chosen * self._areas[self._factorized] * counts.ranks)
+            if factorized:
+                between = self.stages.maps(counts.ranks)
+                maps = maps + ops.sum(ops.cast(chosen, "float32") * between)
             found["activations"] = maps / self.dense["activations"]
         return found
 
-    def _factored(self, counts: SoftCounts) -> Any:
-        """Weights of the `channel` forms as shares of the whole kernels'."""
-        if counts.ranks is None or not self._factorized.size:
-            return None
+    def _factored(self, counts: SoftCounts, metric: str, *, by_ranks_alone: bool = False) -> Any:
+        """What the factorized forms cost as shares of the whole kernels, (factorized,)."""
         reads = ops.take(counts.reads, self._factorized)
         makes = ops.take(counts.makes, self._factorized)
-        stages = self._window * self._channels * reads + self._filters * makes
-        whole = self._window * self._channels * self._filters
-        return ops.cast(counts.ranks, "float32") * stages / whole
+        if by_ranks_alone:
+            reads, makes = ops.stop_gradient(reads), ops.stop_gradient(makes)
+        return self.stages.shares(metric, counts.ranks, reads, makes)
 
-    def _lean(self, counts: SoftCounts, dense: Any) -> Any:
-        """Zero, but with the factorized kernels' derivatives by rank where dense is cheaper.
+    def _lean(self, counts: SoftCounts, metric: str, chosen: Any) -> Any:
+        """Zero, but with the factorized kernels' derivatives by rank where they are dense.
 
         Without them no step would ever lead to ranks that pay, for they begin where none does.
         """
-        stages = self._window * self._channels * ops.take(counts.reads, self._factorized)
-        stages = stages + self._filters * ops.take(counts.makes, self._factorized)
-        whole = self._window * self._channels * self._filters
-        ranks = ops.cast(counts.ranks, "float32")
-        slope = ops.stop_gradient(ops.cast(dense, "float32") * stages / whole)
-        return slope * (ranks - ops.stop_gradient(ranks))
+        costs = self._factored(counts, metric, by_ranks_alone=True)
+        return ops.where(chosen, 0.0, costs - ops.stop_gradient(costs))
 
     def _spread(self) -> NDArray[np.float32]:
         """From kernels to rows, (rows, kernels)."""
@@ -210,14 +227,8 @@ def _mean(places: NDArray[np.intp], count: int) -> NDArray[np.float32]:
     return counts.astype(np.float32)
 
 
-def _maps(
-    model: keras.Model, places: Places
-) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
-    """Entries of the maps that layers with kernels compute for a sample, and their positions."""
-    entries = map_entries(layer_calls(model))
+def _volumes(calls: Sequence[LayerCall], places: Places) -> NDArray[np.float32] | None:
+    """Entries of the maps that layers with kernels compute for a sample."""
+    entries = map_entries(calls)
     found = [entries.get(id(layer.record.layer), 0) for layer in places.layers]
-    if None in found:
-        return None, None
-    volumes = np.array(found, dtype=np.float32)
-    filters = np.array([max(layer.makes.size, 1) for layer in places.layers], dtype=np.float32)
-    return volumes, volumes / filters
+    return None if None in found else np.array(found, dtype=np.float32)
