@@ -20,7 +20,7 @@ from dprp_tf.cli.next_steps import (
     steps_of_plain,
 )
 from dprp_tf.cli.options import ImageSize, Json, Mean, Std
-from dprp_tf.runs.ownership import DEMO, SELECTION, TRAINING, owner_of
+from dprp_tf.runs.ownership import COMPRESSION, DEMO, SELECTION, TRAINING, owner_of
 
 if TYPE_CHECKING:
     from dprp_tf.data import Dataset
@@ -34,6 +34,7 @@ _NOT_YET = {
     TRAINING: ("no epoch has been trained to its end yet", "train"),
     SELECTION: ("no ranks have been chosen yet", "select"),
     DEMO: ("nothing has been trained yet", "demo"),
+    COMPRESSION: ("no file has been finished yet", "compress"),
 }
 _PLANS = {
     "joint_plan": "channels and ranks",
@@ -192,8 +193,10 @@ def _steps(
     folder, trained = Path("runs") / path.stem, Path("runs") / f"{path.stem}-trained"
     # Half of the time can be too little for a small network; a drop of accuracy can always be met.
     faster = ("--accuracy-drop", 0.02, "--epochs", 20)
+    best = Path("runs") / f"{path.stem}-best"
     return [
         *look,
+        ("the best int8 file in an hour", ("compress", path, *words, "--folder", best)),
         ("a faster int8 file", ("select", path, *words, "--folder", folder, *faster)),
         ("ranks that fall in training", ("train", "--model", path, *words, "--folder", trained)),
         ("channels that could go", ("channels", path)),
@@ -229,7 +232,12 @@ def _run(folder: Path, words: Sequence[object]) -> tuple[dict[str, Any], list[St
             for row in results.get("models", [])
         ]
         folded = folder / "folded.keras"
-        if folded.exists():
+        best = next(iter(sorted(folder.glob("best.[to]*"))), None)
+        if best is not None and owner_of(folder) is COMPRESSION:
+            told.append(str(results.get("headline", {}).get("text", "")))
+            told.append("the same `dprp compress` with more --minutes goes on")
+            steps = [("its time and accuracy", ("bench", best, *words))]
+        elif folded.exists():
             steps = steps_of_low_rank(folder / "model.keras")
         elif results:
             place = folder / "cut" if owner_of(folder) is DEMO else folder

@@ -48,7 +48,7 @@ def test_a_model_is_told_with_its_costs_and_what_comes_next(dense: Path) -> None
     for part in ("8x8x1 to 10", "4,610 parameters", "19,968 MACs", "100% of", "in 3 layers"):
         assert part in result.stdout
     steps = next_commands(result.stdout)
-    order = ["look", "select", "train", "channels", "export", "bench"]
+    order = ["look", "compress", "select", "train", "channels", "export", "bench"]
     assert [words[0] for words in steps] == order
     assert all(str(dense) in words for words in steps[:-1]), "the real path, blanks and all"
     found = json.loads(invoke(dense, "--json").stdout)

@@ -77,15 +77,15 @@ def plot_front(results: Mapping[str, Any], theme: str = "light") -> Figure:
         grid="both",
     )
     # Far below what is asked they would only press the rest together.
-    lowest = min(point.y for point in files) - 12
+    lowest = min(point.y for point in files) - 0.12
     candidates = [point for point in _candidates(results, colours) if point.y >= lowest]
     least = number(mapping(results, "wish").get("least_score"))
     everything = [point.y for point in (*files, *candidates)]
     if not math.isnan(least):
-        everything.append(100 * least)
-        axes.axhline(100 * least, color=colours.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        everything.append(least)
+        axes.axhline(least, color=colours.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     position_axis(axes, [point.x for point in (*files, *candidates)], None)
-    accuracy_axis(axes, [value / 100 for value in everything])
+    accuracy_axis(axes, everything)
     _draw(axes, files, candidates, colours)
     place_labels(axes, [([(point.x, point.y)], _label(point), colours.text) for point in files])
     _legend(axes, colours, bool(candidates), not math.isnan(least))
@@ -110,7 +110,7 @@ def _files(results: Mapping[str, Any], colours: Theme) -> list[_Point]:
         best, dense = bool(row.get("best")), bool(row.get("dense"))
         colour = colours.dense if dense else colours.dprp if best else colours.others[0]
         label = clean_name(row.get("label") or "", _NAME_LIMIT)
-        found.append(_Point(label, x, 100 * y, size, colour, best, bool(row.get("beaten"))))
+        found.append(_Point(label, x, y, size, colour, best, bool(row.get("beaten"))))
     return found
 
 
@@ -119,7 +119,7 @@ def _candidates(results: Mapping[str, Any], colours: Theme) -> list[_Point]:
     for row in records(results, "search"):
         x, y = number(row.get("time")), number(row.get("score"))
         if row.get("stage") != "finished" and not math.isnan(x + y):
-            found.append(_Point("", x, 100 * y, 0.0, colours.before, False, True))
+            found.append(_Point("", x, y, 0.0, colours.before, False, True))
     return found
 
 
