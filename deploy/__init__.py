@@ -20,6 +20,7 @@ from dprp_tf.deploy.measurement.benchmark import (
     compare,
     measure_files,
 )
+from dprp_tf.deploy.measurement.gate import GateReport, gate
 from dprp_tf.deploy.running.runtime import evaluate_file, run_file
 from dprp_tf.deploy.targets import Target, TargetError, resolve_target
 
@@ -38,6 +39,7 @@ __all__ = [
     "BenchmarkResult",
     "Comparison",
     "ExportReport",
+    "GateReport",
     "OutputParity",
     "ParityError",
     "QuantizedModel",
@@ -50,6 +52,7 @@ __all__ = [
     "compressed_size",
     "evaluate_file",
     "export",
+    "gate",
     "measure_files",
     "measure_latency",
     "measure_widths",
