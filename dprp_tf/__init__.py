@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dprp_tf.selection.learning_channels_and_ranks import learn_channels_and_ranks
     from dprp_tf.selection.methods.less import LeSS
     from dprp_tf.selection.selecting import select_ranks
-    from dprp_tf.selection.selecting_both import select_channels_and_ranks
+    from dprp_tf.selection.selecting_both import JointSelection, select_channels_and_ranks
     from dprp_tf.selection.selecting_channels import select_channels
     from dprp_tf.training.budget_pruning import BudgetPruning
     from dprp_tf.training.distillation import Distillation
@@ -73,6 +73,7 @@ __all__ = [
     "Form",
     "InnerTraining",
     "JointPlan",
+    "JointSelection",
     "LatencyTable",
     "LeSS",
     "RankHistory",
@@ -130,6 +131,7 @@ _HOMES = {
     "Form": "costs.form",
     "InnerTraining": "training.inner_training",
     "JointPlan": "costs.joint_plan",
+    "JointSelection": "selection.selecting_both",
     "LatencyTable": "costs.latency_table",
     "LeSS": "selection.methods.less",
     "RankHistory": "training.rank_history",

@@ -295,3 +295,36 @@ def test_a_network_of_the_zoo_is_cut_by_both() -> None:
     small = dprp.cut(model, plan, calibration_data=data)
     assert model_cost(small).parameters == plan.cost["parameters"]
     assert any("measuring cuts of" in text for text in told)
+
+
+def test_one_selection_serves_several_budgets_like_one_for_each(
+    model: keras.Model, x: np.ndarray
+) -> None:
+    together = dprp.JointSelection(model, data=x)
+    for macs in (0.8, 0.5, 0.65):
+        plan, small = together.choose({"macs": macs})
+        alone = dprp.select_channels_and_ranks(model, budget={"macs": macs}, data=x)
+        assert plan.as_dict() == alone.as_dict()
+        counted = model_cost(small)
+        assert counted.macs == plan.cost["macs"] <= macs * plan.dense["macs"]
+        expected = dprp.cut(model, plan, calibration_data=x).predict(x, verbose=0)
+        found = small.predict(x, verbose=0)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert np.abs(found - model.predict(x, verbose=0)).max() > 1e-3
+
+
+def test_a_selection_may_cut_channels_or_ranks_alone(model: keras.Model, x: np.ndarray) -> None:
+    selection = dprp.JointSelection(model, data=x)
+    channels, _ = selection.choose({"macs": 0.6}, "channels")
+    assert channels.channels.removed
+    assert not channels.ranks.ranks
+    by_itself = dprp.select_channels(model, budget={"macs": 0.6}, data=x)
+    assert channels.channels.removed == by_itself.removed
+    ranks, _ = selection.choose({"macs": 0.8}, "ranks")
+    assert ranks.ranks.ranks
+    assert not ranks.channels.removed
+    assert ranks.shares["macs"] <= 0.8
+    with pytest.raises(dprp.BudgetError, match="the cost at the least ranks"):
+        selection.choose({"macs": 0.01}, "ranks")
+    with pytest.raises(dprp.BudgetError, match="the cost at the least widths\\."):
+        selection.choose({"macs": 0.01}, "channels")
