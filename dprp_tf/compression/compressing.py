@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dprp_tf.compression.schedule import Schedule
 from dprp_tf.compression.settings import CompressionSettings
 from dprp_tf.compression.study import CompressionStudy, Result, Task
 from dprp_tf.compression.workshop import DENSE, Workshop
+from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.data import Dataset
 from dprp_tf.data.splitting import stratified_split
 from dprp_tf.files.arguments import check_number
@@ -39,7 +40,7 @@ from dprp_tf.training.saving import load_model
 
 __all__ = ["BestFile", "compress"]
 
-_CONFIG, _RESULTS = "config.json", "results.json"
+_CONFIG, _RESULTS, _PLAN = "config.json", "results.json", "joint_plan.json"
 _TEST_SHARE = 0.2
 # Seconds between two looks at what other workers do.
 _PAUSE = 2.0
@@ -255,7 +256,11 @@ def _ended(
     path = place / f"best{Path(best['file']).suffix}"
     _copied(files / best["file"], path)
     kept = model
+    (place / _PLAN).unlink(missing_ok=True)
     if not best["dense"]:
+        JointPlan.from_dict(_origin(outcomes, finished[best["model"]]).values["plan"]).save(
+            place / _PLAN
+        )
         _copied(files / f"{best['model']}.keras", place / "best.keras")
         kept = load_model(place / "best.keras")
     results = {
@@ -265,7 +270,7 @@ def _ended(
         "settings": wish.as_dict(),
         "data": {**test.description, "validation": len(validation.y_test)},
         "models": _models(model, workshop, finished, files),
-        "files": rows,
+        "files": [_within_format(row, rows[0]) for row in rows],
         "front": front,
         "wish": {
             "least_score": goal.least_score,
@@ -285,6 +290,18 @@ def _ended(
         (entry for entry in front if not entry["beaten"]), key=lambda entry: entry["time"]
     )
     return BestFile(path, kept, bool(best["meets"]), shown, results)
+
+
+def _origin(outcomes: Sequence[Outcome], one: Outcome) -> Outcome:
+    """The cut that something was trained of."""
+    return next(cut for cut in outcomes if cut.number == one.origin)
+
+
+def _within_format(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose ratio, if it has one, is to the dense file of the same format."""
+    if row["format"] == first["format"]:
+        return dict(row)
+    return {name: value for name, value in row.items() if not name.startswith("latency_ratio")}
 
 
 def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

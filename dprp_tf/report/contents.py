@@ -40,6 +40,7 @@ from dprp_tf.report.tables.rank_plan import (
     rank_plan_table,
 )
 from dprp_tf.report.tables.scores import bench_score, score_title
+from dprp_tf.report.tables.search import search_table
 from dprp_tf.report.tables.timing import timing_table
 from dprp_tf.report.verdict import Verdict, verdict
 
@@ -190,6 +191,7 @@ def page_contents(run: RunData) -> PageContents:
         _benchmarks(run.bench or {}),
         _fold_plan(run.plan or {}),
         Section("plots", "Plots", pictures=_pictures(run)),
+        _tables("search", "Search", _with_note(search_table(results))),
         _tables("layers", "Layers", (layers_table(results), "")),
         _tables("skipped", "Skipped layers", (skipped_layers_table(results), "")),
         _settings(results),

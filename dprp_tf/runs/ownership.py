@@ -99,6 +99,7 @@ COMPRESSION = Owner(
     ("compression",),
     (
         *("clock.json", "dense.json", "widths.json", "study.sqlite3", "results.json"),
+        "joint_plan.json",
         *("candidates", "files", "best.keras", "best.tflite", "best.onnx", *_REPORT),
     ),
 )
