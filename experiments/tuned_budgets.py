@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import keras
 
@@ -18,40 +17,14 @@ from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.data import Dataset
 from dprp_tf.experiments.narrow_networks import Told, narrow_widths, trained_narrow
 from dprp_tf.files.atomic import read_json, write_json
-from dprp_tf.keras_internals.precision import in_float32
-from dprp_tf.keras_internals.rewriting import rebuild_configured
+from dprp_tf.keras_internals.precision import in_bfloat16, in_float32
 from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.files import timed_files
 from dprp_tf.runs.progress import Display
 from dprp_tf.training.fine_tuning import FineTuning, classification_loss
 from dprp_tf.training.saving import load_model, save_model
 
-__all__ = ["in_bfloat16", "main"]
-
-
-def in_bfloat16(model: keras.Model) -> keras.Model:
-    """Return a copy that computes in bfloat16 all through but its outputs, for quicker training.
-
-    Args:
-        model: A built model of plain layers.
-
-    Returns:
-        The copy, with the same weights in float32.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
-    >>> [layer.compute_dtype for layer in in_bfloat16(model).layers[-2:]]
-    ['bfloat16', 'float32']
-    """
-    last = model.layers[-1].name
-
-    def changed(config: dict[str, Any]) -> dict[str, Any]:
-        # Inputs have the name of a type there, and stay what they are.
-        computes = isinstance(config.get("dtype"), dict) and config.get("name") != last
-        return {**config, "dtype": "mixed_bfloat16"} if computes else config
-
-    return rebuild_configured(model, changed)
+__all__ = ["main"]
 
 
 def _tuned(folder: Path, model: keras.Model, dataset: Dataset, settings: FineTuning) -> keras.Model:

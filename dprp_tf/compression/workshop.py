@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.data import Dataset
 from dprp_tf.files.atomic import read_json, write_json
+from dprp_tf.keras_internals.precision import in_bfloat16, in_float32
 from dprp_tf.keras_internals.rewriting import rewrite
 from dprp_tf.layers.factorizable import factorizable
 from dprp_tf.runs.choosing_channels import groups_left
@@ -43,6 +45,8 @@ _DENSE_JSON = "dense.json"
 _LOOK = 2000
 # Steps by which the length of an epoch is told, and rounds of timing beside the dense file.
 _STEPS, _ROUNDS = 14, 40
+# The share of an epoch's time in float32 that one in bfloat16 may take to be worth it.
+_QUICKER = 0.9
 # Seconds between two tries of a target that went away.
 _WAIT = 10.0
 _WEIGHT_DECAY = 5e-4
@@ -129,7 +133,7 @@ class Workshop:
             # The first file waits for the converter to be loaded.
             "file_seconds": statistics.median(seconds) + timing,
             "timing_seconds": timing,
-            "epoch_seconds": self._timed_epoch(),
+            **self._timed_epoch(),
         }
         write_json(path, found)
         return found
@@ -204,21 +208,43 @@ class Workshop:
         score = file_accuracy(self._files / row["file"], self._validation)
         return {**row, "score": score}
 
-    def _timed_epoch(self) -> float:
-        copy = rewrite(self._model, lambda layer: None)
+    def _timed_epoch(self) -> dict[str, Any]:
+        """What an epoch takes in the precision in which it takes less."""
+        import tensorflow as tf
+
+        whole = self._epoch_seconds_of(rewrite(self._model, lambda layer: None), self._model)
+        try:
+            half = in_bfloat16(self._model)
+            quick = self._epoch_seconds_of(half, half)
+        except (ValueError, TypeError, tf.errors.OpError):
+            # Not every layer can be copied so, and not every operation is there.
+            quick = math.inf
+        if quick < _QUICKER * whole:
+            return {"epoch_seconds": quick, "trained_in": "bfloat16"}
+        return {"epoch_seconds": whole, "trained_in": "float32"}
+
+    def _epoch_seconds_of(self, model: keras.Model, teacher: keras.Model) -> float:
         deadline = Deadline(self._clock, 0.0, _STEPS)
-        self._tuning(1, 1e-6).fit(copy, self._dataset, callbacks=[deadline])
+        self._tuning(1, 1e-6, teacher).fit(model, self._dataset, callbacks=[deadline])
         # Of an epoch of few steps all is timed at once.
         return deadline.epoch_seconds or 1.0
 
-    def _tuning(self, epochs: int, learning_rate: float) -> FineTuning:
+    @cached_property
+    def _teacher(self) -> keras.Model:
+        return in_bfloat16(self._model) if self._in_bfloat16 else self._model
+
+    @property
+    def _in_bfloat16(self) -> bool:
+        return bool(self._begun.get("trained_in") == "bfloat16")
+
+    def _tuning(self, epochs: int, learning_rate: float, teacher: keras.Model) -> FineTuning:
         settings = self._settings
         tuning = FineTuning(
             epochs=epochs,
             learning_rate=learning_rate,
             weight_decay=_WEIGHT_DECAY,
             seed=settings.seed,
-            teacher=self._model if settings.distill else None,
+            teacher=teacher if settings.distill else None,
         )
         return tuning.for_model(self._model, self._dataset.y_train)
 
@@ -357,12 +383,14 @@ class Workshop:
             name += "_on"
         deadline = Deadline(self._clock, reserve)
         told = f"{task.number}: {task.candidate.label}"
-        self._tuning(epochs, step.learning_rate).fit(
-            model,
+        trained = in_bfloat16(model) if self._in_bfloat16 else model
+        self._tuning(epochs, step.learning_rate, self._teacher).fit(
+            trained,
             dataset,
             callbacks=[deadline, self._training(told, epochs)],
             folder=self._place(step.of) / name,
         )
+        model = in_float32(trained) if self._in_bfloat16 else trained
         seconds = deadline.epoch_seconds
         if seconds is None:
             return model, {}

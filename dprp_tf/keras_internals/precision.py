@@ -9,7 +9,7 @@ import keras
 from dprp_tf.keras_internals.graphs import graph_of, layers_inside, nodes
 from dprp_tf.keras_internals.rewriting import rebuild_configured
 
-__all__ = ["in_float32", "other_precisions"]
+__all__ = ["in_bfloat16", "in_float32", "other_precisions"]
 
 
 def other_precisions(model: keras.Model) -> list[str]:
@@ -61,6 +61,41 @@ def in_float32(model: keras.Model) -> keras.Model:
     (['float16'], [])
     """
     return rebuild_configured(model, _widened)
+
+
+def in_bfloat16(model: keras.Model) -> keras.Model:
+    """Return a copy that computes in bfloat16, for quicker training where the processor has it.
+
+    Weights stay float32. So do layers that give the outputs, whose loss needs the digits, and
+    those that compute in something else than float32 already.
+
+    Args:
+        model: A built Functional or Sequential model; it is not changed.
+
+    Returns:
+        The copy, not compiled, with the same weights.
+
+    Raises:
+        ValueError: If a layer can't be copied.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+    >>> [layer.compute_dtype for layer in in_bfloat16(model).layers[-2:]]
+    ['bfloat16', 'float32']
+    """
+    graph = graph_of(model) or model
+    last = {tensor._keras_history.operation.name for tensor in keras.tree.flatten(graph.outputs)}
+
+    def narrowed(config: Any) -> Any:
+        # Inputs have the name of a type there, and stay what they are.
+        policy = config.get("dtype")
+        plain = isinstance(policy, dict) and policy.get("config", {}).get("name") == "float32"
+        if not plain or config.get("name") in last:
+            return config
+        return {**config, "dtype": "mixed_bfloat16"}
+
+    return rebuild_configured(model, narrowed)
 
 
 def _widened(config: Any) -> Any:
