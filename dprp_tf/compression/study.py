@@ -165,8 +165,12 @@ class CompressionStudy:
         state = self._optuna.trial.TrialState
         for trial in self._study.get_trials(deepcopy=False, states=(state.RUNNING,)):
             self._study.tell(trial.number, state=state.FAIL)
-            attributes = {key: trial.user_attrs[key] for key in _OF_STEP if key in trial.user_attrs}
-            self._study.enqueue_trial({**_fixed(trial), **trial.params}, user_attrs=attributes)
+            self._again(trial)
+
+    def _again(self, trial: Any) -> None:
+        """Put a step at the head of what is to be done, just as it was: its training goes on."""
+        given = {key: trial.user_attrs[key] for key in _OF_STEP if key in trial.user_attrs}
+        self._study.enqueue_trial({**_fixed(trial), **trial.params}, user_attrs=given)
 
     def attribute(self, name: str) -> Any:
         """Return what `keep` kept; None if nothing was."""
@@ -216,8 +220,8 @@ class CompressionStudy:
 
         Args:
             step: What is to be done; None for what waits.
-            work: Does it. Another error than `MissedError` ends the search; the step is then
-                done again when it goes on.
+            work: Does it. Another error than `MissedError` ends the search, and the step counts as
+                not done; one that Ctrl-C ends is done again first of all.
         """
         if step is not None and not self.waiting:
             fixed: dict[str, Any] = {"stage": step.stage}
@@ -226,7 +230,10 @@ class CompressionStudy:
             given = {name: getattr(step, name) for name in _OF_STEP} if step.stage != "cut" else {}
             self._study.enqueue_trial(fixed, user_attrs=given)
 
+        begun: list[int] = []
+
         def objective(trial: optuna.Trial) -> tuple[float, float, float]:
+            begun.append(trial.number)
             stage = trial.suggest_categorical("stage", STAGES)
             cut = trial.suggest_categorical("cut", CUTS)
             candidate = Candidate(cut, round(trial.suggest_float("share", *SHARES), 3))
@@ -244,7 +251,13 @@ class CompressionStudy:
             trial.set_user_attr(_VALUES, from_json(to_json(kept(**result.values))))
             return result.score, result.time, result.size
 
-        self._study.optimize(objective, n_trials=1)
+        try:
+            self._study.optimize(objective, n_trials=1)
+        except KeyboardInterrupt:
+            for trial in self._study.get_trials(deepcopy=False):
+                if trial.number in begun and "stage" in trial.params:
+                    self._again(trial)
+            raise
 
     @contextlib.contextmanager
     def one_at_a_time(self, what: str) -> Iterator[None]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,17 +68,37 @@ def test_a_cut_that_there_is_not_is_missed_and_says_why(tmp_path: Path) -> None:
     assert (one.state, one.values["missed"], one.done) == ("missed", "at least 0.6", False)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_what_goes_wrong_ends_the_search_and_counts_as_not_done(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
-    def wrong(task: Task) -> Result:
+def _wrong(error: type[BaseException]) -> Callable[[Task], Result]:
+    def work(task: Task) -> Result:
         raise error
 
+    return work
+
+
+def test_what_goes_wrong_ends_the_search_and_counts_as_not_done(tmp_path: Path) -> None:
     study = CompressionStudy(tmp_path, IDENTITY)
-    with pytest.raises(error):
-        study.run(CUT, wrong)
+    with pytest.raises(ZeroDivisionError):
+        study.run(CUT, _wrong(ZeroDivisionError))
     assert [one.state for one in study.outcomes()] == ["failed"]
+    assert not study.waiting
+
+
+def test_what_is_stopped_is_done_again_first_just_as_it_was(tmp_path: Path) -> None:
+    study = CompressionStudy(tmp_path, IDENTITY)
+    study.run(CUT, _done)
+    training = Step("tuned", Candidate("both", 0.5), 0, 3.0, 0.01)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(training, _wrong(KeyboardInterrupt))
+    again = CompressionStudy(tmp_path, IDENTITY)
+    assert [one.state for one in again.outcomes()] == ["complete", "failed", "waiting"]
+    seen: list[Step] = []
+
+    def work(task: Task) -> Result:
+        seen.append(task.step)
+        return _done(task)
+
+    again.run(None, work)
+    assert seen == [training]
 
 
 def test_what_a_killed_process_had_begun_is_done_again_first(tmp_path: Path) -> None:
