@@ -167,7 +167,7 @@ def _search(
         study,
         tell=display.step,
         measuring=display.search("the table of times"),
-        training=display.training,
+        show=display.training,
     )
     goal = Goal(wish, workshop.dense)
     # The table is measured before anything is proposed.
@@ -215,7 +215,7 @@ def _ended(
     display: Display,
 ) -> BestFile:
     """Time all files that were written here in turns, choose, and write what was found."""
-    files = place / "files"
+    files = workshop.files.folder
     outcomes = study.outcomes()
     finished = {
         one.values["file"]["model"]: one
@@ -224,7 +224,7 @@ def _ended(
     }
     display.show(None)
     display.step("timing all files in turns")
-    rows = workshop.timed(
+    rows = workshop.files.timed(
         [*workshop.dense_files, *(one.values["file"] for one in finished.values())]
     )
     dense = rows[0]

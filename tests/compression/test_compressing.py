@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import dprp_tf as dprp
 from dprp_tf import deploy
 from dprp_tf.cli.main import app
-from dprp_tf.compression import workshop
+from dprp_tf.compression import filing
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.data import Dataset
 from dprp_tf.data import load as load_data
@@ -219,7 +219,7 @@ def test_a_target_that_goes_away_midway_is_waited_for(
 ) -> None:
     place = tmp_path / "again"
     shutil.copytree(found[0].path.parent, place)
-    timed, tried = workshop.time_rows, []
+    timed, tried = filing.time_rows, []
 
     def gone_twice(*arguments: Any, **options: Any) -> Any:
         tried.append(time.monotonic())
@@ -227,8 +227,8 @@ def test_a_target_that_goes_away_midway_is_waited_for(
             raise deploy.TargetError("no route to host")
         return timed(*arguments, **options)
 
-    monkeypatch.setattr(workshop, "time_rows", gone_twice)
-    monkeypatch.setattr(workshop, "_WAIT", 0.1)
+    monkeypatch.setattr(filing, "time_rows", gone_twice)
+    monkeypatch.setattr(filing, "_WAIT", 0.1)
     minutes = {**SEARCH, "minutes": found[0].results["minutes"] + 0.2}
     assert dprp.compress(dense, digits, folder=place, **minutes).met
     assert len(tried) >= 3
