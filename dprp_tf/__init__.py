@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dprp_tf.channels.groups import ChannelGroup, ChannelGroups, channel_groups
-    from dprp_tf.compression.compressing import BestFile, compress
+    from dprp_tf.compression.compressing import compress
+    from dprp_tf.compression.ending import BestFile
     from dprp_tf.compression.settings import CompressionSettings
     from dprp_tf.conversion.cutting import cut
     from dprp_tf.conversion.factorizing import factorize
@@ -110,7 +111,7 @@ __version__ = "0.2.0"
 
 # Names are imported when first used, so that `dprp --help` does not wait for TensorFlow.
 _HOMES = {
-    "BestFile": "compression.compressing",
+    "BestFile": "compression.ending",
     "Budget": "costs.budget",
     "BudgetError": "costs.budget",
     "BudgetPruning": "training.budget_pruning",

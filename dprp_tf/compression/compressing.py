@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,53 +15,29 @@ import numpy as np
 from dprp_tf import data as datasets
 from dprp_tf.compression.board import board, step_line
 from dprp_tf.compression.clock import Clock
+from dprp_tf.compression.ending import BestFile, end
 from dprp_tf.compression.goal import Goal
-from dprp_tf.compression.outcome import Outcome
 from dprp_tf.compression.schedule import Schedule
 from dprp_tf.compression.settings import CompressionSettings
 from dprp_tf.compression.study import CompressionStudy, Result, Task
-from dprp_tf.compression.workshop import DENSE, Workshop
-from dprp_tf.costs.joint_plan import JointPlan
+from dprp_tf.compression.workshop import Workshop
 from dprp_tf.data import Dataset
 from dprp_tf.data.splitting import stratified_split
 from dprp_tf.files.arguments import check_number
-from dprp_tf.files.atomic import atomic_path, remove_leftovers, write_json
+from dprp_tf.files.atomic import remove_leftovers
 from dprp_tf.files.lock import run_lock
 from dprp_tf.files.settings import require_same_settings
-from dprp_tf.runs.evaluation import model_row
 from dprp_tf.runs.first_look import first_look
 from dprp_tf.runs.ownership import COMPRESSION, require_own
 from dprp_tf.runs.progress import Display
 from dprp_tf.runs.reporting import report_run
-from dprp_tf.training.saving import load_model
 
-__all__ = ["BestFile", "compress"]
+__all__ = ["compress"]
 
-_CONFIG, _RESULTS, _PLAN = "config.json", "results.json", "joint_plan.json"
+_CONFIG = "config.json"
 _TEST_SHARE = 0.2
 # Seconds between two looks at what other workers do.
 _PAUSE = 2.0
-
-
-@dataclass(frozen=True, eq=False)
-class BestFile:
-    """What `compress` returns.
-
-    Attributes:
-        path: The best file.
-        model: The Keras model that it was made of.
-        met: Whether it keeps all bounds that were wished; if not, it is the one that misses least.
-        front: Rows of all files that no other beats, the fastest first: `label`, `file`, `accuracy`
-            (test split), `score` (validation samples), `time` and `size` as shares of the dense
-            file's, `dense` and `best`.
-        results: All that `results.json` of the folder holds.
-    """
-
-    path: Path
-    model: keras.Model
-    met: bool
-    front: list[dict[str, Any]]
-    results: dict[str, Any]
 
 
 def compress(
@@ -199,199 +172,12 @@ def _search(
         for one in study.outcomes()[before:]:
             display.line(step_line(one, goal))
         show()
-    return _ended(place, model, test, validation, wish, goal, workshop, study, clock, display)
-
-
-def _ended(
-    place: Path,
-    model: keras.Model,
-    test: Dataset,
-    validation: Dataset,
-    wish: CompressionSettings,
-    goal: Goal,
-    workshop: Workshop,
-    study: CompressionStudy,
-    clock: Clock,
-    display: Display,
-) -> BestFile:
-    """Time all files that were written here in turns, choose, and write what was found."""
-    files = workshop.files.folder
-    outcomes = study.outcomes()
-    finished = {
-        one.values["file"]["model"]: one
-        for one in outcomes
-        if one.stage == "finished" and one.done and (files / one.values["file"]["file"]).exists()
-    }
     display.show(None)
     display.step("timing all files in turns")
-    rows = workshop.files.timed(
-        [*workshop.dense_files, *(one.values["file"] for one in finished.values())]
-    )
-    dense = rows[0]
-    front = []
-    for row in rows:
-        origin = finished.get(row["model"])
-        front.append(
-            {
-                "label": f"{row['format']}, dense" if origin is None else origin.candidate.label,
-                "model": row["model"],
-                "file": row["file"],
-                "score": row["score"],
-                "accuracy": row["accuracy"],
-                "time": row.get("latency_ratio", 1.0),
-                "size": row["size_bytes"] / dense["size_bytes"],
-                "dense": origin is None,
-                "meets": goal.meets(
-                    row["score"],
-                    row.get("latency_ratio", 1.0),
-                    row["size_bytes"] / dense["size_bytes"],
-                ),
-                "step": None if origin is None else origin.number,
-            }
-        )
-    best = goal.best(front)
-    for entry in front:
-        entry["best"] = entry is best
-        entry["beaten"] = any(_beats(other, entry) for other in front)
-    path = place / f"best{Path(best['file']).suffix}"
-    _copied(files / best["file"], path)
-    kept = model
-    (place / _PLAN).unlink(missing_ok=True)
-    if not best["dense"]:
-        JointPlan.from_dict(_origin(outcomes, finished[best["model"]]).values["plan"]).save(
-            place / _PLAN
-        )
-        _copied(files / f"{best['model']}.keras", place / "best.keras")
-        kept = load_model(place / "best.keras")
-    results = {
-        "title": f"The best file of {model.name} on {test.name}",
-        "command": "dprp compress",
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": wish.as_dict(),
-        "data": {**test.description, "validation": len(validation.y_test)},
-        "models": _models(model, workshop, finished, files),
-        "files": [_within_format(row, rows[0]) for row in rows],
-        "front": front,
-        "wish": {
-            "least_score": goal.least_score,
-            "most_time": goal.most_time,
-            "most_size": goal.most_size,
-            "dense_score": goal.dense.score,
-        },
-        "search": [_step_row(one) for one in outcomes],
-        "minutes": round(clock.spent / 60, 2),
-        "headline": _headline(best, front, goal, workshop),
-        "notes": _notes(validation, test, best, front),
-    }
-    write_json(place / _RESULTS, results)
+    best = end(place, model, workshop, goal, study.outcomes(), clock.spent / 60)
     report_run(place)
     display.finish()
-    shown = sorted(
-        (entry for entry in front if not entry["beaten"]), key=lambda entry: entry["time"]
-    )
-    return BestFile(path, kept, bool(best["meets"]), shown, results)
-
-
-def _origin(outcomes: Sequence[Outcome], one: Outcome) -> Outcome:
-    """The cut that something was trained of."""
-    return next(cut for cut in outcomes if cut.number == one.origin)
-
-
-def _within_format(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
-    """A row whose ratio, if it has one, is to the dense file of the same format."""
-    if row["format"] == first["format"]:
-        return dict(row)
-    return {name: value for name, value in row.items() if not name.startswith("latency_ratio")}
-
-
-def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a file is better than another in something and worse in nothing."""
-    pairs = [(one["score"], other["score"])]
-    pairs += [(-one[name], -other[name]) for name in ("time", "size")]
-    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
-
-
-def _models(
-    model: keras.Model, workshop: Workshop, finished: Mapping[str, Outcome], files: Path
-) -> list[dict[str, Any]]:
-    rows = [model_row(DENSE, f"{model.name}, as it was given", model, workshop.dense_accuracy)]
-    for name, one in finished.items():
-        row = {
-            "name": name,
-            "label": one.candidate.label,
-            "accuracy": one.values["file"]["accuracy"],
-            "parameters": one.values["parameters"],
-            "macs": one.values["macs"],
-        }
-        rows.append(row)
-    return rows
-
-
-def _step_row(one: Outcome) -> dict[str, Any]:
-    kept = ("of", "epochs", "learning_rate", "goes_on", "seconds", "missed")
-    return {
-        "number": one.number,
-        "stage": one.stage,
-        "label": one.candidate.label,
-        "state": one.state,
-        **({"score": one.score, "time": one.time, "size": one.size} if one.done else {}),
-        **{name: one.values[name] for name in kept if name in one.values},
-    }
-
-
-def _headline(
-    best: Mapping[str, Any],
-    front: list[dict[str, Any]],
-    goal: Goal,
-    workshop: Workshop,
-) -> dict[str, Any]:
-    checks = []
-    settings, dense = goal.settings, goal.dense
-    if settings.max_drop is not None:
-        drop = dense.score - best["score"]
-        checks.append(
-            {
-                "name": "as accurate",
-                "passed": drop <= settings.max_drop,
-                "detail": f"{best['score']:.2%} of the validation samples beside the model's "
-                f"{dense.score:.2%}: {100 * drop:.2f} points lost of {100 * settings.max_drop:g}",
-            }
-        )
-    for name, bound, value, unit in (
-        ("fast enough", settings.milliseconds, best["time"] * dense.milliseconds, "ms"),
-        ("small enough", settings.kilobytes, best["size"] * dense.size_bytes / 1000, "kB"),
-    ):
-        if bound is not None:
-            detail = f"{value:.4g} {unit} of {bound:g}"
-            checks.append({"name": name, "passed": value <= bound, "detail": detail})
-    others = [entry for entry in front if entry["dense"]]
-    subject = f"The best file ({best['label']})"
-    if best["dense"]:
-        text = f"{subject} is a dense one: nothing that was found beats it."
-    else:
-        text = (
-            f"{subject} takes {best['time']:.2f} of the time and {best['size']:.2f} of the bytes "
-            f"of the dense file, at {best['accuracy']:.2%} on the test images; the model as it was "
-            f"given has {workshop.dense_accuracy:.2%}, its dense file {others[0]['accuracy']:.2%}."
-        )
-    return {
-        "achieved": bool(best["meets"]) and not best["dense"],
-        "text": text,
-        "checks": checks,
-        "outcomes": [],
-    }
-
-
-def _notes(
-    validation: Dataset, test: Dataset, best: Mapping[str, Any], front: list[dict[str, Any]]
-) -> list[str]:
-    notes = [
-        f"The test split was halved at random: {len(validation.y_test):,} samples, called "
-        f"validation, decided; accuracies are those on the other {len(test.y_test):,}."
-    ]
-    if not best["meets"]:
-        notes.append("No file keeps all bounds; the best is the one that misses least.")
-    return notes
+    return best
 
 
 def _require_time(
@@ -455,8 +241,3 @@ def _identity(model: keras.Model, dataset: Dataset) -> dict[str, Any]:
     for split in ("train", "test"):
         of_data.update(dataset.sample(split, 16)[0].tobytes())
     return {"model": of_model.hexdigest()[:16], "data": of_data.hexdigest()[:16]}
-
-
-def _copied(source: Path, path: Path) -> None:
-    with atomic_path(path) as beside:
-        shutil.copyfile(source, beside)

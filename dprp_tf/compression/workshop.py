@@ -62,6 +62,8 @@ class Workshop:
 
     Attributes:
         files: The search's files.
+        test: As given.
+        validation: As given.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Workshop:
         show: Callable[[str, int], keras.callbacks.Callback],
     ) -> None:
         self._folder, self._model, self._settings = folder, model, settings
-        self._test, self._validation = test, validation
+        self.test, self.validation = test, validation
         self._clock, self._study = clock, study
 
         def ticking(text: str) -> None:
@@ -113,8 +115,8 @@ class Workshop:
         self._tell("timing a step of training")
         found = {
             "files": rows,
-            "score": accuracy(self._model, self._validation),
-            "accuracy": accuracy(self._model, self._test),
+            "score": accuracy(self._model, self.validation),
+            "accuracy": accuracy(self._model, self.test),
             # The first file waits for the converter to be loaded.
             "file_seconds": statistics.median(seconds) + timing,
             "timing_seconds": timing,
@@ -137,7 +139,7 @@ class Workshop:
             first["latency_ms"]["median"],
             first["size_bytes"],
             self._begun["epoch_seconds"],
-            len(self._validation.y_test),
+            len(self.validation.y_test),
         )
 
     @property
@@ -189,7 +191,7 @@ class Workshop:
 
     @cached_property
     def _samples(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._test.sample("train", self._settings.samples, self._settings.seed)
+        return self.test.sample("train", self._settings.samples, self._settings.seed)
 
     @cached_property
     def _selection(self) -> JointSelection:
@@ -210,11 +212,11 @@ class Workshop:
     @cached_property
     def _look(self) -> Dataset:
         """The validation samples that cuts are judged by."""
-        count = len(self._validation.y_test)
+        count = len(self.validation.y_test)
         if count <= _LOOK:
-            return self._validation
+            return self.validation
         rows = np.random.default_rng(self._settings.seed).permutation(count)[:_LOOK]
-        return self._validation.with_rows(np.sort(rows), "test")
+        return self.validation.with_rows(np.sort(rows), "test")
 
     def do(self, task: Task, outcomes: list[Outcome]) -> Result:
         """Do a step.
@@ -294,7 +296,7 @@ class Workshop:
         self._tell(f"{task.number}: a little training of {task.candidate.label}")
         origin = self._origin(task, outcomes)
         model, values = self._trained(task, origin, self.file_seconds)
-        return Result(accuracy(model, self._validation), origin.time, origin.size, values)
+        return Result(accuracy(model, self.validation), origin.time, origin.size, values)
 
     def _finished(self, task: Task, outcomes: list[Outcome]) -> Result:
         self._tell(f"{task.number}: training {task.candidate.label} to the end")
@@ -315,7 +317,7 @@ class Workshop:
                 "planned_time": origin.time,
                 "planned_size": origin.size,
                 "file": row,
-                "model_score": accuracy(model, self._validation),
+                "model_score": accuracy(model, self.validation),
                 **_counts(model),
             },
         )
