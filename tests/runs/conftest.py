@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import keras
 import pytest
+from digits_network import digits_network
 
-import dprp_tf as dprp
 from dprp_tf.data import Dataset
 from dprp_tf.data import load as load_data
 
@@ -17,14 +17,4 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="module")
 def dense(digits: Dataset) -> keras.Model:
-    keras.utils.set_random_seed(5)
-    inputs = keras.Input(digits.image_shape)
-    x = keras.layers.Rescaling(1 / 255)(inputs)
-    x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="first")(x)
-    x = keras.layers.Conv2D(24, 3, strides=2, activation="relu", name="second")(x)
-    x = keras.layers.Flatten()(x)
-    model = keras.Model(inputs, keras.layers.Dense(10, name="classes")(x))
-    dprp.FineTuning(epochs=6, learning_rate=0.05, batch_size=64).fit(
-        model, (digits.x_train, digits.y_train)
-    )
-    return model
+    return digits_network(digits)
