@@ -30,6 +30,7 @@ def output_activations(model: RuntimeModel) -> dict[str, str]:
     Example:
 
     >>> import tempfile, keras
+    >>> from pathlib import Path
     >>> from dprp_tf.deploy import export
     >>> from dprp_tf.deploy.running.runtime import load_file
     >>> layers = [keras.Input((4,)), keras.layers.Dense(2, activation="softmax", name="y")]

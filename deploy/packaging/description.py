@@ -205,7 +205,8 @@ def _pair(normalization: Any) -> dict[str, list[float]]:
             f"channel. Received: {normalization!r:.80}"
         ) from error
     # As the samples compute with them: in float32 a small number may be 0, a large one infinite.
-    as_float32 = {name: np.asarray(values, np.float32) for name, values in parts.items()}
+    with np.errstate(over="ignore"):
+        as_float32 = {name: np.asarray(values, np.float32) for name, values in parts.items()}
     finite = all(np.isfinite(values).all() for values in as_float32.values())
     if not finite or (as_float32["std"] <= 0).any():
         raise ValueError(

@@ -22,7 +22,7 @@ from dprp_tf.deploy.packaging.labels import check_labels, check_text, label_line
 from dprp_tf.deploy.packaging.model_card import Figure, check_figures, model_card
 from dprp_tf.deploy.packaging.onnx_metadata import with_properties
 from dprp_tf.deploy.packaging.samples import samples as make_samples
-from dprp_tf.deploy.packaging.tflite_metadata import with_metadata
+from dprp_tf.deploy.packaging.tflite_metadata import require_all_named, with_metadata
 from dprp_tf.deploy.running.runtime import RuntimeModel, load_file
 from dprp_tf.files.atomic import atomic_path, read_json, require_writable
 from dprp_tf.files.json_text import to_json
@@ -73,7 +73,9 @@ class Package(Tabular):
     def table(self) -> Table:
         """Lay it out for `rich`: a row for each file."""
         rows = [
-            (path.name, f"{path.stat().st_size:,}", _WHAT.get(path.name, "")) for path in self.files
+            # The folder may have been moved since.
+            (path.name, f"{path.stat().st_size:,}" if path.exists() else "", _WHAT[path.name])
+            for path in self.files
         ]
         return lay_out(
             {"file": "fold", "bytes": "right", "what": "left"},
@@ -153,6 +155,10 @@ def package(
     original = load_file(source)
     _require_own(place)
     names = check_labels(labels)
+    given = source.read_bytes()
+    if source.suffix.lower() == ".tflite":
+        sides = ([tensor.index for tensor in side] for side in (original.inputs, original.outputs))
+        require_all_named(given, *sides)
     told: dict[str, Any] = {
         "dprp_package": _VERSION,
         "name": check_text("name", source.stem if name is None else name).strip() or source.stem,
@@ -166,7 +172,6 @@ def package(
         "figures": check_figures(figures),
     }
     lines = None if names is None else label_lines(names)
-    given = source.read_bytes()
     if told["format"] == "onnx":
         content = with_properties(source, told, names)
     else:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dprp_tf.files.extras import require
 
-__all__ = ["with_metadata"]
+__all__ = ["require_all_named", "with_metadata"]
 
 _NAME = b"TFLITE_METADATA"
 _MODEL_IDENTIFIER, _METADATA_IDENTIFIER = b"TFL3", b"M001"
@@ -66,6 +66,41 @@ def with_metadata(
     model = _without_archive(content)
     found = _append(model, _metadata(description, labels is not None))
     return found if labels is None else _with_archive(found, labels)
+
+
+def require_all_named(content: bytes, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+    """Refuse a .tflite file whose signature leaves out some of what its graph takes or gives.
+
+    Metadata and samples go by the graph's order: with fewer entries they would be of others.
+
+    Args:
+        content: The file's content.
+        inputs: Numbers of the signature's input tensors, in the graph's order.
+        outputs: Numbers of its output tensors, likewise.
+
+    Raises:
+        ImportError: If the extra `export` is missing.
+        ValueError: If they are not the graph's.
+
+    Example:
+
+    >>> require_all_named.__name__
+    'require_all_named'
+    """
+    schema = require(
+        "ai_edge_litert.schema_py_generated", extra="export", feature="Packaging a .tflite file"
+    )
+    graph = schema.Model.GetRootAs(content, 0).Subgraphs(0)
+    for what, named, numbers in (
+        ("inputs", inputs, [graph.Inputs(at) for at in range(graph.InputsLength())]),
+        ("outputs", outputs, [graph.Outputs(at) for at in range(graph.OutputsLength())]),
+    ):
+        if list(named) != numbers:
+            raise ValueError(
+                f"`path` must name a .tflite file whose first signature has all {what} of its "
+                f"graph. Received: {len(named)} of {len(numbers)} {what}, or those of another "
+                "graph. Export it again."
+            )
 
 
 def _without_archive(content: bytes) -> bytes:

@@ -39,8 +39,8 @@ def package(
         str | None, typer.Option(help="What the model is called.", show_default="its file's name")
     ] = None,
     description: Annotated[str, typer.Option(help="What it is for.")] = "",
-    license_text: Annotated[
-        str | None, typer.Option("--license", help="What it may be used for, such as Apache-2.0.")
+    license: Annotated[
+        str | None, typer.Option(help="What it may be used for, such as Apache-2.0.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -74,7 +74,7 @@ def package(
         normalization=normalization,
         name=name or (file.name if file.is_dir() else None) or None,
         description=description,
-        license=license_text,
+        license=license,
         figures=figures,
     )
     if as_json:
@@ -128,7 +128,7 @@ def _measured(path: Path, dataset: Any) -> dict[str, Any]:
         "median_ms": timed.median_ms,
         "p10_ms": timed.p10_ms,
         "p90_ms": timed.p90_ms,
-        "timed_on": "the machine that packaged it",
+        "timed_on": " ".join(str(timed.machine.get("processor") or "this machine").split()),
         "threads": timed.threads,
         "runtime": timed.runtime,
     }
