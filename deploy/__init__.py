@@ -21,6 +21,7 @@ from dprp_tf.deploy.measurement.benchmark import (
     measure_files,
 )
 from dprp_tf.deploy.measurement.gate import GateReport, gate
+from dprp_tf.deploy.packaging.packaging import Package, package
 from dprp_tf.deploy.running.runtime import evaluate_file, run_file
 from dprp_tf.deploy.targets import Target, TargetError, resolve_target
 
@@ -41,6 +42,7 @@ __all__ = [
     "ExportReport",
     "GateReport",
     "OutputParity",
+    "Package",
     "ParityError",
     "QuantizedModel",
     "Ratio",
@@ -56,6 +58,7 @@ __all__ = [
     "measure_files",
     "measure_latency",
     "measure_widths",
+    "package",
     "plan_fold",
     "resolve_target",
     "run_file",

@@ -96,6 +96,8 @@ features = {
     "run .onnx": lambda: deploy.run_file(folder / "some.onnx", x),
     "time .tflite": lambda: deploy.benchmark(folder / "some.tflite"),
     "time .onnx": lambda: deploy.benchmark(folder / "some.onnx"),
+    "package .tflite": lambda: deploy.package(folder / "some.tflite", folder / "ship"),
+    "package .onnx": lambda: deploy.package(folder / "some.onnx", folder / "ship"),
     "train_quantized": lambda: deploy.train_quantized(model, x, y),
     "cluster_weights": lambda: deploy.cluster_weights(model, x, y),
     "sparsify": lambda: deploy.sparsify(model, x, y),
@@ -179,6 +181,7 @@ def test_a_feature_names_the_extra_that_it_needs(tmp_path: Path) -> None:
     extras = {
         **dict.fromkeys(["export_tflite", "convert_tflite", "run .tflite", "time .tflite"], 0),
         **dict.fromkeys(["export_onnx", "convert_onnx", "run .onnx", "time .onnx"], 0),
+        **dict.fromkeys(["package .tflite", "package .onnx"], 0),
         **dict.fromkeys(["train_quantized", "cluster_weights", "sparsify", "keras2"], 1),
     }
     assert set(told) == set(extras)

@@ -43,6 +43,7 @@ INNER_FLOORS = {
         "targets": 0,
         "exporters": 1,
         "measurement": 1,
+        "packaging": 1,
         "quantization": 2,
         "planning": 2,
     },

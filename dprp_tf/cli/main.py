@@ -7,7 +7,7 @@ import os
 # Each group registers its commands when imported; `dprp --help` lists them in this order.
 from dprp_tf.cli import looking, training  # isort: skip
 from dprp_tf.cli import compressing, selecting, listing_channels, planning  # isort: skip
-from dprp_tf.cli import deploying, gating, reporting  # isort: skip
+from dprp_tf.cli import deploying, gating, packaging, reporting  # isort: skip
 from dprp_tf.cli.app import app
 from dprp_tf.cli.console import told_warnings
 
@@ -19,6 +19,7 @@ __all__ = [
     "listing_channels",
     "looking",
     "main",
+    "packaging",
     "planning",
     "reporting",
     "selecting",

@@ -22,6 +22,7 @@ _OTHER_NAMES = {
     "path": ("model", "file", "files", "things"),
     "paths": ("files",),
     "name": ("model",),
+    "normalization": ("mean",),
     "model": ("model", "file", "things"),
     "latency": ("latency_table",),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -289,35 +290,41 @@ learning_rate=0.05, goes_on=False)
         tuned: Sequence[Outcome],
         finished: Sequence[Outcome],
     ) -> float:
-        """The score that a cut is predicted to have at the end of its training."""
-        dense = self._goal.dense.score
-        lost_by_cut = {one.number: max(dense - one.score, 1e-3) for one in cuts}
-        best: dict[int, float] = {}
+        """The score that a cut is predicted to have at the end of its training.
+
+        Losses count from the best that any training reached, which may be above the model's own.
+        """
+        reached = [one.score for one in (*tuned, *finished) if one.done]
+        top = max(self._goal.dense.score, *reached, 0.0)
+        lost_by_cut = {one.number: max(top - one.score, 1e-3) for one in cuts}
+        lost_tuned: dict[int, float] = {}
         for one in tuned:
             if one.done and one.origin in lost_by_cut:
-                best[one.origin] = max(best.get(one.origin, 0.0), one.score)
-        lost_tuned = {number: dense - score for number, score in best.items()}
+                before = lost_tuned.get(one.origin, math.inf)
+                lost_tuned[one.origin] = min(before, top - one.score)
         little = [lost / lost_by_cut[number] for number, lost in lost_tuned.items()]
         rest = median(little) if little else _AFTER_LITTLE
-        ends = [
-            (dense - one.score) / lost_tuned[one.origin]
+        # What was assumed counts like one that was seen: a single lucky end says little.
+        ends = [_AFTER_ALL] + [
+            min(1.5, (top - one.score) / lost_tuned[one.origin])
             for one in finished
             if lost_tuned.get(one.origin, 0.0) > 1e-3
         ]
-        last = min(1.5, max(0.0, median(ends))) if ends else _AFTER_ALL
+        last = sum(ends) / len(ends)
         lost = lost_tuned.get(cut.number, lost_by_cut[cut.number] * rest)
-        # What was won by tuning is not lost again.
-        return dense - self._beside(cut, lost * last if lost > 0 else lost, finished)
+        return top - self._beside(cut, lost * last, finished, top)
 
-    def _beside(self, cut: Outcome, lost: float, finished: Sequence[Outcome]) -> float:
+    def _beside(self, cut: Outcome, lost: float, finished: Sequence[Outcome], top: float) -> float:
         """What is lost, as far as what costs more lost less, and what costs less lost more."""
-        dense, cost = self._goal.dense.score, self._goal.cost(cut.time, cut.size)
+        cost = self._goal.cost(cut.time, cut.size)
         # Costs as they were predicted are those that can be compared.
-        ends = [(self._planned_cost(one), dense - one.score) for one in finished]
+        ends = [(self._planned_cost(one), top - one.score) for one in finished]
         above = min((end for end in ends if end[0] >= cost), default=None)
         below = max((end for end in ends if end[0] <= cost), default=None)
         if above is not None and below is not None:
-            return float(np.interp(cost, (below[0], above[0]), (below[1], above[1])))
+            between = float(np.interp(cost, (below[0], above[0]), (below[1], above[1])))
+            # A line lies above a curve that bends as losses do.
+            return min(max(lost, above[1]), between)
         if above is not None:
             return max(lost, above[1])
         return lost if below is None else min(lost, below[1])
