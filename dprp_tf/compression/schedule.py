@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 
+from dprp_tf.compression.forecast import Forecast
 from dprp_tf.compression.goal import Goal, front
 from dprp_tf.compression.outcome import Candidate, Outcome
 
@@ -23,9 +23,9 @@ _LITTLE, _WHOLE = 8.0, 60.0
 # A part of an epoch below which nothing is learned, and the part of another training's epochs below
 # which the two can't be compared.
 _LEAST, _LESS = 0.1, 0.3
-# What is lost by the cut that is still lost after a little tuning, and of that at the end, before
-# any of both was seen.
-_AFTER_LITTLE, _AFTER_ALL = 0.15, 0.7
+# The part of the time below which no more cuts are made, what must be expected to be saved of the
+# cost, and how many times as much a new cut must promise.
+_LATE, _WORTH, _CLEARLY = 0.1, 0.003, 1.25
 # Accuracy that more training may win beyond what was predicted.
 _HOPE = 0.02
 # Shares that begin the search, of the cost that is wished small.
@@ -162,14 +162,12 @@ learning_rate=0.05, goes_on=False)
         able = [cut for cut in self._able(cuts) if cut.number not in origins]
         if not able:
             return None
-        goal = self._goal
-        predicted = {cut.number: self._predicted(cut, cuts, tuned, ()) for cut in able}
-        if goal.by_score:
-            chosen = max(able, key=lambda cut: predicted[cut.number])
+        forecast = Forecast(self._goal, cuts, tuned, ())
+        if self._goal.by_score:
+            chosen = min(able, key=forecast.lost)
         else:
-            assert goal.least_score is not None
-            bound = goal.least_score
-            chosen = min(able, key=lambda cut: abs(predicted[cut.number] - bound))
+            # It tells most where it may come out either way.
+            chosen = min(able, key=lambda cut: abs(forecast.chance(forecast.lost(cut)) - 0.5))
         step = self._little(chosen, seconds)
         return None if step.epochs < _LEAST else replace(step, learning_rate=self._rate(tuned))
 
@@ -195,23 +193,28 @@ learning_rate=0.05, goes_on=False)
         if not goal.by_score:
             # Only what is cheaper than the best can be better.
             able = [cut for cut in able if goal.cost(cut.time, cut.size) < least - _NEAR / 2]
-        predicted = {cut.number: self._predicted(cut, cuts, tuned, done) for cut in able}
+        forecast = Forecast(goal, cuts, tuned, done)
+
+        def gain(cost: float, lost: float) -> float:
+            """What may be saved beside the best so far, times how likely that is."""
+            return (least - cost) * forecast.chance(lost)
+
         chosen: Outcome | None = None
         if goal.by_score:
-            chosen = max(able, key=lambda cut: predicted[cut.number], default=None)
+            chosen = min(able, key=forecast.lost, default=None)
         else:
-            assert goal.least_score is not None
-            hoped = [cut for cut in able if predicted[cut.number] >= goal.least_score]
-            chosen = min(hoped, key=lambda cut: goal.cost(cut.time, cut.size), default=None)
-            if chosen is None:
-                asked = [one for one in known if one.stage == "cut"]
-                between = self._between(asked, done, least, left)
-                if between is not None:
-                    return between
-                near = [cut for cut in able if predicted[cut.number] >= goal.least_score - _HOPE]
-                chosen = max(near, key=lambda cut: predicted[cut.number], default=None)
-                if chosen is None and not best:
-                    chosen = max(able, key=lambda cut: predicted[cut.number], default=None)
+            gains = {
+                cut.number: gain(goal.cost(cut.time, cut.size), forecast.lost(cut)) for cut in able
+            }
+            chosen = max(able, key=lambda cut: gains[cut.number], default=None)
+            most = 0.0 if chosen is None else gains[chosen.number]
+            asked = [one for one in known if one.stage == "cut"]
+            if left > _LATE * self._whole and len(asked) < _MOST_CUTS_AT_ALL:
+                share = self._between(asked, cuts, forecast, gain, least, max(most, _WORTH))
+                if share is not None:
+                    return Step("cut", Candidate("both", share))
+            if most < _WORTH and best:
+                chosen = None
         if chosen is not None:
             epochs = min(_WHOLE, seconds / self._epoch_seconds(chosen, tuned))
             epochs = _whole_or_part(epochs)
@@ -222,25 +225,22 @@ learning_rate=0.05, goes_on=False)
         return self._again(finished, done, least, left - self._file)
 
     def _between(
-        self, cuts: Sequence[Outcome], done: Sequence[Outcome], least: float, left: float
-    ) -> Step | None:
-        """A cut between the fastest that will do and the next that will not, or beyond all."""
-        goal = self._goal
-        failed = [
-            goal.cost(one.time, one.size)
-            for one in done
-            if not goal.meets(one.score, one.time, one.size)
-            and goal.cost(one.time, one.size) < least
-        ]
-        if not done or len(cuts) >= _MOST_CUTS_AT_ALL or left < 0.1 * self._whole:
-            return None
-        beyond = max(failed, default=0.7 * least)
-        share = round(max(SHARES[0], (least + beyond) / 2), 3)
-        # Those too that there are not.
-        asked = [cut.candidate.share for cut in cuts if cut.candidate.cut == "both"]
-        if least - beyond < 3 * _NEAR or any(abs(share - one) < _NEAR for one in asked):
-            return None
-        return Step("cut", Candidate("both", share))
+        self,
+        asked: Sequence[Outcome],
+        cuts: Sequence[Outcome],
+        forecast: Forecast,
+        gain: Callable[[float, float], float],
+        least: float,
+        most: float,
+    ) -> float | None:
+        """A share that nobody asked for yet, and that promises clearly more than any cut does."""
+        shares = np.round(np.arange(SHARES[0], min(least, SHARES[1]), _NEAR / 2), 3).tolist()
+        known = [one.candidate.share for one in asked if one.candidate.cut == "both"]
+        new = [share for share in shares if all(abs(share - one) >= _NEAR for one in known)]
+        kept = list(front(cuts))
+        gains = {share: gain(share, forecast.lost_at(share, kept)) for share in new}
+        best = max(gains, key=gains.__getitem__, default=None)
+        return None if best is None or gains[best] < _CLEARLY * most else float(best)
 
     def _again(
         self, finished: Sequence[Outcome], done: Sequence[Outcome], least: float, seconds: float
@@ -282,58 +282,6 @@ learning_rate=0.05, goes_on=False)
             return _RATES[0]
         best = max(first, key=lambda one: one.score)
         return float(best.values.get("learning_rate", _RATES[0]))
-
-    def _predicted(
-        self,
-        cut: Outcome,
-        cuts: Sequence[Outcome],
-        tuned: Sequence[Outcome],
-        finished: Sequence[Outcome],
-    ) -> float:
-        """The score that a cut is predicted to have at the end of its training.
-
-        Losses count from the best that any training reached, which may be above the model's own.
-        """
-        reached = [one.score for one in (*tuned, *finished) if one.done]
-        top = max(self._goal.dense.score, *reached, 0.0)
-        lost_by_cut = {one.number: max(top - one.score, 1e-3) for one in cuts}
-        lost_tuned: dict[int, float] = {}
-        for one in tuned:
-            if one.done and one.origin in lost_by_cut:
-                before = lost_tuned.get(one.origin, math.inf)
-                lost_tuned[one.origin] = min(before, top - one.score)
-        little = [lost / lost_by_cut[number] for number, lost in lost_tuned.items()]
-        rest = median(little) if little else _AFTER_LITTLE
-        # What was assumed counts like one that was seen: a single lucky end says little.
-        ends = [_AFTER_ALL] + [
-            min(1.5, (top - one.score) / lost_tuned[one.origin])
-            for one in finished
-            if lost_tuned.get(one.origin, 0.0) > 1e-3
-        ]
-        last = sum(ends) / len(ends)
-        lost = lost_tuned.get(cut.number, lost_by_cut[cut.number] * rest)
-        return top - self._beside(cut, lost * last, finished, top)
-
-    def _beside(self, cut: Outcome, lost: float, finished: Sequence[Outcome], top: float) -> float:
-        """What is lost, as far as what costs more lost less, and what costs less lost more."""
-        cost = self._goal.cost(cut.time, cut.size)
-        # Costs as they were predicted are those that can be compared.
-        ends = [(self._planned_cost(one), top - one.score) for one in finished]
-        above = min((end for end in ends if end[0] >= cost), default=None)
-        below = max((end for end in ends if end[0] <= cost), default=None)
-        if above is not None and below is not None:
-            between = float(np.interp(cost, (below[0], above[0]), (below[1], above[1])))
-            # A line lies above a curve that bends as losses do.
-            return min(max(lost, above[1]), between)
-        if above is not None:
-            return max(lost, above[1])
-        return lost if below is None else min(lost, below[1])
-
-    def _planned_cost(self, one: Outcome) -> float:
-        """What a finished file was predicted to cost."""
-        known = one.values
-        time, size = known.get("planned_time", one.time), known.get("planned_size", one.size)
-        return self._goal.cost(float(time), float(size))
 
 
 def _epochs(done: Sequence[Outcome]) -> float:
