@@ -99,7 +99,7 @@ class CompressionStudy:
         seed: int = 0,
     ) -> None:
         self._optuna = require("optuna", extra="search", feature="A search for the best file")
-        self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
+        self._optuna.logging.set_verbosity(self._optuna.logging.ERROR)
         self._alone = storage is None
         self._storage = self._open(folder, storage)
         with _unexperimental(self._optuna):

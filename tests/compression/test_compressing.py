@@ -28,7 +28,7 @@ from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.data import Dataset
 from dprp_tf.data import load as load_data
 
-SEARCH = {"minutes": 1.0, "samples": 64, "max_drop": 0.03}
+SEARCH = {"minutes": 0.7, "samples": 64, "max_drop": 0.03}
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +201,7 @@ def test_data_that_are_none_are_refused(
         dprp.compress(dense, data, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_target_that_goes_away_midway_is_waited_for(
     found: tuple[dprp.BestFile, float],
     dense: keras.Model,
@@ -229,6 +230,7 @@ def _dprp(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("known_widths")
 def test_the_command_searches_shows_the_front_and_says_what_comes_next(
     dense: keras.Model, tmp_path: Path
@@ -246,6 +248,15 @@ def test_the_command_searches_shows_the_front_and_says_what_comes_next(
     again = _dprp(*given, "--json")
     assert again.exit_code == 0
     assert json.loads(again.stdout)["front"]
+    looked = _dprp(place)
+    assert looked.exit_code == 0
+    assert "The best file" in looked.output
+    assert f"next, its time and accuracy: dprp bench {place / 'best.tflite'}" in looked.output
+    packaged = _dprp("package", place, tmp_path / "ship")
+    assert packaged.exit_code == 0, packaged.output
+    card = (tmp_path / "ship" / "README.md").read_text()
+    (best,) = (row for row in json.loads(again.stdout)["front"] if row["best"])
+    assert f"{best['accuracy']:.2%}" in card
     refused = _dprp(*given[:-1], 1)
     assert refused.exit_code == 2
     assert len(refused.output.strip().splitlines()) == 1

@@ -152,6 +152,7 @@ def _worker(database: str, folder: Path, steps: int, seconds: float) -> subproce
     )
 
 
+@pytest.mark.slow
 def test_workers_share_a_study_and_one_that_is_killed_gives_its_work_back(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
