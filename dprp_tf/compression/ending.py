@@ -220,7 +220,9 @@ def _headline(
         "achieved": bool(best["meets"]) and not best["dense"],
         "text": text,
         "checks": checks,
-        "outcomes": [],
+        "outcomes": []
+        if best["dense"]
+        else [{"model": best["model"], "format": workshop.files.label}],
     }
 
 

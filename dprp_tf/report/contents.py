@@ -180,7 +180,7 @@ def page_contents(run: RunData) -> PageContents:
     data = mapping(results, "data")
     created = str(results.get("created") or "")
     moment = _moment(created)
-    sections = (
+    sections: tuple[Section, ...] = (
         Section("data", "Data", warnings=tuple(data_warnings(results))),
         _tables("models", "Models", (models_table(results), _MODELS_NOTE)),
         _tables("files", "Files", _with_note(files_table(results))),
@@ -197,6 +197,9 @@ def page_contents(run: RunData) -> PageContents:
         _settings(results),
         _tables("timing", "Timing", (timing_table(results), "")),
     )
+    if results.get("front"):
+        # Of a search the picture of its front comes first.
+        sections = tuple(sorted(sections, key=lambda section: section.key != "plots"))
     return PageContents(
         title=clean_name(results.get("title") or untitled),
         data_name=clean_name(data.get("name") or ""),

@@ -77,7 +77,7 @@ def plot_front(results: Mapping[str, Any], theme: str = "light") -> Figure:
         grid="both",
     )
     # Far below what is asked they would only press the rest together.
-    lowest = min(point.y for point in files) - 0.12
+    lowest = min(point.y for point in files) - 0.04
     candidates = [point for point in _candidates(results, colours) if point.y >= lowest]
     least = number(mapping(results, "wish").get("least_score"))
     everything = [point.y for point in (*files, *candidates)]
