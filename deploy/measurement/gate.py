@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from dprp_tf.deploy.measurement.benchmark import compare
 from dprp_tf.deploy.running.runtime import evaluate_file, require_model_file
@@ -188,7 +185,7 @@ def gate(
         )
     old, other = require_model_file(base, "base"), require_model_file(new, "new")
     place = resolve_target(target)
-    inputs = None if data is None else _first(data[0])
+    inputs = None if data is None else data[0]
     ratios: list[tuple[float, float, float]] = []
     slower = undecided = False
     needed = _AGREEING if place.unit == "ms" else 1
@@ -244,9 +241,3 @@ def _ratio(
     if turned:
         return 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low
     return ratio.ratio, ratio.low, ratio.high
-
-
-def _first(x: Any) -> Any:
-    if isinstance(x, Mapping):
-        return {name: np.asarray(array)[:1] for name, array in x.items()}
-    return np.asarray(x)[:1]

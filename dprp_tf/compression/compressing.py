@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,11 @@ from dprp_tf.compression.settings import CompressionSettings
 from dprp_tf.compression.study import CompressionStudy, Result, Task
 from dprp_tf.compression.workshop import Workshop
 from dprp_tf.data import Dataset
+from dprp_tf.data.arrays import ARRAYS, as_labels, from_arrays
 from dprp_tf.data.splitting import stratified_split
 from dprp_tf.files.arguments import check_number
 from dprp_tf.files.atomic import remove_leftovers
+from dprp_tf.files.digests import digest_of
 from dprp_tf.files.lock import run_lock
 from dprp_tf.files.settings import require_same_settings
 from dprp_tf.runs.first_look import first_look
@@ -104,9 +105,7 @@ def compress(
     with run_lock(place):
         remove_leftovers(place)
         if fresh:
-            for name in COMPRESSION.held(place):
-                found = place / name
-                shutil.rmtree(found) if found.is_dir() else found.unlink()
+            COMPRESSION.discard(place)
         identity = {**_identity(model, dataset), **wish.as_dict()}
         require_same_settings(place / _CONFIG, {"compression": identity}, "a search")
         clock = Clock(place / "clock.json", minutes)
@@ -219,25 +218,20 @@ def _dataset(data: Any) -> Dataset:
             "`data` must be a Dataset, (x, y), or a name, .npz or folder that dprp_tf.data.load "
             f"takes. Received: {type(data).__name__}"
         )
-    x, y = np.asarray(data[0]), np.asarray(data[1])
-    if x.dtype != np.uint8:
-        x = x.astype(np.float32)
+    x, y = np.asarray(data[0]), as_labels(np.asarray(data[1]), "y", "data")
     train, test = stratified_split(y, _TEST_SHARE, 0, "data")
+    parts = (x[train], y[train], x[test], y[test])
     classes = tuple(str(label) for label in range(int(y.max()) + 1))
-    return Dataset(
-        "data", x[train], y[train], x[test], y[test], classes, None, drawn_test_split=True
+    made = from_arrays(
+        "data", dict(zip(ARRAYS, parts, strict=True)), None, classes, augmentation=None
     )
+    return replace(made, drawn_test_split=True)
 
 
 def _identity(model: keras.Model, dataset: Dataset) -> dict[str, Any]:
     """What tells a model and its data from others, the same in every process."""
-    of_model = hashlib.sha256()
-    for weight in model.get_weights():
-        of_model.update(repr((weight.shape, str(weight.dtype))).encode())
-        of_model.update(np.ascontiguousarray(weight).tobytes())
-    of_data = hashlib.sha256(repr(sorted(dataset.description.items())).encode())
-    for labels in (dataset.y_train, dataset.y_test):
-        of_data.update(np.ascontiguousarray(labels).tobytes())
-    for split in ("train", "test"):
-        of_data.update(dataset.sample(split, 16)[0].tobytes())
-    return {"model": of_model.hexdigest()[:16], "data": of_data.hexdigest()[:16]}
+    samples = (dataset.sample(split, 16)[0] for split in ("train", "test"))
+    return {
+        "model": digest_of(model.get_weights())[:16],
+        "data": digest_of((dataset.y_train, dataset.y_test, *samples))[:16],
+    }

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from dprp_tf.compression.goal import Goal
+from dprp_tf.compression.goal import Goal, Point, no_worse
 from dprp_tf.compression.outcome import Outcome
 from dprp_tf.compression.workshop import DENSE, Workshop
 from dprp_tf.costs.joint_plan import JointPlan
@@ -83,7 +83,11 @@ def end(
     best = goal.best(front)
     for entry in front:
         entry["best"] = entry is best
-        entry["beaten"] = any(_beats(other, entry) for other in front)
+        point = _point(entry)
+        others = [_point(other) for other in front]
+        entry["beaten"] = any(
+            no_worse(other, point) and not no_worse(point, other) for other in others
+        )
     path = place / f"best{Path(best['file']).suffix}"
     _copied(folder / best["file"], path)
     kept = model
@@ -146,11 +150,8 @@ def _within_format(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in row.items() if not name.startswith("latency_ratio")}
 
 
-def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a file is better than another in something and worse in nothing."""
-    pairs = [(one["score"], other["score"])]
-    pairs += [(-one[name], -other[name]) for name in ("time", "size")]
-    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+def _point(entry: Mapping[str, Any]) -> Point:
+    return entry["score"], entry["time"], entry["size"]
 
 
 def _models(
@@ -189,14 +190,14 @@ def _headline(
 ) -> dict[str, Any]:
     checks = []
     settings, dense = goal.settings, goal.dense
-    if settings.max_drop is not None:
-        drop = dense.score - best["score"]
+    if goal.least_score is not None:
+        drop, allowed = dense.score - best["score"], dense.score - goal.least_score
         checks.append(
             {
                 "name": "as accurate",
-                "passed": drop <= settings.max_drop,
+                "passed": best["score"] >= goal.least_score,
                 "detail": f"{best['score']:.2%} of the validation samples beside the model's "
-                f"{dense.score:.2%}: {100 * drop:.2f} points lost of {100 * settings.max_drop:g}",
+                f"{dense.score:.2%}: {100 * drop:.2f} points lost of {100 * allowed:.3g}",
             }
         )
     for name, bound, value, unit in (

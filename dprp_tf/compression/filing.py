@@ -14,7 +14,14 @@ from dprp_tf.compression.clock import Clock
 from dprp_tf.compression.settings import CompressionSettings
 from dprp_tf.compression.study import CompressionStudy
 from dprp_tf.data import Dataset
-from dprp_tf.runs.files import FORMATS, file_accuracy, format_for, time_rows, write_file
+from dprp_tf.runs.files import (
+    FORMATS,
+    FileSamples,
+    file_accuracy,
+    format_for,
+    time_rows,
+    write_file,
+)
 
 __all__ = ["Filing"]
 
@@ -50,7 +57,8 @@ class Filing:
         study: CompressionStudy,
         tell: Callable[[str], None],
     ) -> None:
-        self.folder, self._test, self._validation = folder, test, validation
+        self.folder, self._validation = folder, validation
+        self._samples = FileSamples(test)
         self._settings, self._clock, self._study, self._tell = settings, clock, study, tell
         self.label = format_for(settings.runtime, settings.precision)
         labels = [name for name, one in FORMATS.items() if one.runtime == settings.runtime]
@@ -71,7 +79,7 @@ class Filing:
             ParityError: If the file computes something else than the model.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        row = write_file(self.folder, label, name, model, self._test)
+        row = write_file(self.folder, label, name, model, self._samples)
         return {**row, "score": file_accuracy(self.folder / row["file"], self._validation)}
 
     def timed(

@@ -8,7 +8,10 @@ from typing import Any
 from dprp_tf.compression.outcome import Dense, Outcome
 from dprp_tf.compression.settings import CompressionSettings
 
-__all__ = ["Goal", "front"]
+__all__ = ["Goal", "Point", "front", "no_worse"]
+
+Point = tuple[float, float, float]
+"""Score, time and size."""
 
 
 class Goal:
@@ -145,9 +148,28 @@ def front(outcomes: Iterable[Outcome]) -> list[Outcome]:
     for one in sorted(
         outcomes, key=lambda found: (found.time, -found.score, found.size, found.number)
     ):
-        if not any(
-            other.score >= one.score and other.time <= one.time and other.size <= one.size
-            for other in kept
-        ):
+        if not any(no_worse(_point(other), _point(one)) for other in kept):
             kept.append(one)
     return kept
+
+
+def no_worse(one: Point, other: Point) -> bool:
+    """Say whether something is worse than another in nothing.
+
+    Args:
+        one: Its score, time and size.
+        other: Those of the other.
+
+    Returns:
+        Whether its score is no smaller, and its time and its size are no larger.
+
+    Example:
+
+    >>> no_worse((0.9, 0.5, 0.4), (0.8, 0.5, 0.4)), no_worse((0.9, 0.6, 0.4), (0.8, 0.5, 0.4))
+    (True, False)
+    """
+    return one[0] >= other[0] and one[1] <= other[1] and one[2] <= other[2]
+
+
+def _point(one: Outcome) -> Point:
+    return one.score, one.time, one.size

@@ -169,8 +169,7 @@ class CompressionStudy:
 
     def _again(self, trial: Any) -> None:
         """Put a step at the head of what is to be done, just as it was: its training goes on."""
-        given = {key: trial.user_attrs[key] for key in _OF_STEP if key in trial.user_attrs}
-        self._study.enqueue_trial({**_fixed(trial), **trial.params}, user_attrs=given)
+        self._study.enqueue_trial({**_fixed(trial), **trial.params}, user_attrs=_given(trial))
 
     def attribute(self, name: str) -> Any:
         """Return what `keep` kept; None if nothing was."""
@@ -198,11 +197,7 @@ class CompressionStudy:
                     **values,
                     of=trial.user_attrs.get("of"),
                     values={
-                        **{
-                            key: trial.user_attrs[key]
-                            for key in _OF_STEP
-                            if key in trial.user_attrs
-                        },
+                        **_given(trial),
                         **trial.user_attrs.get(_VALUES, {}),
                     },
                 )
@@ -237,14 +232,15 @@ class CompressionStudy:
             stage = trial.suggest_categorical("stage", STAGES)
             cut = trial.suggest_categorical("cut", CUTS)
             candidate = Candidate(cut, round(trial.suggest_float("share", *SHARES), 3))
-            given = {key: trial.user_attrs[key] for key in _OF_STEP if key in trial.user_attrs}
             began = time.monotonic()
 
             def kept(**values: Any) -> dict[str, Any]:
                 return {**values, "seconds": round(time.monotonic() - began, 1)}
 
             try:
-                result = work(Task(trial.number, candidate, Step(stage, candidate, **given)))
+                result = work(
+                    Task(trial.number, candidate, Step(stage, candidate, **_given(trial)))
+                )
             except MissedError as error:
                 trial.set_user_attr(_VALUES, kept(missed=str(error)))
                 raise self._optuna.TrialPruned from error
@@ -287,6 +283,11 @@ class CompressionStudy:
 def _fixed(trial: Any) -> dict[str, Any]:
     """The parameters that a step was given, of what has not begun."""
     return dict(trial.system_attrs.get("fixed_params", {}))
+
+
+def _given(trial: Any) -> dict[str, Any]:
+    """What a training was given."""
+    return {name: trial.user_attrs[name] for name in _OF_STEP if name in trial.user_attrs}
 
 
 def _without_password(address: str) -> str:

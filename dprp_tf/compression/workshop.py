@@ -37,7 +37,7 @@ from dprp_tf.training.saving import load_model, save_model
 __all__ = ["DENSE", "Workshop"]
 
 DENSE = "dense"
-_DENSE_JSON, _CUT, _FINISHED = "dense.json", "cut.keras", "finished.keras"
+_DENSE_JSON, _CUT = "dense.json", "cut.keras"
 # Images that a cut, which nothing was trained of, is judged by at most.
 _LOOK = 2000
 # Numbers of channels and ranks on the axes of the table of times; of a search of less than ten
@@ -263,11 +263,16 @@ class Workshop:
         """The cut that is trained."""
         return next(one for one in outcomes if one.number == task.step.of)
 
+    def _kept(self, origin: Outcome, gone_on: bool = False) -> Path:
+        """Where the model lies that a file was made of."""
+        return self.files.folder / f"cut{origin.number}{'_on' if gone_on else ''}.keras"
+
     def _start(self, task: Task, origin: Outcome) -> keras.Model:
         """What a training begins with: what was made of the cut here before, or the cut anew."""
         place = self._place(origin.number)
-        if task.step.goes_on and (place / _FINISHED).exists():
-            return load_model(place / _FINISHED)
+        finished = self._kept(origin)
+        if task.step.goes_on and finished.exists():
+            return load_model(finished)
         if (place / _CUT).exists():
             return load_model(place / _CUT)
         # Another machine made it.
@@ -302,11 +307,10 @@ class Workshop:
         self._tell(f"{task.number}: training {task.candidate.label} to the end")
         origin = self._origin(task, outcomes)
         model, values = self._trained(task, origin, self.file_seconds + self.ending_seconds)
-        save_model(model, self._place(origin.number) / _FINISHED)
-        name = f"cut{origin.number}" + ("_on" if task.step.goes_on else "")
+        kept = self._kept(origin, task.step.goes_on)
         self._tell(f"{task.number}: its file")
-        row = self.files.write(self.files.label, name, model)
-        save_model(model, self.files.folder / f"{name}.keras")
+        row = self.files.write(self.files.label, kept.stem, model)
+        save_model(model, kept)
         dense, row = self.files.timed([self.dense_files[0], row])
         return Result(
             row["score"],
@@ -317,7 +321,6 @@ class Workshop:
                 "planned_time": origin.time,
                 "planned_size": origin.size,
                 "file": row,
-                "model_score": accuracy(model, self.validation),
                 **_counts(model),
             },
         )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 import dprp_tf.deploy as deploy
 from dprp_tf.data import Dataset, StreamedImages
 
 __all__ = [
     "FORMATS",
+    "FileSamples",
     "Format",
     "file_accuracy",
     "format_for",
@@ -116,16 +119,46 @@ def timed_files(
     >>> timed_files.__name__
     'timed_files'
     """
-    rows = []
+    rows, samples = [], FileSamples(dataset)
     for name, model in models.items():
         progress(f"{label}: {name}")
-        rows.append(write_file(folder, label, name, model, dataset))
+        rows.append(write_file(folder, label, name, model, samples))
     progress(f"{label}: timing")
     return time_rows(folder, rows, dataset, target=target, threads=threads, repeats=repeats)
 
 
+class FileSamples:
+    """What files are calibrated on, verified with and judged by; drawn once for all of them.
+
+    Args:
+        dataset: The data: calibrated is on some of the training split, all else is of the test
+            split.
+
+    Attributes:
+        dataset: The data.
+
+    Example:
+
+    >>> FileSamples.__name__
+    'FileSamples'
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    @cached_property
+    def calibration(self) -> np.ndarray:
+        """Training images, of every class alike."""
+        return self.dataset.sample("train", _IMAGES)[0]
+
+    @cached_property
+    def verification(self) -> np.ndarray:
+        """Test images, of every class alike."""
+        return self.dataset.sample("test", _IMAGES)[0]
+
+
 def write_file(
-    folder: Path, label: str, name: str, model: keras.Model, dataset: Dataset
+    folder: Path, label: str, name: str, model: keras.Model, samples: FileSamples
 ) -> dict[str, Any]:
     """Write a model as a file, verify it, and find its accuracy.
 
@@ -134,7 +167,7 @@ def write_file(
         label: One of `FORMATS`.
         name: What the model is called.
         model: A plain model.
-        dataset: Its data, as for `timed_files`.
+        samples: Those of its data.
 
     Returns:
         The file's row, without times.
@@ -149,13 +182,12 @@ def write_file(
     """
     entry = FORMATS[label]
     path = folder / f"{name}_{entry.suffix}"
-    calibration = dataset.sample("train", _IMAGES)[0] if entry.quantization == "int8" else None
     report = deploy.export(
         model,
         path,
         quantization=entry.quantization,
-        calibration_data=calibration,
-        verification_data=dataset.sample("test", _IMAGES)[0],
+        calibration_data=samples.calibration if entry.quantization == "int8" else None,
+        verification_data=samples.verification,
         class_scores=True,
     )
     return {
@@ -163,7 +195,7 @@ def write_file(
         "format": label,
         "file": path.name,
         "size_bytes": report.size_bytes,
-        "accuracy": file_accuracy(path, dataset),
+        "accuracy": file_accuracy(path, samples.dataset),
         "max_error": report.max_error,
         "top1_agreement": report.top1_agreement,
         "verified": report.passed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from dprp_tf.channels import channel_groups
 from dprp_tf.costs.channel_plan import ChannelPlan
 from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.costs.rank_plan import RankPlan
+from dprp_tf.files.digests import digest_of
 from dprp_tf.selection.candidate_log import CandidateLog
 
 __all__ = ["CANDIDATES", "KeptPlan", "kept_plan", "load_plan", "plan_path", "require_same_choice"]
@@ -107,8 +107,5 @@ def require_same_choice(
     Raises:
         ValueError: If they are others.
     """
-    digest = hashlib.sha256()
-    for values in (*model.get_weights(), *held_out):
-        digest.update(repr((values.shape, str(values.dtype))).encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
-    CandidateLog(folder / CANDIDATES, list(channel_groups(model)), digest.hexdigest())
+    identity = digest_of((*model.get_weights(), *held_out))
+    CandidateLog(folder / CANDIDATES, list(channel_groups(model)), identity)

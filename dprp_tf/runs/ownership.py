@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,18 @@ class Owner:
         """Return what the folder holds of what the owner writes, the mark's file among it."""
         found = (path for entry in (self.mark, *self.writes) for path in folder.glob(entry))
         return sorted({path.relative_to(folder).as_posix() for path in found})
+
+    def discard(self, folder: Path) -> None:
+        """Remove what the owner writes there.
+
+        The mark goes last: what is left by an interruption still says whose it is.
+        """
+        for name in self.held(folder):
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name, ignore_errors=True)
+            elif name != self.mark:
+                (folder / name).unlink()
+        (folder / self.mark).unlink(missing_ok=True)
 
 
 _REPORT = ("report.html", "plots/*.png")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -322,11 +321,5 @@ def _held_out(
 def _same_settings(place: Path, settings: SelectionSettings, fresh: bool) -> None:
     path = place / _CONFIG
     if fresh:
-        for name in SELECTION.held(place):
-            if (place / name).is_dir():
-                shutil.rmtree(place / name, ignore_errors=True)
-            elif name != _CONFIG:
-                (place / name).unlink()
-        # Last: what is left by an interruption is still a selection's.
-        path.unlink(missing_ok=True)
+        SELECTION.discard(place)
     require_same_settings(path, settings.as_dict(), "a selection")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dprp_tf.compression.ending import _headline
 from dprp_tf.compression.goal import Goal, front
 from dprp_tf.compression.outcome import Candidate, Dense, Outcome
 from dprp_tf.compression.settings import CompressionSettings
@@ -118,3 +120,15 @@ def test_cuts_are_bounded_in_what_the_wish_is_about(wish: dict[str, object], met
 def test_wishes_that_make_no_sense_are_refused(wish: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CompressionSettings(**wish)  # type: ignore[arg-type]
+
+
+def test_the_page_says_of_the_best_file_what_decided_about_it() -> None:
+    # One of 100 samples is more than half a point, and may be lost all the same.
+    goal = Goal(CompressionSettings(max_drop=0.005), Dense(0.9, 4.0, 200_000, 1.0, samples=100))
+    workshop = SimpleNamespace(dense_accuracy=0.9, files=SimpleNamespace(label="TFLite int8"))
+    for score in (0.89, 0.88):
+        best = {"score": score, "time": 0.5, "size": 0.5, "dense": False, "label": "ranks, 0.50"}
+        best |= {"accuracy": 0.89, "model": "cut0", "meets": goal.meets(score, 0.5, 0.5)}
+        found = _headline(best, [{**best, "dense": True}], goal, workshop)  # type: ignore[arg-type]
+        assert [check["passed"] for check in found["checks"]] == [best["meets"]]
+        assert found["achieved"] == best["meets"] == (score == 0.89)
