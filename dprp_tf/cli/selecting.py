@@ -47,7 +47,13 @@ def select(
     epochs: Annotated[
         int | None, typer.Option(min=0, help="Epochs of fine-tuning.", show_default="none; bsr: 30")
     ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate of the fine-tuning.")] = 0.01,
+    optimizer: Annotated[str, typer.Option(help="Of the fine-tuning: sgd or adam.")] = "sgd",
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak rate of the fine-tuning.", show_default="0.01 of sgd, 0.003 of adam"
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Images per step.", show_default="128, of few images 64 to 16"),
@@ -80,6 +86,7 @@ def select(
     if epochs is not None:
         tuning = FineTuning(
             epochs=epochs,
+            optimizer=optimizer,
             learning_rate=learning_rate,
             batch_size=batch_size,
             seed=settings["seed"],

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["board", "step_line"]
 
 _SHOWN = 6
-_DOING = {"cut": "cutting", "tuned": "training a little", "finished": "training to the end"}
+_DOING = {
+    "cut": "cutting",
+    "tuned": "training a little",
+    "finished": "training to the end",
+    "narrow": "training",
+}
 
 
 def board(
@@ -50,17 +55,19 @@ def board(
                 latest[one.origin] = one
     ordered = sorted(
         latest.values(),
-        key=lambda one: (one.stage == "finished", goal.rank(one.score, one.time, one.size)),
+        key=lambda one: (one.is_file, goal.rank(one.score, one.time, one.size)),
         reverse=True,
     )
     for one in ordered[:_SHOWN]:
-        will_do = one.stage == "finished" and goal.meets(one.score, one.time, one.size)
+        will_do = one.is_file and goal.meets(one.score, one.time, one.size)
         figures = (f"{one.score:.2%}", f"{one.time:.2f}", f"{one.size:.2f}")
-        rows.append((one.candidate.label, one.stage, *figures, "yes" if will_do else ""))
+        rows.append((one.label, one.stage, *figures, "yes" if will_do else ""))
     running = [one for one in outcomes if one.state == "running"]
-    doing = "; ".join(f"{_DOING[one.stage]}: {one.candidate.label}" for one in running)
+    doing = "; ".join(f"{_DOING[one.stage]}: {one.label}" for one in running)
     counts = ", ".join(
-        f"{sum(one.stage == stage and one.done for one in outcomes)} {stage}" for stage in STAGES
+        f"{sum(one.stage == stage and one.done for one in outcomes)} {stage}"
+        for stage in STAGES
+        if stage != "narrow" or any(one.stage == stage for one in outcomes)
     )
     return lay_out(
         {
@@ -95,7 +102,7 @@ def step_line(one: Outcome, goal: Goal) -> str:
     >>> step_line(Outcome(3, "cut", Candidate("ranks", 0.5), "complete", 0.8, 0.5, 0.6), goal)
     '3 cut: ranks, 0.50: 80.00% (dense 90.00%), 0.50 of the time, 0.60 of the bytes'
     """
-    head = f"{one.number} {one.stage}: {one.candidate.label}"
+    head = f"{one.number} {one.stage}: {one.label}"
     if one.state == "missed":
         return f"{head}: there is no such cut"
     if not one.done:

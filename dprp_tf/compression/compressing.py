@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from dprp_tf.compression.board import board, step_line
 from dprp_tf.compression.clock import Clock
 from dprp_tf.compression.ending import BestFile, end
 from dprp_tf.compression.goal import Goal
+from dprp_tf.compression.random_schedule import RandomSchedule
 from dprp_tf.compression.schedule import Schedule
 from dprp_tf.compression.settings import CompressionSettings
-from dprp_tf.compression.study import CompressionStudy, Result, Task
+from dprp_tf.compression.study import CompressionStudy, Result, StepCallback, Task
 from dprp_tf.compression.workshop import Workshop
 from dprp_tf.data import Dataset
 from dprp_tf.data.arrays import ARRAYS, as_labels, from_arrays
@@ -50,6 +52,7 @@ def compress(
     storage: str | None = None,
     display: Display | None = None,
     fresh: bool = False,
+    callbacks: Sequence[StepCallback] = (),
     **settings: Any,
 ) -> BestFile:
     """Search for the best file that a trained model can become on a target, and write it.
@@ -76,6 +79,9 @@ def compress(
             folder.
         display: Where progress is shown. Default: nothing is.
         fresh: Whether to discard what the folder holds.
+        callbacks: Called with Optuna's study and its trial after every step, as Optuna's own for
+            MLflow, TensorBoard, and Weights & Biases are; the values are the accuracy on the
+            validation samples and the shares of time and bytes.
         **settings: Fields of `CompressionSettings`: the wish (`max_drop`, `milliseconds`,
             `kilobytes`, `smallest`), the `target`, `runtime`, `precision`, and others.
 
@@ -110,7 +116,12 @@ def compress(
         require_same_settings(place / _CONFIG, {"compression": identity}, "a search")
         clock = Clock(place / "clock.json", minutes)
         study = CompressionStudy(
-            place, identity, storage=storage, sampler=wish.sampler, seed=wish.seed
+            place,
+            identity,
+            storage=storage,
+            sampler=wish.sampler,
+            seed=wish.seed,
+            callbacks=callbacks,
         )
         try:
             return _search(place, model, dataset, wish, minutes, clock, study, shown)
@@ -148,7 +159,8 @@ def _search(
     clock.prepared()
     # What is timed together at the end takes its time too.
     reserve = workshop.ending_seconds
-    schedule = Schedule(goal, clock.searching - reserve, workshop.file_seconds)
+    kind = RandomSchedule if wish.sampler == "random" else Schedule
+    schedule = kind(goal, clock.searching - reserve, workshop.file_seconds)
 
     def show() -> None:
         display.show(board(study.outcomes(), goal, workshop.dense_files, clock.left))

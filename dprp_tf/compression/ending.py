@@ -74,7 +74,7 @@ def end(
     finished = {
         one.values["file"]["model"]: one
         for one in outcomes
-        if one.stage == "finished" and one.done and (folder / one.values["file"]["file"]).exists()
+        if one.is_file and (folder / one.values["file"]["file"]).exists()
     }
     rows = workshop.files.timed(
         [*workshop.dense_files, *(one.values["file"] for one in finished.values())]
@@ -130,7 +130,7 @@ def _entry(
     """A file among the others; its time and bytes as shares of the dense file's."""
     time, size = row.get("latency_ratio", 1.0), row["size_bytes"] / dense["size_bytes"]
     return {
-        "label": f"{row['format']}, dense" if origin is None else origin.candidate.label,
+        "label": f"{row['format']}, dense" if origin is None else origin.label,
         "model": row["model"],
         "file": row["file"],
         "score": row["score"],
@@ -161,7 +161,7 @@ def _models(
     for name, one in finished.items():
         row = {
             "name": name,
-            "label": one.candidate.label,
+            "label": one.label,
             "accuracy": one.values["file"]["accuracy"],
             "parameters": one.values["parameters"],
             "macs": one.values["macs"],
@@ -171,11 +171,11 @@ def _models(
 
 
 def _step_row(one: Outcome) -> dict[str, Any]:
-    kept = ("of", "epochs", "learning_rate", "goes_on", "seconds", "missed")
+    kept = ("of", "epochs", "optimizer", "learning_rate", "goes_on", "seconds", "missed")
     return {
         "number": one.number,
         "stage": one.stage,
-        "label": one.candidate.label,
+        "label": one.label,
         "state": one.state,
         **({"score": one.score, "time": one.time, "size": one.size} if one.done else {}),
         **{name: one.values[name] for name in kept if name in one.values},

@@ -49,6 +49,11 @@ class Goal:
         """Whether the most accurate file is wished."""
         return self.least_score is None
 
+    @property
+    def by_size(self) -> bool:
+        """Whether cuts are bounded by parameters instead of time."""
+        return self.settings.metric == "parameters"
+
     def cost(self, time: float, size: float) -> float:
         """Return what is to be small, as a share of the dense file's.
 

@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["CUTS", "STAGES", "Candidate", "Dense", "Outcome"]
 
 CUTS = ("both", "channels", "ranks")
-STAGES = ("cut", "tuned", "finished")
+STAGES = ("cut", "tuned", "finished", "narrow")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Outcome:
 
     Attributes:
         number: Its number in the study.
-        stage: One of `STAGES`.
+        stage: One of `STAGES`: a cut without training, trained a little, trained to the end and
+            written as a file, or an evenly narrower network trained from scratch and written.
         candidate: The candidate.
         state: `"waiting"`, `"running"`, `"complete"`, `"missed"` (no such cut) or `"failed"`.
         score: Accuracy on the validation samples: of the model, of what is finished that of its
@@ -96,3 +97,15 @@ class Outcome:
     def done(self) -> bool:
         """Whether it came to its end."""
         return self.state == "complete"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is measured as a file."""
+        return self.done and self.stage in ("finished", "narrow")
+
+    @property
+    def label(self) -> str:
+        """What a reader sees."""
+        if self.stage == "narrow":
+            return f"narrower, from scratch, {self.candidate.share:.2f}"
+        return self.candidate.label

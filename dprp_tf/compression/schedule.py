@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from dprp_tf.compression.forecast import Forecast
 from dprp_tf.compression.goal import Goal, front
 from dprp_tf.compression.outcome import Candidate, Outcome
 
-__all__ = ["SHARES", "Schedule", "Step"]
+__all__ = ["RECIPES", "SHARES", "Recipe", "Schedule", "Step"]
 
 # The parts of the whole time at whose ends no more cuts are proposed, and none is tuned a little.
 _CUTTING, _TUNING = 0.25, 0.5
@@ -30,11 +31,21 @@ _LATE, _WORTH, _CLEARLY = 0.1, 0.003, 1.25
 _HOPE = 0.02
 # Shares that begin the search, of the cost that is wished small.
 _LADDER = (0.65, 0.5, 0.8, 0.35)
-_RATES = (0.05, 0.01)
 # Candidates nearer to each other than this are not told apart.
 _NEAR = 0.02
 # The least and the largest share that a cut is asked for.
 SHARES = (0.08, 0.95)
+
+
+class Recipe(NamedTuple):
+    """How a candidate is trained: `"sgd"` or `"adam"`, and the rate at the start."""
+
+    optimizer: str
+    learning_rate: float
+
+
+# Which of them trains best differs between models, by more than many a cut costs.
+RECIPES = (Recipe("sgd", 0.05), Recipe("adam", 0.003), Recipe("sgd", 0.01))
 
 
 @dataclass(frozen=True)
@@ -42,11 +53,12 @@ class Step:
     """One thing to do.
 
     Attributes:
-        stage: `"cut"`, `"tuned"` or `"finished"`.
+        stage: `"cut"`, `"tuned"`, `"finished"` or `"narrow"`.
         candidate: What it is done to; None for a cut that the sampler is to propose.
-        of: The number of the cut that is trained; None for a cut.
+        of: The number of the cut that is trained; None for a cut and for a narrower network.
         epochs: Epochs of the training; a part of one is trained on a part of the data.
-        learning_rate: Its rate.
+        optimizer: Its optimizer, `"sgd"` or `"adam"`.
+        learning_rate: Its rate at the start.
         goes_on: Whether it goes on from what was finished before.
     """
 
@@ -54,7 +66,8 @@ class Step:
     candidate: Candidate | None = None
     of: int | None = None
     epochs: float = 0.0
-    learning_rate: float = _RATES[0]
+    optimizer: str = RECIPES[0].optimizer
+    learning_rate: float = RECIPES[0].learning_rate
     goes_on: bool = False
 
 
@@ -63,9 +76,11 @@ class Schedule:
 
     Cuts need no training: a ladder of them comes first, then what the sampler proposes, for a
     quarter of the time. Of those that none beats in score, time and size, a few are trained a
-    little, the one first that tells most about where the wish's bound lies; the first of them at
-    two rates. Then those are trained to the end that are predicted to be best, one after the other:
-    each result moves what is predicted of the others.
+    little, the one first that tells most about where the wish's bound lies; that one by every
+    recipe, and the best recipe is that of all others. Then those are trained to the end that are
+    predicted to be best, one after the other: each result moves what is predicted of the others.
+    Where it is wished, an evenly narrower network is trained from scratch beside them, as costly as
+    the best that was found.
 
     Args:
         goal: The wish.
@@ -77,9 +92,9 @@ class Schedule:
     >>> from dprp_tf.compression.outcome import Dense
     >>> from dprp_tf.compression.settings import CompressionSettings
     >>> goal = Goal(CompressionSettings(max_drop=0.01), Dense(0.9, 2.0, 1000.0, 10.0, 500))
-    >>> Schedule(goal, seconds=600, file_seconds=5).next([], left=600)
-    Step(stage='cut', candidate=Candidate(cut='both', share=0.65), of=None, epochs=0.0, \
-learning_rate=0.05, goes_on=False)
+    >>> step = Schedule(goal, seconds=600, file_seconds=5).next([], left=600)
+    >>> step.stage, step.candidate
+    ('cut', Candidate(cut='both', share=0.65))
     """
 
     def __init__(self, goal: Goal, seconds: float, file_seconds: float) -> None:
@@ -118,6 +133,10 @@ learning_rate=0.05, goes_on=False)
             if step is not None:
                 return step
         step = self._finishing(done, known, left)
+        if self._goal.settings.narrow:
+            ended = sum(one.stage == "finished" for one in known)
+            if step is None or ended >= _FINISHED - 1:
+                step = self._narrow(known, left) or step
         if step is None and enough and left > 4 * self._file and len(cuts) < _MOST_CUTS_AT_ALL:
             # Nothing that is known promises more, and there is time to look further.
             return Step("cut")
@@ -150,14 +169,14 @@ learning_rate=0.05, goes_on=False)
 
     def _tuning(self, cuts: Sequence[Outcome], tuned: Sequence[Outcome]) -> Step | None:
         seconds = self._whole * (_TUNING - _CUTTING) / _MOST_TUNED
-        if tuned and len(tuned) < len(_RATES):
-            # The same with another rate.
+        if tuned:
+            # The same by another recipe.
             first = tuned[0]
-            rates = {one.values.get("learning_rate") for one in tuned}
-            rate = next((rate for rate in _RATES if rate not in rates), None)
-            if rate is not None:
+            tried = {_recipe_of(one) for one in tuned}
+            recipe = next((one for one in RECIPES if one not in tried), None)
+            if recipe is not None:
                 epochs = float(first.values.get("epochs", 1.0))
-                return Step("tuned", first.candidate, first.of, epochs, rate)
+                return Step("tuned", first.candidate, first.of, epochs, *recipe)
         origins = {one.of for one in tuned}
         able = [cut for cut in self._able(cuts) if cut.number not in origins]
         if not able:
@@ -168,12 +187,10 @@ learning_rate=0.05, goes_on=False)
         else:
             # It tells most where it may come out either way.
             chosen = min(able, key=lambda cut: abs(forecast.chance(forecast.lost(cut)) - 0.5))
-        step = self._little(chosen, seconds)
-        return None if step.epochs < _LEAST else replace(step, learning_rate=self._rate(tuned))
-
-    def _little(self, cut: Outcome, seconds: float) -> Step:
-        epochs = _whole_or_part(min(_LITTLE, seconds / self._epoch_seconds(cut)))
-        return Step("tuned", cut.candidate, cut.origin, epochs)
+        epochs = _whole_or_part(min(_LITTLE, seconds / self._epoch_seconds(chosen)))
+        if epochs < _LEAST:
+            return None
+        return Step("tuned", chosen.candidate, chosen.origin, epochs, *_best_recipe(tuned))
 
     def _finishing(
         self, cuts: Sequence[Outcome], known: Sequence[Outcome], left: float
@@ -182,12 +199,12 @@ learning_rate=0.05, goes_on=False)
         tuned = [one for one in known if one.stage == "tuned"]
         finished = [one for one in known if one.stage == "finished"]
         done = [one for one in finished if one.done]
-        slots = max(1, _FINISHED - len(finished))
-        seconds = left / slots - self._file
-        if left < self._file:
+        seconds = self._seconds(known, left)
+        if seconds <= 0:
             return None
         origins = {one.of for one in finished}
-        best = [one for one in done if goal.meets(one.score, one.time, one.size)]
+        files = [one for one in known if one.is_file]
+        best = [one for one in files if goal.meets(one.score, one.time, one.size)]
         least = min((goal.cost(one.time, one.size) for one in best), default=1.0)
         able = [cut for cut in self._able(cuts) if cut.number not in origins]
         if not goal.by_score:
@@ -221,8 +238,32 @@ learning_rate=0.05, goes_on=False)
             # What is trained far less than the others were shows nothing.
             if done and epochs < max(_LEAST, _LESS * _epochs(done)):
                 return None
-            return Step("finished", chosen.candidate, chosen.number, epochs, self._rate(tuned))
+            recipe = _best_recipe(tuned)
+            return Step("finished", chosen.candidate, chosen.number, epochs, *recipe)
         return self._again(finished, done, least, left - self._file)
+
+    def _seconds(self, known: Sequence[Outcome], left: float) -> float:
+        """What the next training to the end may take of what is left."""
+        files = [one for one in known if one.stage in ("finished", "narrow")]
+        slots = _FINISHED + self._goal.settings.narrow - len(files)
+        return left / max(1, slots) - self._file
+
+    def _narrow(self, known: Sequence[Outcome], left: float) -> Step | None:
+        """A narrower network beside the best file so far, if there is none yet."""
+        goal = self._goal
+        done = [one for one in known if one.stage == "finished" and one.done]
+        seconds = self._seconds(known, left)
+        if any(one.stage == "narrow" for one in known) or not done or seconds <= 0:
+            return None
+        best = max(done, key=lambda one: goal.rank(one.score, one.time, one.size))
+        # By what was predicted of it, as that of the narrower one will be.
+        share = best.values.get("planned_size" if goal.by_size else "planned_time", best.time)
+        epochs = _whole_or_part(min(_WHOLE, seconds / self._epoch_seconds(best)))
+        if epochs < _LEAST:
+            return None
+        candidate = Candidate("channels", round(min(SHARES[1], max(SHARES[0], float(share))), 3))
+        tuned = [one for one in known if one.stage == "tuned"]
+        return Step("narrow", candidate, None, epochs, *_best_recipe(tuned))
 
     def _between(
         self,
@@ -264,8 +305,10 @@ learning_rate=0.05, goes_on=False)
         epochs = _whole_or_part(min(_WHOLE, seconds / self._epoch_seconds(chosen)))
         if epochs < max(_LEAST, _LESS * float(chosen.values["epochs"])):
             return None
-        rate = float(chosen.values.get("learning_rate", _RATES[0]))
-        return Step("finished", chosen.candidate, chosen.origin, epochs, 0.5 * rate, True)
+        optimizer, rate = _recipe_of(chosen)
+        return Step(
+            "finished", chosen.candidate, chosen.origin, epochs, optimizer, 0.5 * rate, True
+        )
 
     def _epoch_seconds(self, one: Outcome, tuned: Sequence[Outcome] = ()) -> float:
         """What an epoch takes: as measured with it, else by the dense model's."""
@@ -274,14 +317,19 @@ learning_rate=0.05, goes_on=False)
                 return float(other.values["epoch_seconds"])
         return self._goal.dense.epoch_seconds
 
-    def _rate(self, tuned: Sequence[Outcome]) -> float:
-        """The rate that was better where both were tried."""
-        done = [one for one in tuned if one.done]
-        first = [one for one in done if one.of == done[0].of] if done else []
-        if not first:
-            return _RATES[0]
-        best = max(first, key=lambda one: one.score)
-        return float(best.values.get("learning_rate", _RATES[0]))
+
+def _recipe_of(one: Outcome) -> Recipe:
+    """How something was trained."""
+    optimizer, rate = RECIPES[0]
+    values = one.values
+    return Recipe(str(values.get("optimizer", optimizer)), float(values.get("learning_rate", rate)))
+
+
+def _best_recipe(tuned: Sequence[Outcome]) -> Recipe:
+    """The recipe that was best where all were tried."""
+    done = [one for one in tuned if one.done]
+    first = [one for one in done if one.of == done[0].of] if done else []
+    return _recipe_of(max(first, key=lambda one: one.score)) if first else RECIPES[0]
 
 
 def _epochs(done: Sequence[Outcome]) -> float:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,17 @@ from dprp_tf.files.json_text import from_json, to_json
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["CompressionStudy", "MissedError", "Result", "Task"]
+__all__ = ["CompressionStudy", "MissedError", "Result", "StepCallback", "Task"]
+
+StepCallback = Callable[["optuna.Study", "optuna.trial.FrozenTrial"], None]
+"""What Optuna calls after every step, such as its own for TensorBoard, MLflow and W&B."""
 
 _NAME = "compression"
 _IDENTITY = "identity"
 # Seconds between signs of life of a worker, and without one until its work is given back.
 _HEARTBEAT, _GRACE = 10, 40
 # What a training is given; kept with a trial from its beginning.
-_OF_STEP = ("of", "epochs", "learning_rate", "goes_on")
+_OF_STEP = ("of", "epochs", "optimizer", "learning_rate", "goes_on")
 _VALUES = "values"
 
 
@@ -75,6 +78,7 @@ class CompressionStudy:
         storage: Address of the server, such as `"postgresql://user@host/name"`; None for SQLite.
         sampler: `"tpe"` or `"random"`.
         seed: Seed of the sampler.
+        callbacks: Called with Optuna's study and its trial after every step.
 
     Raises:
         ValueError: If the study is of something else, or the server can't be reached.
@@ -97,10 +101,11 @@ class CompressionStudy:
         storage: str | None = None,
         sampler: str = "tpe",
         seed: int = 0,
+        callbacks: Sequence[StepCallback] = (),
     ) -> None:
         self._optuna = require("optuna", extra="search", feature="A search for the best file")
         self._optuna.logging.set_verbosity(self._optuna.logging.ERROR)
-        self._alone = storage is None
+        self._alone, self._callbacks = storage is None, list(callbacks)
         self._storage = self._open(folder, storage)
         with _unexperimental(self._optuna):
             self._study: optuna.Study = self._optuna.create_study(
@@ -248,7 +253,7 @@ class CompressionStudy:
             return result.score, result.time, result.size
 
         try:
-            self._study.optimize(objective, n_trials=1)
+            self._study.optimize(objective, n_trials=1, callbacks=self._callbacks)
         except KeyboardInterrupt:
             for trial in self._study.get_trials(deepcopy=False):
                 if trial.number in begun and "stage" in trial.params:

@@ -22,7 +22,9 @@ __all__ = ["CandidateTraining"]
 
 # Steps by which the length of an epoch is told.
 _STEPS = 14
-_WEIGHT_DECAY = 5e-4
+_WEIGHT_DECAY = {"sgd": 5e-4, "adam": 0.0}
+# Steps that leave a model nearly as it is, to be timed.
+_STILL = Step("tuned", learning_rate=1e-6)
 # The share of an epoch's time in float32 that one in bfloat16 may take to be worth it.
 _QUICKER = 0.9
 
@@ -76,6 +78,7 @@ class CandidateTraining:
         told: str,
         precision: str,
         reserve: float,
+        taught: bool = True,
     ) -> tuple[keras.Model, float | None]:
         """Train for the epochs of a step, or for a part of one on a part of the data.
 
@@ -86,6 +89,7 @@ class CandidateTraining:
             told: What it is called where it is shown.
             precision: `"float32"` or `"bfloat16"`.
             reserve: Seconds that must be left on the clock when it ends.
+            taught: Whether it trains towards the model's own outputs too, if that is wished.
 
         Returns:
             The trained model in float32, and the seconds of an epoch of all the data; None where
@@ -98,32 +102,34 @@ class CandidateTraining:
             count = len(dataset.y_train)
             rows = np.random.default_rng(self._settings.seed).permutation(count)
             dataset = dataset.with_rows(np.sort(rows[: max(1, int(step.epochs * count))]))
-        epochs, narrow = max(1, int(step.epochs)), precision == "bfloat16"
-        teacher = self._model
-        if narrow:
+        epochs, halved = max(1, int(step.epochs)), precision == "bfloat16"
+        teacher: keras.Model | None = self._model
+        if halved:
             self._half = self._half or in_bfloat16(self._model)
             teacher = self._half
-        trained = in_bfloat16(model) if narrow else model
+        trained = in_bfloat16(model) if halved else model
+        teacher = teacher if taught else None
         deadline = Deadline(self._clock, reserve)
-        self._tuning(epochs, step.learning_rate, teacher).fit(
+        self._tuning(epochs, step, teacher).fit(
             trained, dataset, callbacks=[deadline, self._show(told, epochs)], folder=folder
         )
         seconds = deadline.epoch_seconds
         whole = None if seconds is None else round(seconds / min(1.0, step.epochs), 3)
-        return in_float32(trained) if narrow else trained, whole
+        return in_float32(trained) if halved else trained, whole
 
     def _epoch_seconds(self, model: keras.Model, teacher: keras.Model) -> float:
         deadline = Deadline(self._clock, 0.0, _STEPS)
-        self._tuning(1, 1e-6, teacher).fit(model, self._dataset, callbacks=[deadline])
+        self._tuning(1, _STILL, teacher).fit(model, self._dataset, callbacks=[deadline])
         # Of an epoch of few steps all is timed at once.
         return deadline.epoch_seconds or 1.0
 
-    def _tuning(self, epochs: int, learning_rate: float, teacher: keras.Model) -> FineTuning:
+    def _tuning(self, epochs: int, step: Step, teacher: keras.Model | None) -> FineTuning:
         settings = self._settings
         tuning = FineTuning(
             epochs=epochs,
-            learning_rate=learning_rate,
-            weight_decay=_WEIGHT_DECAY,
+            optimizer=step.optimizer,
+            learning_rate=step.learning_rate,
+            weight_decay=_WEIGHT_DECAY[step.optimizer],
             seed=settings.seed,
             teacher=teacher if settings.distill else None,
         )

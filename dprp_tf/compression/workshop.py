@@ -231,7 +231,12 @@ class Workshop:
         Raises:
             MissedError: If there is no such cut.
         """
-        done = {"cut": self._cut, "tuned": self._tuned, "finished": self._finished}
+        done = {
+            "cut": self._cut,
+            "tuned": self._tuned,
+            "finished": self._finished,
+            "narrow": self._narrow,
+        }
         try:
             return done[task.step.stage](task, outcomes)
         finally:
@@ -244,11 +249,8 @@ class Workshop:
 
     def _cut(self, task: Task, outcomes: list[Outcome]) -> Result:
         self._tell(f"{task.number}: cutting {task.candidate.label}")
-        share = task.candidate.share
-        by_time = self._settings.metric == "milliseconds"
-        budget = Budget(time=share) if by_time else Budget(parameters=share)
         try:
-            plan, small = self._selection.choose(budget, task.candidate.cut)
+            plan, small = self._selection.choose(self._budget(task), task.candidate.cut)
         except BudgetError as error:
             raise MissedError(str(error)) from error
         save_model(small, self._place(task.number) / _CUT)
@@ -258,6 +260,11 @@ class Workshop:
             plan.shares["parameters"],
             {"plan": plan.as_dict(), **_counts(small)},
         )
+
+    def _budget(self, task: Task) -> Budget:
+        share = task.candidate.share
+        by_time = self._settings.metric == "milliseconds"
+        return Budget(time=share) if by_time else Budget(parameters=share)
 
     def _origin(self, task: Task, outcomes: list[Outcome]) -> Outcome:
         """The cut that is trained."""
@@ -286,7 +293,7 @@ class Workshop:
     ) -> tuple[keras.Model, dict[str, Any]]:
         """The model that a step's training ends with, and what was seen of its epochs."""
         step = task.step
-        name = f"{step.stage}_{step.epochs:g}_{step.learning_rate:g}"
+        name = f"{step.stage}_{step.epochs:g}_{step.optimizer}_{step.learning_rate:g}"
         model, seconds = self._training.train(
             self._start(task, origin),
             step,
@@ -307,7 +314,37 @@ class Workshop:
         self._tell(f"{task.number}: training {task.candidate.label} to the end")
         origin = self._origin(task, outcomes)
         model, values = self._trained(task, origin, self.file_seconds + self.ending_seconds)
+        planned = {"planned_time": origin.time, "planned_size": origin.size}
         kept = self._kept(origin, task.step.goes_on)
+        return self._filed(task, model, kept, {**values, **planned})
+
+    def _narrow(self, task: Task, outcomes: list[Outcome]) -> Result:
+        self._tell(f"{task.number}: a narrower network from scratch")
+        try:
+            plan, small = self._selection.narrower(self._budget(task))
+        except BudgetError as error:
+            raise MissedError(str(error)) from error
+        # Done again after an interruption, it has another number.
+        name = f"narrow_{task.candidate.share:g}"
+        model, seconds = self._training.train(
+            small,
+            task.step,
+            self._folder / "candidates" / name,
+            f"{task.number}: a narrower network from scratch",
+            str(self._begun["trained_in"]),
+            self.file_seconds + self.ending_seconds,
+            taught=False,
+        )
+        values = {
+            "plan": plan.as_dict(),
+            "planned_time": plan.shares["milliseconds"],
+            "planned_size": plan.shares["parameters"],
+            **({} if seconds is None else {"epoch_seconds": seconds}),
+        }
+        return self._filed(task, model, self.files.folder / f"{name}.keras", values)
+
+    def _filed(self, task: Task, model: keras.Model, kept: Path, values: dict[str, Any]) -> Result:
+        """A trained model as a file that is verified and timed."""
         self._tell(f"{task.number}: its file")
         row = self.files.write(self.files.label, kept.stem, model)
         save_model(model, kept)
@@ -316,13 +353,7 @@ class Workshop:
             row["score"],
             row["latency_ratio"],
             row["size_bytes"] / dense["size_bytes"],
-            {
-                **values,
-                "planned_time": origin.time,
-                "planned_size": origin.size,
-                "file": row,
-                **_counts(model),
-            },
+            {**values, "file": row, **_counts(model)},
         )
 
 

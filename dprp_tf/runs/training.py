@@ -159,6 +159,8 @@ def _train(
         # Only now: a model that can't be made takes no earlier run with it.
         for stale in ("state.json", "history.json", "ranks.json", LOOK, _TEACHER):
             (folder / stale).unlink(missing_ok=True)
+        # What follows is found again by it if the run is killed: it says whose folder this is.
+        write_json(folder / "config.json", config)
         if settings.starts_trained:
             # What is trained itself, or lies on several devices, is not what it began from.
             apart = found is not None and model is not found and place.strategy is None
@@ -169,7 +171,8 @@ def _train(
             look = first_look(start, dataset)
             look.warn()
             write_json(folder / LOOK, look.as_dict())
-    write_json(folder / "config.json", config)
+    if resumed:
+        write_json(folder / "config.json", config)
     if table is not None:
         table.save(folder / TABLE)
     # A run that is made longer: what it ended with before is not what it ends with now.

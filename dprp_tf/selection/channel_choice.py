@@ -31,6 +31,9 @@ __all__ = ["CHANNEL_METHODS", "METHODS_BY_DATA", "ChannelChoice"]
 CHANNEL_METHODS = ("outputs", "activation", *CRITERIA)
 METHODS_BY_DATA = ("outputs", "activation")
 
+# Even widths are looked for in steps of this part of a group.
+_EVEN_STEPS = 128
+
 # Places in the order in which they go, and the share lost when k of them have gone.
 _Order = tuple[list[int], NDArray[np.float64]]
 
@@ -165,6 +168,34 @@ class ChannelChoice:
         lost = {name: share for name, (_, share) in self._orders.items()}
         return choose_widths(lost, widths, self.costs.shares, shares, self.multiple)
 
+    def even_widths(self, shares: Mapping[str, float]) -> dict[str, int]:
+        """Return the widest even widths within some bounds: one share of each group, as rounded.
+
+        Args:
+            shares: The largest shares of the whole model's costs, by metric.
+
+        Returns:
+            Widths by group.
+
+        Raises:
+            BudgetError: If no such widths meet the bounds; in shares.
+        """
+        known = {group.name: (group.size, group.widths(self.multiple)) for group in self._groups}
+        widths: dict[str, int] = {}
+        for part in range(_EVEN_STEPS, 0, -1):
+            widths = {
+                name: _nearest(able, size * part / _EVEN_STEPS)
+                for name, (size, able) in known.items()
+            }
+            spent = self.costs.shares(widths)
+            if all(spent[metric] <= bound for metric, bound in shares.items()):
+                return widths
+        spent = self.costs.shares(widths)
+        metric = max(shares, key=lambda name: spent[name] / shares[name])
+        raise BudgetError(
+            shares[metric], spent[metric], metric=metric, smallest="at the least even widths"
+        )
+
     @property
     def least(self) -> dict[str, int]:
         """The fewest places that each group may keep."""
@@ -217,6 +248,10 @@ class ChannelChoice:
             f"{self.multiple}.",
         )
         return absolute.asked_as(budget, self._latency)
+
+
+def _nearest(widths: list[int], wanted: float) -> int:
+    return min(widths, key=lambda width: abs(width - wanted))
 
 
 def _orders(

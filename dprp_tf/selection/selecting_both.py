@@ -10,6 +10,7 @@ import keras
 
 from dprp_tf.conversion.cutting import cut as apply_plan
 from dprp_tf.conversion.output_truncations import output_truncations
+from dprp_tf.conversion.reinitializing import reinitialized
 from dprp_tf.conversion.removing import Removal
 from dprp_tf.conversion.sequential_refitting import refit_in_sequence
 from dprp_tf.conversion.times_by_rank import times_by_rank
@@ -159,7 +160,7 @@ class JointSelection:
         check_choice("decomposition", decomposition, _DECOMPOSITIONS)
         self._model, self._latency, self._decomposition = model, latency, decomposition
         self._told = progress or (lambda share, text: None)
-        self._layers = layers
+        self._layers, self._seed = layers, seed
         self._choice = ChannelChoice(
             model,
             method="outputs",
@@ -215,10 +216,48 @@ class JointSelection:
         except BudgetError as error:
             raise self._choice.in_units(error, asked) from None
         self._told(None, "cutting what was chosen")
-        bounds = asked.on(self._latency).bounds
-        channels = self._choice.plan(widths, bounds)
+        channels = self._choice.plan(widths, asked.on(self._latency).bounds)
         # With ranks too, all is fitted once at the end, as `cut` does.
         small = apply_plan(self._model, channels, calibration_data=self._x, refit=not ranks)
+        return self._planned(channels, ranks, small, {**self._dense_accuracy})
+
+    def narrower(
+        self, budget: Budget | float | Mapping[str, float]
+    ) -> tuple[JointPlan, keras.Model]:
+        """Return the evenly narrower network for a budget, with new weights: to train from scratch.
+
+        It is what cuts are to be compared with. Each group of channels keeps the same share, as far
+        as the multiples allow. Layers that train nothing, such as those that normalize inputs, stay
+        as they are.
+
+        Args:
+            budget: As `select_channels_and_ranks` takes it.
+
+        Returns:
+            Its plan, which tells no accuracy, and the network.
+
+        Raises:
+            BudgetError: If no even widths meet the budget.
+            ValueError: If an argument is unusable.
+        """
+        asked = Budget.of(budget)
+        try:
+            widths = self._choice.even_widths(self._choice.shares_allowed(asked))
+        except BudgetError as error:
+            raise self._choice.in_units(error, asked) from None
+        channels = self._choice.plan(widths, asked.on(self._latency).bounds)
+        small = apply_plan(self._model, channels, calibration_data=self._x, refit=False)
+        keras.utils.set_random_seed(self._seed)
+        return self._planned(channels, {}, reinitialized(small), None)
+
+    def _planned(
+        self,
+        channels: ChannelPlan,
+        ranks: Mapping[str, int],
+        small: keras.Model,
+        accuracy: Mapping[str, float] | None,
+    ) -> tuple[JointPlan, keras.Model]:
+        """The plan of channels that went and of ranks, applied, with all that it costs."""
         part, result = _ranked(
             self._model, small, channels, ranks, self._decomposition, self._latency, self._x
         )
@@ -228,9 +267,9 @@ class JointSelection:
             cost["macs"] = float(counted.macs)
         if self._latency is not None:
             cost["milliseconds"] = part.cost["milliseconds"]
-        accuracy = {**self._dense_accuracy, **self._accuracy("planned", result)}
+        told = {} if accuracy is None else {**accuracy, **self._accuracy("planned", result)}
         dense = {name: channels.dense[name] for name in cost}
-        return JointPlan("outputs", channels, part, bounds, cost, dense, accuracy), result
+        return JointPlan("outputs", channels, part, channels.budget, cost, dense, told), result
 
 
 def _ranked(

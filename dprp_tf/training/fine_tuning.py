@@ -45,20 +45,23 @@ or loader of batches `(x, y)`."""
 # Samples per step by default, and the steps of an epoch below which it is fewer.
 _MOST_PER_STEP, _LEAST_PER_STEP, _STEPS = 128, 16, 80
 _SCHEDULES = ("cosine", "constant")
+# The rate at the start of each optimizer, unless another one is given.
+_RATES = {"sgd": 0.01, "adam": 0.003}
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Settings of a short training with Nesterov's SGD.
+    """Settings of a short training.
 
     Args:
         epochs: Epochs in all, 0 or more; 0 changes nothing. Default 10.
-        learning_rate: Rate at the start. Default 0.01.
+        optimizer: `"sgd"`, with Nesterov's momentum, or `"adam"`. Default `"sgd"`.
+        learning_rate: Rate at the start. Default 0.01 of SGD, 0.003 of Adam.
         schedule: `"cosine"` to zero over all steps, or `"constant"`. Default `"cosine"`.
         batch_size: Samples per step. Default 128; where an epoch would then have fewer than 80
             steps, a half, a quarter or an eighth of that: a network tuned on few samples needs
             steps more than it needs large ones.
-        momentum: Nesterov's momentum, in [0, 1). Default 0.9.
+        momentum: SGD's momentum, in [0, 1); Adam has its own. Default 0.9.
         weight_decay: Decoupled weight decay. Default 0.
         augment: Whether a `Dataset` is augmented in its own way. Default True.
         loss: What `compile` takes as a loss. Default: what the model was compiled with; else
@@ -74,7 +77,8 @@ class FineTuning:
     Raises:
         ValueError: If a value is out of range.
 
-    Source: BSR/LeSS thesis 3.6.1 for the defaults.
+    Source: BSR/LeSS thesis 3.6.1 for the defaults of SGD; Adam is that of Kingma and Ba (arXiv
+        1412.6980), with the weight decay of Loshchilov and Hutter (arXiv 1711.05101).
 
     Example:
 
@@ -85,12 +89,15 @@ class FineTuning:
     """
 
     epochs: int = setting(10, "Epochs in all; 0 changes nothing.", minimum=0)
-    learning_rate: float = setting(0.01, "Rate at the start.", above=0)
+    optimizer: str = setting("sgd", "sgd or adam.", choices=tuple(_RATES))
+    learning_rate: float | None = setting(
+        None, "Rate at the start.", above=0, none_means="0.01 of sgd, 0.003 of adam"
+    )
     schedule: str = setting("cosine", "cosine or constant.", choices=_SCHEDULES)
     batch_size: int | None = setting(
         None, "Samples per step.", minimum=1, none_means="128, of few images 64 to 16"
     )
-    momentum: float = setting(0.9, "Nesterov's momentum.", minimum=0, below=1)
+    momentum: float = setting(0.9, "Momentum of sgd, Nesterov's.", minimum=0, below=1)
     weight_decay: float = setting(0.0, "Decoupled weight decay.", minimum=0)
     augment: bool = setting(True, "Whether a `Dataset` is augmented in its own way.")
     loss: Any = None
@@ -104,7 +111,6 @@ class FineTuning:
             object.__setattr__(self, "teacher", Distillation(self.teacher))
 
     def __repr__(self) -> str:
-        # Without a teacher as before there were any: folders know a tuning by its text.
         names = [entry.name for entry in fields(self)]
         told = [name for name in names if name != "teacher" or self.teacher is not None]
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in told)
@@ -221,7 +227,7 @@ class FineTuning:
         return repr(replace(self, **told))
 
     def _compile(self, model: keras.Model, steps: int) -> None:
-        rate: Any = self.learning_rate
+        rate: Any = self.learning_rate or _RATES[self.optimizer]
         if self.schedule == "cosine":
             rate = keras.optimizers.schedules.CosineDecay(rate, steps * self.epochs)
         metrics = self.metrics
@@ -229,16 +235,15 @@ class FineTuning:
             # "accuracy" would take several labels for one-hot rows.
             metrics = ["accuracy"] if is_categorical(self.loss) else []
             metrics += ["binary_accuracy"] if is_binary(self.loss) else []
-        model.compile(
-            optimizer=keras.optimizers.SGD(
-                rate,
-                momentum=self.momentum,
-                nesterov=self.momentum > 0,
-                weight_decay=self.weight_decay or None,
-            ),
-            loss=self.loss,
-            metrics=metrics,
-        )
+        decay = self.weight_decay or None
+        optimizer: keras.optimizers.Optimizer
+        if self.optimizer == "adam":
+            optimizer = keras.optimizers.Adam(rate, weight_decay=decay)
+        else:
+            optimizer = keras.optimizers.SGD(
+                rate, self.momentum, nesterov=self.momentum > 0, weight_decay=decay
+            )
+        model.compile(optimizer=optimizer, loss=self.loss, metrics=metrics)
 
 
 def _batch_size(samples: int) -> int:

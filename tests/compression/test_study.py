@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 from postgresql_server import database, server
 
 from dprp_tf.compression import study as studies
-from dprp_tf.compression.outcome import Candidate, Outcome
+from dprp_tf.compression.outcome import CUTS, STAGES, Candidate, Outcome
 from dprp_tf.compression.schedule import Step
 from dprp_tf.compression.study import CompressionStudy, MissedError, Result, Task
 
@@ -32,15 +33,15 @@ def _done(task: Task) -> Result:
 def test_steps_are_kept_with_all_that_came_of_them(tmp_path: Path) -> None:
     study = CompressionStudy(tmp_path, IDENTITY)
     study.run(CUT, _done)
-    training = Step("tuned", Candidate("both", 0.5), 0, 2.0, 0.01)
+    training = Step("tuned", Candidate("both", 0.5), 0, 2.0, "adam", 0.01)
     study.run(training, lambda task: Result(0.85, 0.5, 0.6, {"epoch_seconds": 3.0}))
     cut, tuned = CompressionStudy(tmp_path, IDENTITY).outcomes()
     assert (cut.stage, cut.candidate, cut.of) == ("cut", Candidate("both", 0.5), None)
     assert (cut.score, cut.time, cut.size, cut.state) == (0.8, 0.5, 0.6, "complete")
     assert cut.values["plan"] == {"a": [1, 2]}
     assert (tuned.stage, tuned.of, tuned.score) == ("tuned", 0, 0.85)
-    told = {name: tuned.values[name] for name in ("epochs", "learning_rate", "epoch_seconds")}
-    assert told == {"epochs": 2.0, "learning_rate": 0.01, "epoch_seconds": 3.0}
+    told = {"epochs": 2.0, "optimizer": "adam", "learning_rate": 0.01, "epoch_seconds": 3.0}
+    assert {name: tuned.values[name] for name in told} == told
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -83,10 +84,27 @@ def test_what_goes_wrong_ends_the_search_and_counts_as_not_done(tmp_path: Path) 
     assert not study.waiting
 
 
+def test_callbacks_see_every_step_as_optuna_shows_it(tmp_path: Path) -> None:
+    seen: list[tuple[int, str, list[float]]] = []
+
+    def note(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        assert [direction.name for direction in study.directions] == [
+            "MAXIMIZE",
+            "MINIMIZE",
+            "MINIMIZE",
+        ]
+        seen.append((trial.number, trial.params["stage"], trial.values))
+
+    study = CompressionStudy(tmp_path, IDENTITY, callbacks=[note])
+    study.run(CUT, _done)
+    study.run(Step("tuned", Candidate("both", 0.5), 0, 2.0), _done)
+    assert seen == [(0, "cut", [0.8, 0.5, 0.6]), (1, "tuned", [0.8, 0.5, 0.6])]
+
+
 def test_what_is_stopped_is_done_again_first_just_as_it_was(tmp_path: Path) -> None:
     study = CompressionStudy(tmp_path, IDENTITY)
     study.run(CUT, _done)
-    training = Step("tuned", Candidate("both", 0.5), 0, 3.0, 0.01)
+    training = Step("tuned", Candidate("both", 0.5), 0, 3.0, "adam", 0.01)
     with pytest.raises(KeyboardInterrupt):
         study.run(training, _wrong(KeyboardInterrupt))
     again = CompressionStudy(tmp_path, IDENTITY)
@@ -104,14 +122,20 @@ def test_what_is_stopped_is_done_again_first_just_as_it_was(tmp_path: Path) -> N
 def test_what_a_killed_process_had_begun_is_done_again_first(tmp_path: Path) -> None:
     study = CompressionStudy(tmp_path, IDENTITY)
     study.run(CUT, _done)
-    training = Step("finished", Candidate("both", 0.5), 0, 7.0, 0.01)
+    training = Step("finished", Candidate("both", 0.5), 0, 7.0, "adam", 0.01)
     # What a killed process leaves: a trial that runs, and nobody who runs it.
     fixed = {"stage": "finished", "cut": "both", "share": 0.5}
-    given = {"of": 0, "epochs": 7.0, "learning_rate": 0.01, "goes_on": False}
+    given = {
+        "of": 0,
+        "epochs": 7.0,
+        "optimizer": "adam",
+        "learning_rate": 0.01,
+        "goes_on": False,
+    }
     study._study.enqueue_trial(fixed, user_attrs=given)
     trial = study._study.ask()
-    trial.suggest_categorical("stage", ("cut", "tuned", "finished"))
-    trial.suggest_categorical("cut", ("both", "channels", "ranks"))
+    trial.suggest_categorical("stage", STAGES)
+    trial.suggest_categorical("cut", CUTS)
     trial.suggest_float("share", 0.08, 0.95)
 
     again = CompressionStudy(tmp_path, IDENTITY)

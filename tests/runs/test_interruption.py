@@ -150,10 +150,13 @@ def _assert_equal_runs(found: Path, expected: Path, method: str = "dprp") -> Non
 
 
 @pytest.mark.slow
-def test_a_run_killed_three_times_equals_one_never_killed(
+def test_a_run_killed_four_times_equals_one_never_killed(
     start: Path, whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
+    # Before there is a checkpoint: the folder is already known as its own.
+    _killed(start, folder, "rename:first_look.json:1")
+    assert not (folder / "state.json").exists()
     # The second epoch's checkpoint is whole, the state that names it is not there yet.
     _killed(start, folder, "rename:state.json:2")
     assert _epochs_done(folder) == 1

@@ -328,3 +328,33 @@ def test_a_selection_may_cut_channels_or_ranks_alone(model: keras.Model, x: np.n
         selection.choose({"macs": 0.01}, "ranks")
     with pytest.raises(dprp.BudgetError, match="the cost at the least widths\\."):
         selection.choose({"macs": 0.01}, "channels")
+
+
+@pytest.mark.parametrize("macs", [0.7, 0.35])
+def test_an_evenly_narrower_network_keeps_one_share_of_each_group_and_nothing_it_learned(
+    model: keras.Model, x: np.ndarray, macs: float
+) -> None:
+    plan, small = dprp.JointSelection(model, data=x, multiple=4).narrower({"macs": macs})
+    kept = [row.kept / row.size for row in plan.channels.groups]
+    sizes = [row.size for row in plan.channels.groups]
+    # As even as multiples of 4 allow, and within the budget as counted of the real network.
+    nearest = [2.001 / size for size in sizes]
+    assert max(k - n for k, n in zip(kept, nearest, strict=True)) <= min(
+        k + n for k, n in zip(kept, nearest, strict=True)
+    )
+    assert model_cost(small).macs <= macs * model_cost(model).macs
+    assert plan.cost["macs"] == pytest.approx(model_cost(small).macs)
+    assert (plan.accuracy, plan.ranks.ranks) == ({}, {})
+    cut = dprp.cut(model, plan.channels, calibration_data=x, refit=False)
+    assert [layer.name for layer in small.layers] == [layer.name for layer in cut.layers]
+    for new, old in zip(small.trainable_weights, cut.trainable_weights, strict=True):
+        assert new.shape == old.shape
+        if new.path.endswith("kernel"):
+            assert not np.isclose(np.asarray(new), np.asarray(old)).all()
+    again = dprp.JointSelection(model, data=x, multiple=4).narrower({"macs": macs})[1]
+    np.testing.assert_array_equal(small.predict(x, verbose=0), again.predict(x, verbose=0))
+
+
+def test_no_even_widths_for_too_small_a_budget(model: keras.Model, x: np.ndarray) -> None:
+    with pytest.raises(dprp.BudgetError, match=r"`macs` must be at least .* least even widths"):
+        dprp.JointSelection(model, data=x).narrower({"macs": 0.001})

@@ -1,0 +1,68 @@
+"""Random search: what a staged search is to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dprp_tf.compression.goal import Goal
+from dprp_tf.compression.outcome import Outcome
+from dprp_tf.compression.schedule import RECIPES, Step
+
+__all__ = ["RandomSchedule"]
+
+# Candidates that share the time equally.
+_CANDIDATES = 6
+_LEAST_EPOCHS = 0.1
+
+
+class RandomSchedule:
+    """Cuts at random, and trains each to the end, for an equal part of the time.
+
+    It knows no stages: nothing is tried a little first, and nothing that was seen decides what is
+    done next. Recipes of training take turns.
+
+    Args:
+        goal: The wish.
+        seconds: Those of the search, without its preparations.
+        file_seconds: What it takes to write, verify and time one file.
+
+    Example:
+
+    >>> from dprp_tf.compression.outcome import Dense
+    >>> from dprp_tf.compression.settings import CompressionSettings
+    >>> goal = Goal(CompressionSettings(max_drop=0.01), Dense(0.9, 2.0, 1000.0, 10.0, 500))
+    >>> step = RandomSchedule(goal, seconds=600, file_seconds=5).next([], left=600)
+    >>> step.stage, step.candidate
+    ('cut', None)
+    """
+
+    def __init__(self, goal: Goal, seconds: float, file_seconds: float) -> None:
+        self._goal, self._whole, self._file = goal, max(seconds, 1.0), file_seconds
+
+    def next(self, outcomes: Sequence[Outcome], left: float) -> Step | None:
+        """Return what is to be done now.
+
+        Args:
+            outcomes: All steps so far, those that are running too.
+            left: Seconds that are left.
+
+        Returns:
+            A step; None when nothing can be finished in what is left.
+        """
+        known = [one for one in outcomes if one.state != "failed"]
+        trained = {one.of for one in known if one.stage == "finished"}
+        waiting = [
+            one for one in known if one.stage == "cut" and one.done and one.number not in trained
+        ]
+        seconds = min(left, self._whole / _CANDIDATES) - self._file
+        if not waiting:
+            cutting = [float(one.values.get("seconds", 0.0)) for one in known if one.stage == "cut"]
+            enough = seconds > max(cutting, default=0.0)
+            return Step("cut") if enough else None
+        (chosen, *_) = waiting
+        epochs = seconds / self._goal.dense.epoch_seconds
+        epochs = float(int(epochs)) if epochs >= 1 else int(100 * epochs) / 100
+        if epochs < _LEAST_EPOCHS:
+            return None
+        recipe = RECIPES[len(trained) % len(RECIPES)]
+        return Step("finished", chosen.candidate, chosen.number, epochs, *recipe)
