@@ -20,6 +20,7 @@ _DOING = {
     "tuned": "training a little",
     "finished": "training to the end",
     "narrow": "training",
+    "quantized": "training with int8 rounding",
 }
 
 
@@ -67,7 +68,7 @@ def board(
     counts = ", ".join(
         f"{sum(one.stage == stage and one.done for one in outcomes)} {stage}"
         for stage in STAGES
-        if stage != "narrow" or any(one.stage == stage for one in outcomes)
+        if stage in STAGES[:3] or any(one.stage == stage for one in outcomes)
     )
     return lay_out(
         {
@@ -104,7 +105,8 @@ def step_line(one: Outcome, goal: Goal) -> str:
     """
     head = f"{one.number} {one.stage}: {one.label}"
     if one.state == "missed":
-        return f"{head}: there is no such cut"
+        reason = str(one.values.get("missed", ""))
+        return f"{head}: {'there is no such cut' if one.stage == 'cut' else reason}"
     if not one.done:
         return f"{head}: {one.state}"
     return (

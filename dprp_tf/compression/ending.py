@@ -13,7 +13,7 @@ import keras
 
 from dprp_tf.compression.goal import Goal, Point, no_worse
 from dprp_tf.compression.outcome import Outcome
-from dprp_tf.compression.workshop import DENSE, Workshop
+from dprp_tf.compression.workshop import DENSE, ROUNDED, Workshop
 from dprp_tf.costs.joint_plan import JointPlan
 from dprp_tf.files.atomic import atomic_path, write_json
 from dprp_tf.runs.evaluation import model_row
@@ -80,12 +80,13 @@ def end(
         [*workshop.dense_files, *(one.values["file"] for one in finished.values())]
     )
     front = [_entry(row, rows[0], finished.get(row["model"]), goal) for row in rows]
-    best = goal.best(front)
+    # Nothing else is shipped, unless there is nothing else.
+    best = goal.best([entry for entry in front if entry["verified"]] or front)
     for entry in front:
         entry["best"] = entry is best
         point = _point(entry)
-        others = [_point(other) for other in front]
-        entry["beaten"] = any(
+        others = [_point(other) for other in front if other["verified"]]
+        entry["beaten"] = not entry["verified"] or any(
             no_worse(other, point) and not no_worse(point, other) for other in others
         )
     path = place / f"best{Path(best['file']).suffix}"
@@ -115,7 +116,7 @@ def end(
         "search": [_step_row(one) for one in outcomes],
         "minutes": round(minutes, 2),
         "headline": _headline(best, front, goal, workshop),
-        "notes": _notes(workshop, best),
+        "notes": _notes(workshop, best, front, rows),
     }
     write_json(place / _RESULTS, results)
     shown = sorted(
@@ -138,7 +139,8 @@ def _entry(
         "time": time,
         "size": size,
         "dense": origin is None,
-        "meets": goal.meets(row["score"], time, size),
+        "verified": row["verified"],
+        "meets": row["verified"] and goal.meets(row["score"], time, size),
         "step": None if origin is None else origin.number,
     }
 
@@ -227,12 +229,26 @@ def _headline(
     }
 
 
-def _notes(workshop: Workshop, best: Mapping[str, Any]) -> list[str]:
+def _notes(
+    workshop: Workshop,
+    best: Mapping[str, Any],
+    front: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+) -> list[str]:
     decided, told = len(workshop.validation.y_test), len(workshop.test.y_test)
     notes = [
         f"The test split was halved at random: {decided:,} samples, called validation, decided; "
         f"accuracies are those on the other {told:,}."
     ]
+    for entry, row in zip(front, rows, strict=True):
+        if not entry["verified"]:
+            notes.append(
+                f"{entry['file']} ({entry['label']}) is not verified: it calls "
+                f"{row['top1_agreement']:.1%} of the images the same as its model does, at "
+                f"{entry['accuracy']:.2%} accuracy."
+            )
+    if best["model"].endswith(ROUNDED):
+        notes.append("It was trained with int8 rounding inside; best.keras is it before that.")
     if not best["meets"]:
         notes.append("No file keeps all bounds; the best is the one that misses least.")
     return notes

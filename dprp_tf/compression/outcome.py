@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CUTS", "STAGES", "Candidate", "Dense", "Outcome"]
+__all__ = ["CUTS", "FILES", "STAGES", "Candidate", "Dense", "Outcome"]
 
 CUTS = ("both", "channels", "ranks")
-STAGES = ("cut", "tuned", "finished", "narrow")
+STAGES = ("cut", "tuned", "finished", "narrow", "quantized")
+# Those whose outcomes are measured as files.
+FILES = ("finished", "narrow", "quantized")
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,11 @@ class Outcome:
     Attributes:
         number: Its number in the study.
         stage: One of `STAGES`: a cut without training, trained a little, trained to the end and
-            written as a file, or an evenly narrower network trained from scratch and written.
+            written as a file, an evenly narrower network trained from scratch and written, or what
+            was finished trained on with int8 rounding inside and written anew.
         candidate: The candidate.
-        state: `"waiting"`, `"running"`, `"complete"`, `"missed"` (no such cut) or `"failed"`.
+        state: `"waiting"`, `"running"`, `"complete"`, `"missed"` (no such cut, or a training that
+            diverged; `values["missed"]` says why) or `"failed"`.
         score: Accuracy on the validation samples: of the model, of what is finished that of its
             file.
         time: Share of the dense file's time: predicted, of what is finished measured.
@@ -101,11 +105,13 @@ class Outcome:
     @property
     def is_file(self) -> bool:
         """Whether it is measured as a file."""
-        return self.done and self.stage in ("finished", "narrow")
+        return self.done and self.stage in FILES
 
     @property
     def label(self) -> str:
         """What a reader sees."""
         if self.stage == "narrow":
             return f"narrower, from scratch, {self.candidate.share:.2f}"
+        if self.stage == "quantized":
+            return f"{self.candidate.label}, trained as int8"
         return self.candidate.label

@@ -11,7 +11,7 @@ import numpy as np
 
 from dprp_tf.compression.forecast import Forecast
 from dprp_tf.compression.goal import Goal, front
-from dprp_tf.compression.outcome import Candidate, Outcome
+from dprp_tf.compression.outcome import FILES, Candidate, Outcome
 
 __all__ = ["RECIPES", "SHARES", "Recipe", "Schedule", "Step"]
 
@@ -27,6 +27,9 @@ _LEAST, _LESS = 0.1, 0.3
 # The part of the time below which no more cuts are made, what must be expected to be saved of the
 # cost, and how many times as much a new cut must promise.
 _LATE, _WORTH, _CLEARLY = 0.1, 0.003, 1.25
+# Accuracy lost with the rounding from which training with it is worth its time; what a step of that
+# takes beside a plain one, its most epochs, and the part of the training before that it may take.
+_ROUNDED, _AS_ROUNDED, _MOST_ROUNDED, _AS_FINISHED = 0.003, 4.0, 8.0, 0.5
 # Accuracy that more training may win beyond what was predicted.
 _HOPE = 0.02
 # Shares that begin the search, of the cost that is wished small.
@@ -53,9 +56,10 @@ class Step:
     """One thing to do.
 
     Attributes:
-        stage: `"cut"`, `"tuned"`, `"finished"` or `"narrow"`.
+        stage: One of `outcome.STAGES`.
         candidate: What it is done to; None for a cut that the sampler is to propose.
-        of: The number of the cut that is trained; None for a cut and for a narrower network.
+        of: The number of the cut that is trained, also of what was finished of it and is trained
+            with rounding; None for a cut and for a narrower network.
         epochs: Epochs of the training; a part of one is trained on a part of the data.
         optimizer: Its optimizer, `"sgd"` or `"adam"`.
         learning_rate: Its rate at the start.
@@ -79,8 +83,9 @@ class Schedule:
     little, the one first that tells most about where the wish's bound lies; that one by every
     recipe, and the best recipe is that of all others. Then those are trained to the end that are
     predicted to be best, one after the other: each result moves what is predicted of the others.
-    Where it is wished, an evenly narrower network is trained from scratch beside them, as costly as
-    the best that was found.
+    What would be better but for its rounding to int8 is trained on with that inside. Where it is
+    wished, an evenly narrower network is trained from scratch beside them, as costly as the best
+    that was found.
 
     Args:
         goal: The wish.
@@ -132,7 +137,7 @@ class Schedule:
             step = self._tuning(done, tuned)
             if step is not None:
                 return step
-        step = self._finishing(done, known, left)
+        step = self._quantizing(known, left) or self._finishing(done, known, left)
         if self._goal.settings.narrow:
             ended = sum(one.stage == "finished" for one in known)
             if step is None or ended >= _FINISHED - 1:
@@ -238,15 +243,34 @@ class Schedule:
             # What is trained far less than the others were shows nothing.
             if done and epochs < max(_LEAST, _LESS * _epochs(done)):
                 return None
-            recipe = _best_recipe(tuned)
+            recipe = _best_recipe(known)
             return Step("finished", chosen.candidate, chosen.number, epochs, *recipe)
         return self._again(finished, done, least, left - self._file)
 
     def _seconds(self, known: Sequence[Outcome], left: float) -> float:
         """What the next training to the end may take of what is left."""
-        files = [one for one in known if one.stage in ("finished", "narrow")]
+        files = [one for one in known if one.stage in FILES and one.stage != "quantized"]
         slots = _FINISHED + self._goal.settings.narrow - len(files)
         return left / max(1, slots) - self._file
+
+    def _quantizing(self, known: Sequence[Outcome], left: float) -> Step | None:
+        """Training with rounding for what would be the best if rounding cost nothing."""
+        goal = self._goal
+        if (goal.settings.runtime, goal.settings.precision) != ("litert", "int8"):
+            return None
+        files = [one for one in known if one.is_file]
+        tried = {one.of for one in known if one.stage == "quantized"}
+        best = max((goal.rank(one.score, one.time, one.size) for one in files), default=())
+        for one in files:
+            whole = float(one.values.get("model_score", one.score))
+            if one.stage != "finished" or one.of in tried or whole - one.score < _ROUNDED:
+                continue
+            seconds = min(left / 2, _AS_FINISHED * float(one.values.get("seconds", left)))
+            each = _AS_ROUNDED * self._epoch_seconds(one)
+            epochs = _whole_or_part(min(_MOST_ROUNDED, (seconds - self._file) / each))
+            if goal.rank(whole, one.time, one.size) > best and epochs >= _LEAST / 2:
+                return Step("quantized", one.candidate, one.of, epochs, "adam", 1e-4)
+        return None
 
     def _narrow(self, known: Sequence[Outcome], left: float) -> Step | None:
         """A narrower network beside the best file so far, if there is none yet."""
@@ -262,8 +286,7 @@ class Schedule:
         if epochs < _LEAST:
             return None
         candidate = Candidate("channels", round(min(SHARES[1], max(SHARES[0], float(share))), 3))
-        tuned = [one for one in known if one.stage == "tuned"]
-        return Step("narrow", candidate, None, epochs, *_best_recipe(tuned))
+        return Step("narrow", candidate, None, epochs, *_best_recipe(known))
 
     def _between(
         self,
@@ -325,11 +348,16 @@ def _recipe_of(one: Outcome) -> Recipe:
     return Recipe(str(values.get("optimizer", optimizer)), float(values.get("learning_rate", rate)))
 
 
-def _best_recipe(tuned: Sequence[Outcome]) -> Recipe:
-    """The recipe that was best where all were tried."""
-    done = [one for one in tuned if one.done]
-    first = [one for one in done if one.of == done[0].of] if done else []
-    return _recipe_of(max(first, key=lambda one: one.score)) if first else RECIPES[0]
+def _best_recipe(known: Sequence[Outcome]) -> Recipe:
+    """The recipe that was best where all were tried, of those that never diverged if there are."""
+    trained = [one for one in known if one.stage in ("tuned", "finished")]
+    diverged = {_recipe_of(one) for one in trained if one.state == "missed"}
+    tuned = [one for one in trained if one.stage == "tuned" and one.done]
+    first = [one for one in tuned if one.of == tuned[0].of]
+    best = sorted(first, key=lambda one: one.score, reverse=True)
+    recipes = [*(_recipe_of(one) for one in best), *RECIPES]
+    # The last is the most careful one.
+    return next((one for one in recipes if one not in diverged), RECIPES[-1])
 
 
 def _epochs(done: Sequence[Outcome]) -> float:

@@ -66,7 +66,7 @@ class Result:
 
 
 class MissedError(ValueError):
-    """There is no such cut."""
+    """A step that comes to nothing: there is no such cut, or its training diverges."""
 
 
 class CompressionStudy:

@@ -10,9 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 
+import dprp_tf.deploy as deploy
 from dprp_tf.compression.clock import Clock, Deadline
 from dprp_tf.compression.schedule import Step
 from dprp_tf.compression.settings import CompressionSettings
+from dprp_tf.compression.study import MissedError
 from dprp_tf.data import Dataset
 from dprp_tf.keras_internals.precision import in_bfloat16, in_float32
 from dprp_tf.keras_internals.rewriting import rewrite
@@ -23,6 +25,8 @@ __all__ = ["CandidateTraining"]
 # Steps by which the length of an epoch is told.
 _STEPS = 14
 _WEIGHT_DECAY = {"sgd": 5e-4, "adam": 0.0}
+# Images, all in memory as float32, that training with rounding takes at most.
+_MOST_ROUNDED = 20_000
 # Steps that leave a model nearly as it is, to be timed.
 _STILL = Step("tuned", learning_rate=1e-6)
 # The share of an epoch's time in float32 that one in bfloat16 may take to be worth it.
@@ -116,6 +120,37 @@ class CandidateTraining:
         seconds = deadline.epoch_seconds
         whole = None if seconds is None else round(seconds / min(1.0, step.epochs), 3)
         return in_float32(trained) if halved else trained, whole
+
+    def train_rounded(self, model: keras.Model, step: Step) -> deploy.QuantizedModel:
+        """Train on with the rounding of int8 inside, for a few epochs or a part of one.
+
+        It begins anew after an interruption.
+
+        Args:
+            model: A model that was trained to the end; it stays as it is.
+            step: The step.
+
+        Returns:
+            The trained model, which is written as an int8 file.
+
+        Raises:
+            MissedError: If the extra `[qat]` is not installed, or a layer can't be trained so.
+        """
+        count = len(self._dataset.y_train)
+        samples = min(count, max(1, int(min(1.0, step.epochs) * count)), _MOST_ROUNDED)
+        x, y = self._dataset.sample("train", samples, self._settings.seed)
+        try:
+            return deploy.train_quantized(
+                model,
+                x,
+                y,
+                epochs=max(1, int(step.epochs)),
+                learning_rate=step.learning_rate,
+                loss=FineTuning().for_model(self._model, y).loss,
+                seed=self._settings.seed,
+            )
+        except (ImportError, ValueError) as error:
+            raise MissedError(str(error)) from error
 
     def _epoch_seconds(self, model: keras.Model, teacher: keras.Model) -> float:
         deadline = Deadline(self._clock, 0.0, _STEPS)

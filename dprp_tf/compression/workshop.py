@@ -32,11 +32,14 @@ from dprp_tf.runs.evaluation import accuracy
 from dprp_tf.runs.excluded_layers import all_but
 from dprp_tf.runs.time_tables import WIDTHS
 from dprp_tf.selection.selecting_both import JointSelection
+from dprp_tf.training.divergence import DivergenceError
 from dprp_tf.training.saving import load_model, save_model
 
-__all__ = ["DENSE", "Workshop"]
+__all__ = ["DENSE", "ROUNDED", "Workshop"]
 
 DENSE = "dense"
+# What names of models end in that were trained with rounding.
+ROUNDED = "_rounded"
 _DENSE_JSON, _CUT = "dense.json", "cut.keras"
 # Images that a cut, which nothing was trained of, is judged by at most.
 _LOOK = 2000
@@ -229,16 +232,19 @@ class Workshop:
             What came of it.
 
         Raises:
-            MissedError: If there is no such cut.
+            MissedError: If there is no such cut, or its training diverges.
         """
         done = {
             "cut": self._cut,
             "tuned": self._tuned,
             "finished": self._finished,
             "narrow": self._narrow,
+            "quantized": self._quantized,
         }
         try:
             return done[task.step.stage](task, outcomes)
+        except DivergenceError as error:
+            raise MissedError(str(error)) from error
         finally:
             self._clock.keep()
 
@@ -343,17 +349,46 @@ class Workshop:
         }
         return self._filed(task, model, self.files.folder / f"{name}.keras", values)
 
-    def _filed(self, task: Task, model: keras.Model, kept: Path, values: dict[str, Any]) -> Result:
+    def _quantized(self, task: Task, outcomes: list[Outcome]) -> Result:
+        self._tell(f"{task.number}: training {task.candidate.label} with int8 rounding")
+        origin = self._origin(task, outcomes)
+        *_, finished = (
+            one
+            for one in outcomes
+            if one.stage == "finished" and one.done and one.origin == origin.number
+        )
+        kept = self._kept(origin, bool(finished.values.get("goes_on")))
+        if not kept.exists():
+            raise MissedError("the model that was finished lies on another machine")
+        model = load_model(kept)
+        trained = self._training.train_rounded(model, task.step)
+        names = ("planned_time", "planned_size", "model_score", "parameters", "macs")
+        values = {name: finished.values[name] for name in names if name in finished.values}
+        path = kept.with_stem(f"{kept.stem}{ROUNDED}")
+        # What a winner's page and package are made from, without the rounding.
+        save_model(model, path)
+        return self._filed(task, trained, path, values)
+
+    def _filed(
+        self,
+        task: Task,
+        model: keras.Model | deploy.QuantizedModel,
+        kept: Path,
+        values: dict[str, Any],
+    ) -> Result:
         """A trained model as a file that is verified and timed."""
         self._tell(f"{task.number}: its file")
         row = self.files.write(self.files.label, kept.stem, model)
-        save_model(model, kept)
+        if isinstance(model, keras.Model):
+            save_model(model, kept)
+            score = accuracy(model, self.validation)
+            values = {**values, "model_score": score, **_counts(model)}
         dense, row = self.files.timed([self.dense_files[0], row])
         return Result(
             row["score"],
             row["latency_ratio"],
             row["size_bytes"] / dense["size_bytes"],
-            {**values, "file": row, **_counts(model)},
+            {**values, "file": row},
         )
 
 

@@ -110,12 +110,18 @@ def front_table(results: Mapping[str, Any]) -> RichTable:
                 f"{number(row.get('accuracy')):.2%}",
                 f"{number(row.get('time')):.2f}",
                 f"{number(row.get('size')):.2f}",
-                "best" if row.get("best") else "will do" if row.get("meets") else "",
+                _verdict(row),
             )
             for row in rows
         ),
         title="Files, with time and bytes as shares of the dense file's",
     )
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if row.get("verified") is False:
+        return "not verified"
+    return "best" if row.get("best") else "will do" if row.get("meets") else ""
 
 
 def bench_report(bench: Mapping[str, Any]) -> Group:

@@ -236,6 +236,57 @@ def _dprp(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+def _with_an_outlier(model: keras.Model) -> keras.Model:
+    """The same function, but of one channel so large that int8 leaves the others few steps."""
+    wild = keras.models.clone_model(model)
+    wild.set_weights(model.get_weights())
+    wild.compile(loss=model.loss)
+    first, second = wild.get_layer("first"), wild.get_layer("second")
+    kernel, bias = first.get_weights()
+    kernel[..., 0], bias[0] = 2000 * kernel[..., 0], 2000 * bias[0]
+    first.set_weights([kernel, bias])
+    kernel, bias = second.get_weights()
+    kernel[:, :, 0] /= 2000
+    second.set_weights([kernel, bias])
+    return wild
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("known_widths")
+def test_what_int8_breaks_is_trained_with_its_rounding(
+    dense: keras.Model, digits: Dataset, tmp_path: Path
+) -> None:
+    wild = _with_an_outlier(dense)
+    # The layer with that channel stays as it is.
+    search = {**SEARCH, "minutes": 1.5, "max_drop": 0.01, "exclude": ("first",)}
+    best = dprp.compress(wild, digits, folder=tmp_path, **search)
+    # What quantizing alone does to it is told, and ends nothing.
+    (int8,) = (row for row in best.results["front"] if row["label"] == "TFLite int8, dense")
+    assert (int8["verified"], int8["meets"], int8["best"]) == (False, False, False)
+    assert int8["score"] < 0.6
+    assert any("dense_int8.tflite" in note for note in best.results["notes"])
+    steps = [row for row in best.results["search"] if row["stage"] == "quantized"]
+    assert steps
+    for step in steps:
+        assert step["state"] == "complete"
+        plain = next(
+            row
+            for row in best.results["search"]
+            if row["stage"] == "finished" and row["of"] == step["of"]
+        )
+        assert step["score"] > plain["score"]
+    rows = {row["label"]: row for row in best.results["front"]}
+    rounded = [row for label, row in rows.items() if label.endswith("trained as int8")]
+    assert rounded
+    for row in rounded:
+        path = tmp_path / "files" / row["file"]
+        order = np.random.default_rng(0).permutation(len(digits.y_test))
+        told = np.sort(order[len(order) // 2 :])
+        right = deploy.evaluate_file(path, digits.x_test[told], digits.y_test[told])
+        assert right == pytest.approx(row["accuracy"])
+        assert path.with_name(f"{row['model']}.keras").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("known_widths")
 def test_the_command_searches_shows_the_front_and_says_what_comes_next(

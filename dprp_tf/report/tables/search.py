@@ -61,7 +61,7 @@ def search_table(results: Mapping[str, Any]) -> Table:
 def _row(step: Mapping[str, Any], dense: Any) -> tuple[Cell, ...]:
     label = clean_name(step.get("label") or "")
     if step.get("state") == "missed":
-        label += ": no such cut"
+        label += ": no such cut" if step.get("stage") == "cut" else ": came to nothing"
     elif step.get("state") != "complete":
         label += f": {clean_name(step.get('state') or 'unknown')}"
     if step.get("goes_on"):
