@@ -163,7 +163,8 @@ def _search(
     schedule = kind(goal, clock.searching - reserve, workshop.file_seconds)
 
     def show() -> None:
-        display.show(board(study.outcomes(), goal, workshop.dense_files, clock.left))
+        outcomes, files = study.outcomes(), workshop.dense_files
+        display.show(lambda: board(outcomes, goal, files, clock.left))
 
     def work(task: Task) -> Result:
         show()

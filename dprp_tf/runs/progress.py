@@ -76,10 +76,13 @@ class Display:
         if not self._quiet:
             self._console.print(Text(shown(text)))
 
-    def show(self, above: RenderableType | None) -> None:
+    def show(self, above: Callable[[], RenderableType] | None) -> None:
         """Show something above the bars from now on, such as a table; None for nothing.
 
         Without a terminal nothing is shown.
+
+        Args:
+            above: Returns it as it stands; called at every refresh, several times a second.
         """
         self._progress.above = above
         if self._live:
@@ -122,11 +125,11 @@ class Display:
 class _Bars(Progress):
     """Bars with something above them."""
 
-    above: RenderableType | None = None
+    above: Callable[[], RenderableType] | None = None
 
     def get_renderables(self) -> Iterable[RenderableType]:
         if self.above is not None:
-            yield self.above
+            yield self.above()
         yield from super().get_renderables()
 
 

@@ -33,12 +33,18 @@ def test_a_missing_figure_is_not_shown_as_one(logs: dict[str, Any] | None, shown
     assert "nan" not in line
 
 
-def test_on_a_terminal_a_table_stands_above_the_bars_until_it_is_taken_away() -> None:
+def test_on_a_terminal_a_table_stands_above_the_bars_as_it_is_until_it_is_taken_away() -> None:
     text = io.StringIO()
     console = Console(file=text, width=60, force_terminal=True, color_system=None)
     with Display(console) as display:
         display.step("cutting")
-        display.show("the best so far")
+        left = iter(range(100, 0, -1))
+
+        def table() -> str:
+            return f"the best so far, {next(left)} left"
+
+        display.show(table)
+        display.show(table)
         above = text.getvalue()
         display.show(None)
         text.truncate(0)
@@ -46,13 +52,16 @@ def test_on_a_terminal_a_table_stands_above_the_bars_until_it_is_taken_away() ->
         after = text.getvalue()
     # Below it the bar, in one picture.
     assert above.rindex("the best so far") < above.rindex("cutting")
+    # It is asked for anew at every refresh.
+    assert "the best so far, 100 left" in above
+    assert "the best so far, 99 left" in above
     assert "the best so far" not in after.rpartition("timing")[2]
 
 
 def test_elsewhere_lines_of_what_is_done_are_shown_and_tables_are_not() -> None:
     text = io.StringIO()
     with Display(Console(file=text, width=60)) as display:
-        display.show("the best so far")
+        display.show(lambda: "the best so far")
         display.line("3 cut: ranks, 0.50")
     assert text.getvalue() == "3 cut: ranks, 0.50\n"
     with Display(Console(file=text, width=60), quiet=True) as display:
