@@ -56,7 +56,7 @@ def _searches(
 ) -> float:
     """Run `dprp compress` in several folders at once, each on cores of its own; return seconds."""
     began, running = time.monotonic(), []
-    for (folder, words), own in zip(folders.items(), cores, strict=False):
+    for (folder, words), own in zip(folders.items(), cores, strict=True):
         command = [sys.executable, "-m", "dprp_tf.cli", "compress", str(options.model)]
         command += ["--data", options.data, "--folder", folder, *words]
         command += ["--minutes", str(options.minutes), *options.options]
@@ -80,6 +80,8 @@ def _samplers(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Both searches at once, on cores of their own, seed after seed."""
     cores, rows = sorted(os.sched_getaffinity(0)), []
     half = len(cores) // 2
+    if not half:
+        raise SystemExit("two searches at once need two cores")
     halves = [set(cores[:half]), set(cores[half:])]
     for seed in options.seeds:
         places = {name: options.work / f"{name}_{seed}" for name in ("tpe", "random")}
@@ -113,17 +115,20 @@ def _samplers(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _workers(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One worker on a core, then two on one each, that share a study on a server."""
     cores, rows = [{core} for core in sorted(os.sched_getaffinity(0))], []
+    if len(cores) < 2 or "{workers}" not in options.storage or options.work.exists():
+        raise SystemExit("workers need two cores, a --work that is new, and {workers} in --storage")
     for count in (1, 2):
         storage = options.storage.format(workers=count)
         folders = {
             str(options.work / f"{count}_workers_{at}"): ["--storage", storage]
             for at in range(count)
         }
-        seconds = _searches(options, folders, cores)
-        results = read_json(Path(next(iter(folders))) / "results.json")
-        done = Counter(
-            step["stage"] for step in results["search"] if step["state"] in ("complete", "missed")
-        )
+        seconds = _searches(options, folders, cores[:count])
+        # Whoever ended last tells of all steps.
+        told = [read_json(Path(folder) / "results.json") for folder in folders]
+        results = max(told, key=lambda one: sum(s["state"] == "complete" for s in one["search"]))
+        steps = [step for step in results["search"] if step["state"] == "complete"]
+        done = Counter(step["stage"] for step in steps)
         rows.append(
             {
                 "workers": count,
@@ -132,7 +137,7 @@ def _workers(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "candidates_per_hour": 3600 * done.total() / seconds,
                 "trained_per_hour": 3600 * (done["tuned"] + done["finished"]) / seconds,
                 "epochs_per_hour": 3600
-                * sum(float(step.get("epochs", 0)) for step in results["search"])
+                * sum(float(step.get("epochs", 0)) for step in steps)
                 / seconds,
             }
         )

@@ -194,6 +194,7 @@ def train_quantized(
     metrics: Sequence[Any] | None = None,
     seed: int = 0,
     verbose: int = 0,
+    stop: Callable[[], bool] | None = None,
 ) -> QuantizedModel:
     """Go on training a plain model with int8 rounding inside, so that its weights learn to bear it.
 
@@ -222,6 +223,7 @@ def train_quantized(
             to none.
         seed: Seed of shuffling and dropout; it sets the global seeds. Defaults to 0.
         verbose: 1 shows Keras' progress bar. Defaults to 0.
+        stop: Called after every step; training ends once it returns `True`. Default: it does not.
 
     Returns:
         The trained model, which evaluates and exports as int8.
@@ -266,6 +268,7 @@ def train_quantized(
         validation_data=validation_data,
         metrics=metrics,
         verbose=verbose,
+        callbacks=() if stop is None else [_stopping(stop)],
     )
     _open_empty_ranges(trained)
     told = compiled_loss(model) if loss is None else loss
@@ -568,6 +571,17 @@ def _fit(
         callbacks=[keras2_guard(learning_rate), *callbacks],
     )
     return {name: [float(value) for value in values] for name, values in history.history.items()}
+
+
+def _stopping(stop: Callable[[], bool]) -> Any:
+    """A callback that ends a training after a step."""
+    callback = load_keras2().callbacks.LambdaCallback()
+
+    def after_step(batch: int, logs: Any = None) -> None:
+        callback.model.stop_training = callback.model.stop_training or stop()
+
+    callback.on_train_batch_end = after_step
+    return callback
 
 
 def _resolved_loss(loss: Any, bridge: Keras2Model, y: Any) -> Any:

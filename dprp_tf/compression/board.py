@@ -60,7 +60,7 @@ def board(
         reverse=True,
     )
     for one in ordered[:_SHOWN]:
-        will_do = one.is_file and goal.meets(one.score, one.time, one.size)
+        will_do = one.is_file and one.verified and goal.meets(one.score, one.time, one.size)
         figures = (f"{one.score:.2%}", f"{one.time:.2f}", f"{one.size:.2f}")
         rows.append((one.label, one.stage, *figures, "yes" if will_do else ""))
     running = [one for one in outcomes if one.state == "running"]

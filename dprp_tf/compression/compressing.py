@@ -79,8 +79,8 @@ def compress(
             folder.
         display: Where progress is shown. Default: nothing is.
         fresh: Whether to discard what the folder holds.
-        callbacks: Called with Optuna's study and its trial after every step, as Optuna's own for
-            MLflow, TensorBoard, and Weights & Biases are; the values are the accuracy on the
+        callbacks: Called with Optuna's study and its trial after every step, as those for
+            MLflow and Weights & Biases are; the values are the accuracy on the
             validation samples and the shares of time and bytes.
         **settings: Fields of `CompressionSettings`: the wish (`max_drop`, `milliseconds`,
             `kilobytes`, `smallest`), the `target`, `runtime`, `precision`, and others.
@@ -158,7 +158,7 @@ def _search(
     _require_time(clock, workshop, study, minutes)
     clock.prepared()
     # What is timed together at the end takes its time too.
-    reserve = workshop.ending_seconds
+    reserve = workshop.ending_seconds(study.outcomes())
     kind = RandomSchedule if wish.sampler == "random" else Schedule
     schedule = kind(goal, clock.searching - reserve, workshop.file_seconds)
 
@@ -172,12 +172,14 @@ def _search(
 
     while True:
         outcomes = study.outcomes()
+        reserve = workshop.ending_seconds(outcomes)
         step = None if study.waiting else schedule.next(outcomes, clock.left - reserve)
         if step is None and not study.waiting:
             busy = any(one.state == "running" for one in outcomes)
             if not busy or clock.left < reserve + workshop.file_seconds:
                 break
             time.sleep(_PAUSE)
+            study.give_back_stale()
             continue
         before = len(outcomes)
         study.run(step, work)
@@ -198,7 +200,7 @@ def _require_time(
     """Refuse minutes in which nothing can be finished, if nothing was before."""
     if any(one.done for one in study.outcomes()):
         return
-    needed = workshop.file_seconds + workshop.ending_seconds
+    needed = workshop.file_seconds + workshop.ending_seconds([])
     if clock.left < needed:
         whole = (clock.spent + needed) / 60
         raise ValueError(

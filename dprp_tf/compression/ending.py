@@ -30,7 +30,8 @@ class BestFile:
 
     Attributes:
         path: The best file.
-        model: The Keras model that it was made of.
+        model: The Keras model that it was made of; of a file trained with int8 rounding, that
+            before.
         met: Whether it keeps all bounds that were wished; if not, it is the one that misses least.
         front: Rows of all files that no other beats, the fastest first: `label`, `file`, `accuracy`
             (test split), `score` (validation samples), `time` and `size` as shares of the dense

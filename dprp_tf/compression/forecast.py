@@ -11,7 +11,7 @@ import numpy as np
 from dprp_tf.compression.goal import Goal
 from dprp_tf.compression.outcome import Outcome
 
-__all__ = ["Forecast"]
+__all__ = ["Forecast", "planned_cost"]
 
 # What is lost by the cut that is still lost after a little training, and of that at the end, before
 # any of both was seen.
@@ -34,7 +34,7 @@ class Forecast:
         goal: The wish.
         cuts: Cuts that are done.
         tuned: Those that were trained a little.
-        finished: Those that were trained to the end.
+        finished: Those that were trained to the end, with the scores that they come to.
 
     Example:
 
@@ -72,7 +72,7 @@ class Forecast:
         ]
         self._all = (_AFTER_ALL + sum(ends)) / (1 + len(ends))
         # Costs as they were predicted are those that can be compared.
-        self._ends = [(self._planned_cost(one), self.top - one.score) for one in finished]
+        self._ends = [(planned_cost(goal, one), self.top - one.score) for one in finished]
 
     def lost(self, cut: Outcome) -> float:
         """Return the accuracy that a cut will have lost at the end, beside the best reached.
@@ -135,8 +135,27 @@ class Forecast:
             lost = min(lost, line)
         return lost
 
-    def _planned_cost(self, one: Outcome) -> float:
-        """What a finished file was predicted to cost."""
-        known = one.values
-        time, size = known.get("planned_time", one.time), known.get("planned_size", one.size)
-        return self._goal.cost(float(time), float(size))
+
+def planned_cost(goal: Goal, one: Outcome) -> float:
+    """Return what was predicted of the cost of a cut or file, to hold against other predictions.
+
+    Args:
+        goal: The wish.
+        one: The cut or file.
+
+    Returns:
+        The share of the dense file's cost.
+
+    Example:
+
+    >>> from dprp_tf.compression.outcome import Candidate, Dense
+    >>> from dprp_tf.compression.settings import CompressionSettings
+    >>> goal = Goal(CompressionSettings(), Dense(0.9, 2.0, 1000.0, 1.0, 500))
+    >>> file = Outcome(4, "finished", Candidate("both", 0.5), "complete", 0.9, 0.52, 0.6,
+    ...                values={"planned_time": 0.5})
+    >>> planned_cost(goal, file)
+    0.5
+    """
+    known = one.values
+    time, size = known.get("planned_time", one.time), known.get("planned_size", one.size)
+    return goal.cost(float(time), float(size))

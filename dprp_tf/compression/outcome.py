@@ -66,14 +66,15 @@ class Outcome:
             written as a file, an evenly narrower network trained from scratch and written, or what
             was finished trained on with int8 rounding inside and written anew.
         candidate: The candidate.
-        state: `"waiting"`, `"running"`, `"complete"`, `"missed"` (no such cut, or a training that
-            diverged; `values["missed"]` says why) or `"failed"`.
+        state: `"waiting"`, `"running"`, `"complete"`, `"missed"` (it comes to nothing, as
+            `values["missed"]` says: no such cut, a training that diverged) or `"failed"`.
         score: Accuracy on the validation samples: of the model, of what is finished that of its
             file.
         time: Share of the dense file's time: predicted, of what is finished measured.
         size: Share of its bytes, likewise.
         of: The number of the cut that was trained; of a cut itself None.
-        values: What else is known, JSON-ready, such as `epochs` and `epoch_seconds`.
+        values: What else is known, JSON-ready, such as `epochs` and `epoch_seconds`, and
+            `elsewhere` of what another worker has the files of.
 
     Example:
 
@@ -106,6 +107,11 @@ class Outcome:
     def is_file(self) -> bool:
         """Whether it is measured as a file."""
         return self.done and self.stage in FILES
+
+    @property
+    def verified(self) -> bool:
+        """Whether its file computes what its model does; of what is no file too."""
+        return bool(self.values.get("file", {}).get("verified", True))
 
     @property
     def label(self) -> str:

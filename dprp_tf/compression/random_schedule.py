@@ -6,13 +6,18 @@ from collections.abc import Sequence
 
 from dprp_tf.compression.goal import Goal
 from dprp_tf.compression.outcome import Outcome
-from dprp_tf.compression.schedule import RECIPES, Step
+from dprp_tf.compression.schedule import (
+    LEAST_EPOCHS,
+    MOST_CUTS,
+    RECIPES,
+    Step,
+    whole_or_part,
+)
 
 __all__ = ["RandomSchedule"]
 
 # Candidates that share the time equally.
 _CANDIDATES = 6
-_LEAST_EPOCHS = 0.1
 
 
 class RandomSchedule:
@@ -50,19 +55,18 @@ class RandomSchedule:
             A step; None when nothing can be finished in what is left.
         """
         known = [one for one in outcomes if one.state != "failed"]
+        cuts = [one for one in known if one.stage == "cut"]
         trained = {one.of for one in known if one.stage == "finished"}
-        waiting = [
-            one for one in known if one.stage == "cut" and one.done and one.number not in trained
-        ]
-        seconds = min(left, self._whole / _CANDIDATES) - self._file
+        waiting = [one for one in cuts if one.done and one.number not in trained]
         if not waiting:
-            cutting = [float(one.values.get("seconds", 0.0)) for one in known if one.stage == "cut"]
-            enough = seconds > max(cutting, default=0.0)
-            return Step("cut") if enough else None
+            cutting = [float(one.values.get("seconds", 0.0)) for one in cuts]
+            enough = left > self._file + max(cutting, default=0.0)
+            return Step("cut") if enough and len(cuts) < MOST_CUTS else None
         (chosen, *_) = waiting
-        epochs = seconds / self._goal.dense.epoch_seconds
-        epochs = float(int(epochs)) if epochs >= 1 else int(100 * epochs) / 100
-        if epochs < _LEAST_EPOCHS:
-            return None
-        recipe = RECIPES[len(trained) % len(RECIPES)]
-        return Step("finished", chosen.candidate, chosen.number, epochs, *recipe)
+        # What is left over for the last is better used than not.
+        for seconds in (min(left, self._whole / _CANDIDATES), left):
+            epochs = whole_or_part((seconds - self._file) / self._goal.dense.epoch_seconds)
+            if epochs >= LEAST_EPOCHS:
+                recipe = RECIPES[len(trained) % len(RECIPES)]
+                return Step("finished", chosen.candidate, chosen.number, epochs, *recipe)
+        return None

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 
-from dprp_tf.compression.forecast import Forecast
+from dprp_tf.compression.forecast import Forecast, planned_cost
 from dprp_tf.compression.goal import Goal, front
 from dprp_tf.compression.outcome import FILES, Candidate, Outcome
 
-__all__ = ["RECIPES", "SHARES", "Recipe", "Schedule", "Step"]
+__all__ = [
+    "LEAST_EPOCHS",
+    "MOST_CUTS",
+    "RECIPES",
+    "SHARES",
+    "Recipe",
+    "Schedule",
+    "Step",
+    "whole_or_part",
+]
 
 # The parts of the whole time at whose ends no more cuts are proposed, and none is tuned a little.
 _CUTTING, _TUNING = 0.25, 0.5
-_MOST_CUTS, _MOST_TUNED, _FINISHED = 24, 6, 3
-_MOST_CUTS_AT_ALL = 48
+_FIRST_CUTS, _MOST_TUNED, _FINISHED = 24, 6, 3
+MOST_CUTS = 48
 # Most epochs of a little tuning, and of one to the end.
 _LITTLE, _WHOLE = 8.0, 60.0
 # A part of an epoch below which nothing is learned, and the part of another training's epochs below
 # which the two can't be compared.
-_LEAST, _LESS = 0.1, 0.3
+LEAST_EPOCHS, _LESS = 0.1, 0.3
 # The part of the time below which no more cuts are made, what must be expected to be saved of the
 # cost, and how many times as much a new cut must promise.
 _LATE, _WORTH, _CLEARLY = 0.1, 0.003, 1.25
@@ -127,7 +136,7 @@ class Schedule:
                 if used < _CUTTING or not any(cut.done for cut in cuts):
                     return Step("cut", candidate)
                 break
-        if enough and used < _CUTTING and len(cuts) < _MOST_CUTS:
+        if enough and used < _CUTTING and len(cuts) < _FIRST_CUTS:
             return Step("cut")
         done = [cut for cut in cuts if cut.done]
         if not done:
@@ -142,7 +151,7 @@ class Schedule:
             ended = sum(one.stage == "finished" for one in known)
             if step is None or ended >= _FINISHED - 1:
                 step = self._narrow(known, left) or step
-        if step is None and enough and left > 4 * self._file and len(cuts) < _MOST_CUTS_AT_ALL:
+        if step is None and enough and left > 4 * self._file and len(cuts) < MOST_CUTS:
             # Nothing that is known promises more, and there is time to look further.
             return Step("cut")
         return step
@@ -167,7 +176,8 @@ class Schedule:
             slack = 1.1
             if not self._goal.allows(cut.time / slack, cut.size / slack):
                 continue
-            near = [one for one in kept if abs(one.time - cut.time) < _NEAR]
+            cost = self._goal.cost(cut.time, cut.size)
+            near = [one for one in kept if abs(planned_cost(self._goal, one) - cost) < _NEAR]
             if not near or cut.score > max(one.score for one in near) + 0.01:
                 kept.append(cut)
         return kept or list(front(cuts))
@@ -192,8 +202,8 @@ class Schedule:
         else:
             # It tells most where it may come out either way.
             chosen = min(able, key=lambda cut: abs(forecast.chance(forecast.lost(cut)) - 0.5))
-        epochs = _whole_or_part(min(_LITTLE, seconds / self._epoch_seconds(chosen)))
-        if epochs < _LEAST:
+        epochs = whole_or_part(min(_LITTLE, seconds / self._epoch_seconds(chosen)))
+        if epochs < LEAST_EPOCHS:
             return None
         return Step("tuned", chosen.candidate, chosen.origin, epochs, *_best_recipe(tuned))
 
@@ -203,14 +213,15 @@ class Schedule:
         goal = self._goal
         tuned = [one for one in known if one.stage == "tuned"]
         finished = [one for one in known if one.stage == "finished"]
-        done = [one for one in finished if one.done]
+        done = self._ends(known)
+        recipe = _best_recipe(known)
         seconds = self._seconds(known, left)
         if seconds <= 0:
             return None
-        origins = {one.of for one in finished}
-        files = [one for one in known if one.is_file]
-        best = [one for one in files if goal.meets(one.score, one.time, one.size)]
-        least = min((goal.cost(one.time, one.size) for one in best), default=1.0)
+        # What diverged may be trained by another recipe.
+        origins = {one.of for one in finished if one.state != "missed" or _recipe_of(one) == recipe}
+        best = [one for one in _files(known) if goal.meets(one.score, one.time, one.size)]
+        least = min((planned_cost(goal, one) for one in best), default=1.0)
         able = [cut for cut in self._able(cuts) if cut.number not in origins]
         if not goal.by_score:
             # Only what is cheaper than the best can be better.
@@ -231,7 +242,7 @@ class Schedule:
             chosen = max(able, key=lambda cut: gains[cut.number], default=None)
             most = 0.0 if chosen is None else gains[chosen.number]
             asked = [one for one in known if one.stage == "cut"]
-            if left > _LATE * self._whole and len(asked) < _MOST_CUTS_AT_ALL:
+            if left > _LATE * self._whole and len(asked) < MOST_CUTS:
                 share = self._between(asked, cuts, forecast, gain, least, max(most, _WORTH))
                 if share is not None:
                     return Step("cut", Candidate("both", share))
@@ -239,11 +250,10 @@ class Schedule:
                 chosen = None
         if chosen is not None:
             epochs = min(_WHOLE, seconds / self._epoch_seconds(chosen, tuned))
-            epochs = _whole_or_part(epochs)
+            epochs = whole_or_part(epochs)
             # What is trained far less than the others were shows nothing.
-            if done and epochs < max(_LEAST, _LESS * _epochs(done)):
+            if done and epochs < max(LEAST_EPOCHS, _LESS * _epochs(done)):
                 return None
-            recipe = _best_recipe(known)
             return Step("finished", chosen.candidate, chosen.number, epochs, *recipe)
         return self._again(finished, done, least, left - self._file)
 
@@ -253,37 +263,57 @@ class Schedule:
         slots = _FINISHED + self._goal.settings.narrow - len(files)
         return left / max(1, slots) - self._file
 
+    def _ends(self, known: Sequence[Outcome]) -> list[Outcome]:
+        """What was trained to the end, with the scores that files of it have or may still have."""
+        ends = []
+        for one in known:
+            if one.stage != "finished" or not one.done:
+                continue
+            rounded = [o for o in known if o.stage == "quantized" and o.of == one.of]
+            score = max([one.score, *(other.score for other in rounded if other.done)])
+            if not rounded and self._may_round(one):
+                score = max(score, float(one.values["model_score"]))
+            ends.append(replace(one, score=score))
+        return ends
+
+    def _may_round(self, one: Outcome) -> bool:
+        """Whether training with rounding may win what rounding cost."""
+        settings, whole = self._goal.settings, one.values.get("model_score", one.score)
+        if (settings.runtime, settings.precision) != ("litert", "int8"):
+            return False
+        return not one.values.get("elsewhere") and (
+            not one.verified or float(whole) - one.score >= _ROUNDED
+        )
+
     def _quantizing(self, known: Sequence[Outcome], left: float) -> Step | None:
         """Training with rounding for what would be the best if rounding cost nothing."""
-        goal = self._goal
-        if (goal.settings.runtime, goal.settings.precision) != ("litert", "int8"):
-            return None
-        files = [one for one in known if one.is_file]
+        goal, files = self._goal, _files(known)
         tried = {one.of for one in known if one.stage == "quantized"}
         best = max((goal.rank(one.score, one.time, one.size) for one in files), default=())
-        for one in files:
-            whole = float(one.values.get("model_score", one.score))
-            if one.stage != "finished" or one.of in tried or whole - one.score < _ROUNDED:
+        for one in known:
+            finished = one.stage == "finished" and one.done
+            if not finished or one.of in tried or not self._may_round(one):
                 continue
+            whole = float(one.values.get("model_score", one.score))
             seconds = min(left / 2, _AS_FINISHED * float(one.values.get("seconds", left)))
             each = _AS_ROUNDED * self._epoch_seconds(one)
-            epochs = _whole_or_part(min(_MOST_ROUNDED, (seconds - self._file) / each))
-            if goal.rank(whole, one.time, one.size) > best and epochs >= _LEAST / 2:
+            epochs = whole_or_part(min(_MOST_ROUNDED, (seconds - self._file) / each))
+            if goal.rank(whole, one.time, one.size) > best and epochs >= LEAST_EPOCHS / 2:
                 return Step("quantized", one.candidate, one.of, epochs, "adam", 1e-4)
         return None
 
     def _narrow(self, known: Sequence[Outcome], left: float) -> Step | None:
         """A narrower network beside the best file so far, if there is none yet."""
         goal = self._goal
-        done = [one for one in known if one.stage == "finished" and one.done]
+        done = [one for one in _files(known) if one.stage == "finished"]
         seconds = self._seconds(known, left)
         if any(one.stage == "narrow" for one in known) or not done or seconds <= 0:
             return None
         best = max(done, key=lambda one: goal.rank(one.score, one.time, one.size))
         # By what was predicted of it, as that of the narrower one will be.
         share = best.values.get("planned_size" if goal.by_size else "planned_time", best.time)
-        epochs = _whole_or_part(min(_WHOLE, seconds / self._epoch_seconds(best)))
-        if epochs < _LEAST:
+        epochs = whole_or_part(min(_WHOLE, seconds / self._epoch_seconds(best)))
+        if epochs < LEAST_EPOCHS:
             return None
         candidate = Candidate("channels", round(min(SHARES[1], max(SHARES[0], float(share))), 3))
         return Step("narrow", candidate, None, epochs, *_best_recipe(known))
@@ -312,7 +342,11 @@ class Schedule:
         """Going on with what nearly does, or where the score is wished with the best."""
         goal = self._goal
         again = {one.of for one in finished if one.values.get("goes_on")}
-        able = [one for one in done if one.of not in again and one.values.get("epochs")]
+        able = [
+            one
+            for one in done
+            if one.of not in again and one.values.get("epochs") and not one.values.get("elsewhere")
+        ]
         if not goal.by_score:
             assert goal.least_score is not None
             able = [
@@ -325,8 +359,8 @@ class Schedule:
         if not able:
             return None
         chosen = max(able, key=lambda one: one.score)
-        epochs = _whole_or_part(min(_WHOLE, seconds / self._epoch_seconds(chosen)))
-        if epochs < max(_LEAST, _LESS * float(chosen.values["epochs"])):
+        epochs = whole_or_part(min(_WHOLE, seconds / self._epoch_seconds(chosen)))
+        if epochs < max(LEAST_EPOCHS, _LESS * float(chosen.values["epochs"])):
             return None
         optimizer, rate = _recipe_of(chosen)
         return Step(
@@ -339,6 +373,11 @@ class Schedule:
             if other.origin == one.origin and other.values.get("epoch_seconds"):
                 return float(other.values["epoch_seconds"])
         return self._goal.dense.epoch_seconds
+
+
+def _files(known: Sequence[Outcome]) -> list[Outcome]:
+    """What may be shipped."""
+    return [one for one in known if one.is_file and one.verified]
 
 
 def _recipe_of(one: Outcome) -> Recipe:
@@ -364,6 +403,15 @@ def _epochs(done: Sequence[Outcome]) -> float:
     return median(float(one.values.get("epochs", 0.0)) for one in done)
 
 
-def _whole_or_part(epochs: float) -> float:
-    """Whole epochs, or the part of one in hundredths."""
+def whole_or_part(epochs: float) -> float:
+    """Return whole epochs, or the part of one in hundredths.
+
+    Args:
+        epochs: What there is time for.
+
+    Example:
+
+    >>> whole_or_part(3.7), whole_or_part(0.268)
+    (3.0, 0.26)
+    """
     return float(int(epochs)) if epochs >= 1 else int(100 * epochs) / 100

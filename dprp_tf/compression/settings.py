@@ -82,6 +82,10 @@ class CompressionSettings:
         check_settings(self)
         if self.max_drop is None and self.milliseconds is None and self.kilobytes is None:
             object.__setattr__(self, "max_drop", 0.005)
+        if self.narrow and self.sampler == "random":
+            raise ValueError(
+                "`narrow` needs the search in stages. Received: narrow=True, sampler='random'"
+            )
         if self.smallest and self.max_drop is None:
             raise ValueError(
                 "`smallest` needs `max_drop`, the accuracy that may be lost for it. Received: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,6 +107,9 @@ class CompressionStudy:
         self._optuna = require("optuna", extra="search", feature="A search for the best file")
         self._optuna.logging.set_verbosity(self._optuna.logging.ERROR)
         self._alone, self._callbacks = storage is None, list(callbacks)
+        place = hashlib.sha256(f"{platform.node()} {folder.resolve()}".encode())
+        # A folder of its own may be moved.
+        self._worker = "" if storage is None else place.hexdigest()[:12]
         self._storage = self._open(folder, storage)
         with _unexperimental(self._optuna):
             self._study: optuna.Study = self._optuna.create_study(
@@ -185,12 +189,18 @@ class CompressionStudy:
         self._study.set_user_attr(name, value)
 
     def outcomes(self) -> list[Outcome]:
-        """Return all steps in their order, those that are waiting and running too."""
+        """Return all steps in their order, those that are waiting and running too.
+
+        Those that another worker did, whose files lie there, have the value `elsewhere`.
+        """
         found = []
         for trial in self._study.get_trials(deepcopy=False):
             parameters = {**_fixed(trial), **trial.params}
             if not {"cut", "share", "stage"} <= set(parameters):
                 continue
+            known = {**_given(trial), **trial.user_attrs.get(_VALUES, {})}
+            if known.pop("worker", self._worker) != self._worker:
+                known["elsewhere"] = True
             values = dict(zip(("score", "time", "size"), trial.values or (), strict=False))
             state = trial.state.name.lower()
             found.append(
@@ -201,13 +211,16 @@ class CompressionStudy:
                     {"pruned": "missed", "fail": "failed"}.get(state, state),
                     **values,
                     of=trial.user_attrs.get("of"),
-                    values={
-                        **_given(trial),
-                        **trial.user_attrs.get(_VALUES, {}),
-                    },
+                    values=known,
                 )
             )
         return found
+
+    def give_back_stale(self) -> None:
+        """Let what a worker had begun that gives no more signs of life be done again."""
+        if not self._alone:
+            with _unexperimental(self._optuna):
+                self._optuna.storages.fail_stale_trials(self._study)
 
     @property
     def waiting(self) -> bool:
@@ -221,7 +234,8 @@ class CompressionStudy:
         Args:
             step: What is to be done; None for what waits.
             work: Does it. Another error than `MissedError` ends the search, and the step counts as
-                not done; one that Ctrl-C ends is done again first of all.
+                not done; one that Ctrl-C ends is done again first of all. What another worker took
+                in the meantime is not done.
         """
         if step is not None and not self.waiting:
             fixed: dict[str, Any] = {"stage": step.stage}
@@ -234,13 +248,20 @@ class CompressionStudy:
 
         def objective(trial: optuna.Trial) -> tuple[float, float, float]:
             begun.append(trial.number)
+            (own,) = (
+                one for one in self._study.get_trials(deepcopy=False) if one.number == trial.number
+            )
+            if "stage" not in _fixed(own):
+                # Another worker took what was to be done: chance alone decides no step.
+                raise self._optuna.TrialPruned
             stage = trial.suggest_categorical("stage", STAGES)
             cut = trial.suggest_categorical("cut", CUTS)
             candidate = Candidate(cut, round(trial.suggest_float("share", *SHARES), 3))
             began = time.monotonic()
 
             def kept(**values: Any) -> dict[str, Any]:
-                return {**values, "seconds": round(time.monotonic() - began, 1)}
+                seconds = round(time.monotonic() - began, 1)
+                return {**values, "seconds": seconds, "worker": self._worker}
 
             try:
                 result = work(
@@ -256,7 +277,8 @@ class CompressionStudy:
             self._study.optimize(objective, n_trials=1, callbacks=self._callbacks)
         except KeyboardInterrupt:
             for trial in self._study.get_trials(deepcopy=False):
-                if trial.number in begun and "stage" in trial.params:
+                failed = trial.state == self._optuna.trial.TrialState.FAIL
+                if failed and trial.number in begun and "stage" in trial.params:
                     self._again(trial)
             raise
 

@@ -25,8 +25,8 @@ __all__ = ["CandidateTraining"]
 # Steps by which the length of an epoch is told.
 _STEPS = 14
 _WEIGHT_DECAY = {"sgd": 5e-4, "adam": 0.0}
-# Images, all in memory as float32, that training with rounding takes at most.
-_MOST_ROUNDED = 20_000
+# Bytes of the images, all in memory as float32, that training with rounding takes at most.
+_MOST_BYTES = 500_000_000
 # Steps that leave a model nearly as it is, to be timed.
 _STILL = Step("tuned", learning_rate=1e-6)
 # The share of an epoch's time in float32 that one in bfloat16 may take to be worth it.
@@ -82,9 +82,10 @@ class CandidateTraining:
         told: str,
         precision: str,
         reserve: float,
-        taught: bool = True,
     ) -> tuple[keras.Model, float | None]:
         """Train for the epochs of a step, or for a part of one on a part of the data.
+
+        A narrower network is trained towards the labels alone.
 
         Args:
             model: What is trained; it may be changed.
@@ -93,7 +94,6 @@ class CandidateTraining:
             told: What it is called where it is shown.
             precision: `"float32"` or `"bfloat16"`.
             reserve: Seconds that must be left on the clock when it ends.
-            taught: Whether it trains towards the model's own outputs too, if that is wished.
 
         Returns:
             The trained model in float32, and the seconds of an epoch of all the data; None where
@@ -112,7 +112,9 @@ class CandidateTraining:
             self._half = self._half or in_bfloat16(self._model)
             teacher = self._half
         trained = in_bfloat16(model) if halved else model
-        teacher = teacher if taught else None
+        if step.stage == "narrow":
+            # What it is to be compared with has no teacher.
+            teacher = None
         deadline = Deadline(self._clock, reserve)
         self._tuning(epochs, step, teacher).fit(
             trained, dataset, callbacks=[deadline, self._show(told, epochs)], folder=folder
@@ -121,7 +123,9 @@ class CandidateTraining:
         whole = None if seconds is None else round(seconds / min(1.0, step.epochs), 3)
         return in_float32(trained) if halved else trained, whole
 
-    def train_rounded(self, model: keras.Model, step: Step) -> deploy.QuantizedModel:
+    def train_rounded(
+        self, model: keras.Model, step: Step, reserve: float
+    ) -> deploy.QuantizedModel:
         """Train on with the rounding of int8 inside, for a few epochs or a part of one.
 
         It begins anew after an interruption.
@@ -129,6 +133,7 @@ class CandidateTraining:
         Args:
             model: A model that was trained to the end; it stays as it is.
             step: The step.
+            reserve: Seconds that must be left on the clock when it ends.
 
         Returns:
             The trained model, which is written as an int8 file.
@@ -137,17 +142,25 @@ class CandidateTraining:
             MissedError: If the extra `[qat]` is not installed, or a layer can't be trained so.
         """
         count = len(self._dataset.y_train)
-        samples = min(count, max(1, int(min(1.0, step.epochs) * count)), _MOST_ROUNDED)
+        most = max(1, _MOST_BYTES // (4 * math.prod(self._dataset.image_shape)))
+        samples = min(most, max(1, int(min(1.0, step.epochs) * count)))
+
+        def over() -> bool:
+            self._clock.tick()
+            return self._clock.left < reserve
+
         x, y = self._dataset.sample("train", samples, self._settings.seed)
         try:
             return deploy.train_quantized(
                 model,
                 x,
                 y,
-                epochs=max(1, int(step.epochs)),
+                # As many steps as that many epochs of all the data.
+                epochs=max(1, int(step.epochs * count / samples)),
                 learning_rate=step.learning_rate,
                 loss=FineTuning().for_model(self._model, y).loss,
                 seed=self._settings.seed,
+                stop=over,
             )
         except (ImportError, ValueError) as error:
             raise MissedError(str(error)) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ ROUNDED = "_rounded"
 _DENSE_JSON, _CUT = "dense.json", "cut.keras"
 # Images that a cut, which nothing was trained of, is judged by at most.
 _LOOK = 2000
+# What the last timing may take longer than the first.
+_MARGIN = 1.5
 # Numbers of channels and ranks on the axes of the table of times; of a search of less than ten
 # minutes fewer, so that some are left for it.
 _POINTS, _FEW_POINTS, _SHORT = 5, 3, 600
@@ -109,7 +111,13 @@ class Workshop:
         for label in self.files.labels:
             self._tell(f"{label}: the model as it is")
             began = time.monotonic()
-            rows.append(self.files.write(label, DENSE, self._model))
+            try:
+                rows.append(self.files.write(label, DENSE, self._model))
+            except deploy.ParityError as error:
+                # Its outputs are not even numbers, as where they leave float16's range.
+                if label == self.files.label:
+                    raise
+                self._tell(f"{label}: left out. {error}")
             seconds.append(time.monotonic() - began)
         self._tell("timing the dense files")
         began = time.monotonic()
@@ -155,10 +163,15 @@ class Workshop:
         """What it takes to write, verify and time a file."""
         return float(self._begun["file_seconds"])
 
-    @property
-    def ending_seconds(self) -> float:
-        """What it takes to time all files in turns at the end."""
-        return 2 * float(self._begun["timing_seconds"])
+    def ending_seconds(self, outcomes: Sequence[Outcome]) -> float:
+        """Return what it takes to time all files in turns at the end, with one more of them.
+
+        Args:
+            outcomes: All steps so far.
+        """
+        dense = len(self.dense_files)
+        files = dense + sum(one.is_file for one in outcomes) + 1
+        return _MARGIN * float(self._begun["timing_seconds"]) * files / dense
 
     @cached_property
     def _layers(self) -> Callable[[keras.layers.Layer], bool] | None:
@@ -176,6 +189,10 @@ class Workshop:
         else:
             settings = self._settings
             with self._study.one_at_a_time(f"target {settings.target}"):
+                # Another worker may have measured it in the meantime.
+                known = self._study.attribute("widths")
+                if known is not None:
+                    return WidthTable.from_dict(known)
                 table = deploy.measure_widths(
                     self._model,
                     target=settings.target,
@@ -188,7 +205,7 @@ class Workshop:
                     points=_FEW_POINTS if self._clock.whole < _SHORT else _POINTS,
                     progress=self._measuring,
                 )
-            self._study.keep("widths", table.as_dict())
+                self._study.keep("widths", table.as_dict())
         table.save(path)
         return table
 
@@ -284,7 +301,9 @@ class Workshop:
         """What a training begins with: what was made of the cut here before, or the cut anew."""
         place = self._place(origin.number)
         finished = self._kept(origin)
-        if task.step.goes_on and finished.exists():
+        if task.step.goes_on:
+            if not finished.exists():
+                raise MissedError("the model that was finished lies on another machine")
             return load_model(finished)
         if (place / _CUT).exists():
             return load_model(place / _CUT)
@@ -295,31 +314,37 @@ class Workshop:
         return small
 
     def _trained(
-        self, task: Task, origin: Outcome, reserve: float
+        self, task: Task, start: keras.Model, place: Path, reserve: float
     ) -> tuple[keras.Model, dict[str, Any]]:
         """The model that a step's training ends with, and what was seen of its epochs."""
         step = task.step
         name = f"{step.stage}_{step.epochs:g}_{step.optimizer}_{step.learning_rate:g}"
         model, seconds = self._training.train(
-            self._start(task, origin),
+            start,
             step,
-            self._place(origin.number) / (f"{name}_on" if step.goes_on else name),
+            place / (f"{name}_on" if step.goes_on else name),
             f"{task.number}: {task.candidate.label}",
             str(self._begun["trained_in"]),
             reserve,
         )
         return model, {} if seconds is None else {"epoch_seconds": seconds}
 
+    def _reserve(self, outcomes: list[Outcome]) -> float:
+        """What must be left when a training to the end is over."""
+        return self.file_seconds + self.ending_seconds(outcomes)
+
     def _tuned(self, task: Task, outcomes: list[Outcome]) -> Result:
         self._tell(f"{task.number}: a little training of {task.candidate.label}")
         origin = self._origin(task, outcomes)
-        model, values = self._trained(task, origin, self.file_seconds)
+        start, place = self._start(task, origin), self._place(origin.number)
+        model, values = self._trained(task, start, place, self.file_seconds)
         return Result(accuracy(model, self.validation), origin.time, origin.size, values)
 
     def _finished(self, task: Task, outcomes: list[Outcome]) -> Result:
         self._tell(f"{task.number}: training {task.candidate.label} to the end")
         origin = self._origin(task, outcomes)
-        model, values = self._trained(task, origin, self.file_seconds + self.ending_seconds)
+        start, place = self._start(task, origin), self._place(origin.number)
+        model, values = self._trained(task, start, place, self._reserve(outcomes))
         planned = {"planned_time": origin.time, "planned_size": origin.size}
         kept = self._kept(origin, task.step.goes_on)
         return self._filed(task, model, kept, {**values, **planned})
@@ -328,24 +353,17 @@ class Workshop:
         self._tell(f"{task.number}: a narrower network from scratch")
         try:
             plan, small = self._selection.narrower(self._budget(task))
-        except BudgetError as error:
+        except ValueError as error:  # no such widths, or a layer that can't be made anew
             raise MissedError(str(error)) from error
         # Done again after an interruption, it has another number.
         name = f"narrow_{task.candidate.share:g}"
-        model, seconds = self._training.train(
-            small,
-            task.step,
-            self._folder / "candidates" / name,
-            f"{task.number}: a narrower network from scratch",
-            str(self._begun["trained_in"]),
-            self.file_seconds + self.ending_seconds,
-            taught=False,
-        )
+        place = self._folder / "candidates" / name
+        model, seen = self._trained(task, small, place, self._reserve(outcomes))
         values = {
             "plan": plan.as_dict(),
             "planned_time": plan.shares["milliseconds"],
             "planned_size": plan.shares["parameters"],
-            **({} if seconds is None else {"epoch_seconds": seconds}),
+            **seen,
         }
         return self._filed(task, model, self.files.folder / f"{name}.keras", values)
 
@@ -361,11 +379,11 @@ class Workshop:
         if not kept.exists():
             raise MissedError("the model that was finished lies on another machine")
         model = load_model(kept)
-        trained = self._training.train_rounded(model, task.step)
+        trained = self._training.train_rounded(model, task.step, self._reserve(outcomes))
         names = ("planned_time", "planned_size", "model_score", "parameters", "macs")
         values = {name: finished.values[name] for name in names if name in finished.values}
         path = kept.with_stem(f"{kept.stem}{ROUNDED}")
-        # What a winner's page and package are made from, without the rounding.
+        # What `best.keras` becomes, without the rounding.
         save_model(model, path)
         return self._filed(task, trained, path, values)
 
@@ -378,7 +396,10 @@ class Workshop:
     ) -> Result:
         """A trained model as a file that is verified and timed."""
         self._tell(f"{task.number}: its file")
-        row = self.files.write(self.files.label, kept.stem, model)
+        try:
+            row = self.files.write(self.files.label, kept.stem, model)
+        except deploy.ParityError as error:
+            raise MissedError(str(error)) from error
         if isinstance(model, keras.Model):
             save_model(model, kept)
             score = accuracy(model, self.validation)

@@ -25,7 +25,7 @@ def reinitialized(model: keras.Model) -> keras.Model:
         The copy, not compiled.
 
     Raises:
-        ValueError: If the model has no graph.
+        ValueError: If the model has no graph, or a layer's configuration does not make it anew.
 
     Example:
 
@@ -41,6 +41,12 @@ def reinitialized(model: keras.Model) -> keras.Model:
     def anew(layer: Any) -> Any:
         if graph_of(layer) is not None or not getattr(layer, "trainable_weights", None):
             return None
-        return type(layer).from_config(layer.get_config())
+        try:
+            return type(layer).from_config(layer.get_config())
+        except (TypeError, NotImplementedError) as error:
+            raise ValueError(
+                "`model` must hold layers that can be made anew from `get_config()`. Received: "
+                f"{type(layer).__name__} {layer.name!r}, which can't ({error})"
+            ) from error
 
     return rewrite(model, anew)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -215,6 +215,49 @@ def test_what_rounding_alone_keeps_from_being_the_best_is_trained_with_it() -> N
         )[0],
     ):
         assert "quantized" not in {one.stage for one in other}
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_file_that_is_not_verified_ends_no_search(verified: bool) -> None:
+    goal = Goal(CompressionSettings(max_drop=0.01, precision="float32"), DENSE)
+    outcomes, _ = World().run(goal, 3600)
+    at = next(k for k, one in enumerate(outcomes) if one.stage == "finished")
+    first = outcomes[at]
+    values = {**first.values, "file": {"verified": verified}}
+    # It seems to be the fastest that could be, and to lose nothing.
+    seeming = replace(first, score=DENSE.score, time=SHARES[0], values=values)
+    step = Schedule(goal, 3600, 20).next([*outcomes[:at], seeming], 1500)
+    assert (step is not None and step.stage == "finished") != verified
+
+
+def test_what_another_worker_has_the_files_of_is_left_to_it() -> None:
+    goal = Goal(CompressionSettings(max_drop=0.005), DENSE)
+    outcomes, _ = World(rounding=0.006).run(goal, 3600)
+    at = next(k for k, one in enumerate(outcomes) if one.stage == "quantized")
+    mine = outcomes[:at]
+    theirs = [
+        replace(one, values={**one.values, "elsewhere": True}) if one.stage == "finished" else one
+        for one in mine
+    ]
+    schedule = Schedule(goal, 3600, 20)
+    (own, other) = (schedule.next(known, 1500) for known in (mine, theirs))
+    assert own is not None
+    assert own.stage == "quantized"
+    assert other is None or other.stage != "quantized"
+
+
+def test_a_training_to_the_end_that_diverges_is_done_by_another_recipe() -> None:
+    goal = Goal(CompressionSettings(max_drop=0.01), DENSE)
+    outcomes, _ = World().run(goal, 3600)
+    at = next(k for k, one in enumerate(outcomes) if one.stage == "finished")
+    diverged = replace(outcomes[at], state="missed", score=0.0)
+    step = Schedule(goal, 3600, 20).next([*outcomes[:at], diverged], 1500)
+    assert step is not None
+    assert (step.stage, step.of) == ("finished", diverged.of)
+    assert (step.optimizer, step.learning_rate) != (
+        diverged.values["optimizer"],
+        diverged.values["learning_rate"],
+    )
 
 
 def test_what_beats_nothing_is_not_trained() -> None:

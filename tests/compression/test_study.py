@@ -84,6 +84,31 @@ def test_what_goes_wrong_ends_the_search_and_counts_as_not_done(tmp_path: Path) 
     assert not study.waiting
 
 
+def test_what_another_worker_took_in_the_meantime_is_not_made_up(tmp_path: Path) -> None:
+    study = CompressionStudy(tmp_path, IDENTITY)
+    done: list[Task] = []
+
+    def work(task: Task) -> Result:
+        done.append(task)
+        return _done(task)
+
+    # As for one that saw something wait, which then was gone.
+    study.run(None, work)
+    assert (done, study.outcomes()) == ([], [])
+    study.run(CUT, work)
+    assert [one.state for one in study.outcomes()] == ["complete"]
+
+
+def test_what_ctrl_c_ends_after_its_step_is_not_done_again(tmp_path: Path) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    study = CompressionStudy(tmp_path, IDENTITY, callbacks=[interrupted])
+    with pytest.raises(KeyboardInterrupt):
+        study.run(CUT, _done)
+    assert [one.state for one in study.outcomes()] == ["complete"]
+
+
 def test_callbacks_see_every_step_as_optuna_shows_it(tmp_path: Path) -> None:
     seen: list[tuple[int, str, list[float]]] = []
 

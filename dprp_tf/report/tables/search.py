@@ -14,7 +14,11 @@ __all__ = ["search_table"]
 
 _COLUMNS = (
     Column("Step", numeric=True),
-    Column("Stage", note="Cut is without training; tuned after a little; finished as a file."),
+    Column(
+        "Stage",
+        note="Cut is without training; tuned after a little; finished as a file, quantized after "
+        "more training with int8 rounding; narrow is an evenly narrower network from scratch.",
+    ),
     Column("Candidate"),
     Column("From", numeric=True, note="From is the cut that was trained."),
     Column(
