@@ -29,7 +29,7 @@ _CUTTING, _TUNING = 0.25, 0.5
 _FIRST_CUTS, _MOST_TUNED, _FINISHED = 24, 6, 3
 MOST_CUTS = 48
 # Most epochs of a little tuning, and of one to the end.
-_LITTLE, _WHOLE = 8.0, 60.0
+_LITTLE, _WHOLE = 8.0, 120.0
 # A part of an epoch below which nothing is learned, and the part of another training's epochs below
 # which the two can't be compared.
 LEAST_EPOCHS, _LESS = 0.1, 0.3

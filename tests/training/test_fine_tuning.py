@@ -78,6 +78,48 @@ def _plant_momentum(model: keras.Model) -> None:
     slot.assign(np.full(slot.shape, np.inf, "float32"))
 
 
+# --- optimizers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "optimizer"),
+    [
+        ({}, lambda rate: keras.optimizers.SGD(rate, 0.9, nesterov=True)),
+        ({"optimizer": "adam"}, keras.optimizers.Adam),
+        (
+            {"optimizer": "adam", "weight_decay": 0.1},
+            lambda rate: keras.optimizers.AdamW(rate, weight_decay=0.1),
+        ),
+    ],
+    ids=["sgd", "adam", "adam with decay"],
+)
+def test_each_optimizer_trains_as_keras_does_with_its_own_rate(
+    settings: dict[str, Any], optimizer: Callable[[Any], keras.optimizers.Optimizer]
+) -> None:
+    x, y = np.random.default_rng(0).normal(size=(16, 5)).astype("float32"), np.arange(16) % 3
+
+    def plain() -> keras.Model:
+        keras.utils.set_random_seed(1)
+        return keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, name="only")])
+
+    ours, theirs = plain(), plain()
+    started = np.array(ours.get_layer("only").kernel)
+    # One step an epoch, so that the order of the samples changes nothing.
+    dprp.FineTuning(epochs=4, batch_size=16, **settings).fit(ours, (x, y))
+    rate = 0.003 if settings else 0.01
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    theirs.compile(optimizer(keras.optimizers.schedules.CosineDecay(rate, 4)), loss)
+    theirs.fit(x, y, batch_size=16, epochs=4, shuffle=False, verbose=0)
+    for mine, other in zip(ours.trainable_weights, theirs.trainable_weights, strict=True):
+        np.testing.assert_allclose(np.array(mine), np.array(other), rtol=1e-4, atol=1e-6)
+    assert np.abs(np.array(ours.get_layer("only").kernel) - started).max() > 1e-3
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="`optimizer` must be"):
+        dprp.FineTuning(optimizer="lion")
+
+
 # --- a training that diverges --------------------------------------------------------------------
 
 
