@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dprp_tf.conversion.folding import FoldedLayer, choose_forms, fold
     from dprp_tf.conversion.removing import remove_channels
     from dprp_tf.conversion.summaries import Summary, summarize
+    from dprp_tf.conversion.writing_out import write_out
     from dprp_tf.costs.budget import Budget, BudgetError
     from dprp_tf.costs.channel_plan import ChannelPlan
     from dprp_tf.costs.fold_plan import FoldPlan
@@ -106,6 +107,7 @@ __all__ = [
     "select_channels_and_ranks",
     "select_ranks",
     "summarize",
+    "write_out",
 ]
 __version__ = "0.2.0"
 
@@ -164,6 +166,7 @@ _HOMES = {
     "select_channels_and_ranks": "selection.selecting_both",
     "select_ranks": "selection.selecting",
     "summarize": "conversion.summaries",
+    "write_out": "conversion.writing_out",
 }
 
 

@@ -30,12 +30,13 @@ _KNOWN_REASONS: tuple[tuple[tuple[type[keras.layers.Layer], ...], str], ...] = (
     ),
     (
         (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention),
-        "attention: its projections are layers of its own inside it, out of reach of the graph",
+        "attention: its projections are layers of its own inside it, out of reach of the graph; "
+        "dprp_tf.write_out(model) writes them out",
     ),
     (
         (keras.layers.EinsumDense,),
-        "its equation may give the kernel any number of axes; of one input and one output axis, a "
-        "Dense layer computes the same and can be factorized",
+        "its equation may give the kernel any number of axes; dprp_tf.write_out(model) makes a "
+        "Dense layer of it where one computes the same",
     ),
 )
 

@@ -1,0 +1,175 @@
+"""Write out layers that keep their kernels to themselves, so that all else can reach these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from dprp_tf.conversion.einsum_forms import EinsumForm, WrittenEinsum, einsum_form
+from dprp_tf.conversion.written_attention import WrittenAttention
+from dprp_tf.keras_internals.attention_parts import AttentionParts, attention_parts
+from dprp_tf.keras_internals.graphs import graph_of, layer_keys, mask_of, nodes
+from dprp_tf.keras_internals.rewriting import require_graph, rewrite
+
+__all__ = ["unwritten", "write_out"]
+
+_Answer = Callable[..., Any] | str | None
+
+
+def write_out(model: keras.Model) -> keras.Model:
+    """Return a model of plain layers that computes the same, with attention and einsum written out.
+
+    `EinsumDense` becomes a `Dense` layer between changes of shape, and `MultiHeadAttention` and
+    `GroupQueryAttention` become the dense layers of their projections, named after the layer and
+    the part (`"attention_query"`), and the operations between them. `TimeDistributed` round a dense
+    layer becomes that layer. Every function of this package then reaches their kernels: ranks,
+    quantization, export. The model trains as before; regularizers, dropout and what is frozen stay.
+
+    Args:
+        model: A built Functional or Sequential model; it stays as it is.
+
+    Returns:
+        The model, not compiled; of a model with nothing to write out a copy.
+
+    Raises:
+        ValueError: If the model has no graph, or a layer can't be copied.
+
+    Source: ours; what attention computes is Vaswani et al. 2017 (arXiv 1706.03762).
+
+    Example:
+
+    >>> x = keras.Input((5, 8))
+    >>> attention = keras.layers.MultiHeadAttention(2, key_dim=4, name="attention")
+    >>> plain = write_out(keras.Model(x, attention(x, x)))
+    >>> [layer.name for layer in plain.layers if isinstance(layer, keras.layers.Dense)]
+    ['attention_query', 'attention_key', 'attention_value', 'attention_output']
+    """
+    require_graph(model)
+    answers = _answers(model)
+
+    def replace(operation: Any) -> Any:
+        answer = answers.get(id(operation))
+        return None if isinstance(answer, str) else answer
+
+    return rewrite(model, replace)
+
+
+def unwritten(model: keras.Model) -> dict[str, str]:
+    """Return the layers that `write_out` leaves, though they are of kinds that it writes out.
+
+    Args:
+        model: A built Functional or Sequential model.
+
+    Returns:
+        Why, by the layer's name or path.
+
+    Raises:
+        ValueError: If the model has no graph.
+
+    Example:
+
+    >>> x = keras.Input((5, 8))
+    >>> own = keras.layers.EinsumDense("abc,bcd->abd", output_shape=(5, 4), name="own")
+    >>> unwritten(keras.Model(x, own(x)))
+    {'own': "its kernel has a matrix for each place of an axis that stays ('b')"}
+    """
+    require_graph(model)
+    answers = _answers(model)
+    return {
+        key: answer
+        for key, layer in layer_keys(model).items()
+        if isinstance(answer := answers.get(id(layer)), str)
+    }
+
+
+def _answers(model: keras.Model) -> dict[int, _Answer]:
+    """By layer what stands for it, or why nothing does."""
+    found: dict[int, _Answer] = {}
+    containers = [model]
+    while containers:
+        container = containers.pop()
+        for node in nodes(graph_of(container)):
+            layer = node.operation
+            if graph_of(layer) is not None:
+                containers.append(layer)
+            elif isinstance(layer, keras.layers.Layer) and not isinstance(
+                found.get(id(layer)), str
+            ):
+                # One call that can't be written out keeps the layer for all its calls.
+                answer = _answer(layer, node)
+                if isinstance(answer, str) or id(layer) not in found:
+                    found[id(layer)] = answer
+    return found
+
+
+def _answer(layer: keras.layers.Layer, node: Any) -> _Answer:
+    if type(layer) is keras.layers.EinsumDense:
+        form = _form(layer, tuple(node.input_tensors[0].shape))
+        return form if isinstance(form, str) else WrittenEinsum(layer, form)
+    if type(layer) is keras.layers.TimeDistributed and type(layer.layer) is keras.layers.Dense:
+        return _OverTime(layer.layer, layer.name)
+    parts = attention_parts(layer)
+    return None if parts is None else _attention(layer, parts, node)
+
+
+def _form(layer: keras.layers.EinsumDense, shape: tuple[int | None, ...]) -> EinsumForm | str:
+    if getattr(layer, "lora_enabled", False):
+        return "LoRA is enabled on it"
+    if getattr(layer, "quantization_mode", None) is not None:
+        return f"quantized ({layer.quantization_mode})"
+    if layer.kernel_constraint is not None or layer.bias_constraint is not None:
+        return "a constraint holds its weights as they are shaped"
+    if layer.activity_regularizer is not None:
+        return "its outputs are regularized as they are shaped"
+    if isinstance(layer.activation, keras.layers.Layer):
+        return f"its activation is a {type(layer.activation).__name__} layer"
+    return einsum_form(layer, shape)
+
+
+def _attention(layer: keras.layers.Layer, parts: AttentionParts, node: Any) -> _Answer:
+    if any(mask_of(tensor) is not None for tensor in node.input_tensors):
+        return "its inputs carry masks, as behind a Masking layer or an embedding with mask_zero"
+    arguments = node.arguments
+    given = dict(zip(("query", "value", "key"), arguments.args, strict=False)) | arguments.kwargs
+    query, value = given["query"], given["value"]
+    key = given.get("key")
+    key = value if key is None else key
+    if any(len(tensor.shape) != 3 for tensor in (query, value, key)):
+        return "its sequences have more than one axis"
+    unknown = query.shape[1] is None or value.shape[1] is None
+    if unknown and (parts.window is not None or given.get("use_causal_mask")):
+        return "a causal mask or window over sequences of unknown length"
+    heads = parts.query.kernel.shape[1]
+    attended = (*query.shape[:2], heads, parts.value.kernel.shape[-1])
+    shapes = {
+        "query": query.shape,
+        "key": key.shape,
+        "value": value.shape,
+        "output": attended,
+        **({} if parts.gate is None else {"gate": query.shape}),
+    }
+    forms: dict[str, EinsumForm] = {}
+    for part, shape in shapes.items():
+        form = _form(getattr(parts, part), tuple(shape))
+        if isinstance(form, str):
+            return f"{part}: {form}"
+        forms[part] = form
+    return WrittenAttention(layer, parts, forms)
+
+
+class _OverTime:
+    """A dense layer without a wrapper that applies it along an axis, as it applies itself."""
+
+    def __init__(self, layer: keras.layers.Dense, name: str) -> None:
+        self._source = layer
+        self._copy = type(layer).from_config({**layer.get_config(), "name": name})
+        self._filled = False
+
+    def __call__(self, x: Any, **_: Any) -> Any:
+        outputs = self._copy(x)
+        if not self._filled:
+            self._copy.set_weights(self._source.get_weights())
+            self._filled = True
+        return outputs
