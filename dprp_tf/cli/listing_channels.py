@@ -26,9 +26,10 @@ def channels(
     """
     load_keras()
     from dprp_tf.channels import channel_groups
+    from dprp_tf.conversion.writing_out import reachable
     from dprp_tf.training.saving import load_model
 
-    found = channel_groups(load_model(model))
+    found = channel_groups(reachable(load_model(model)))
     if as_json:
         rows = [
             {

@@ -121,8 +121,10 @@ def _kind(thing: str) -> str:
 
 def _model_facts(path: Path, model: Any) -> dict[str, Any]:
     from dprp_tf.conversion.summaries import summarize
+    from dprp_tf.conversion.writing_out import reachable
 
-    found = summarize(model)
+    # As every command that cuts it takes it.
+    found = summarize(reachable(model))
     cost = found.cost
     able = [row for row in found.rows if row.skipped is None]
     low_rank = any(row.rank is not None for row in able)

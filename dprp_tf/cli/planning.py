@@ -117,10 +117,11 @@ def latency(
 def _network(model: str, input_shape: str, classes: int, shortcut: str | None) -> keras.Model:
     """The model of a file, or a network of the zoo."""
     from dprp_tf import zoo
+    from dprp_tf.conversion.writing_out import reachable
     from dprp_tf.training.saving import load_model
 
     if model.endswith(".keras"):
-        return load_model(model)
+        return reachable(load_model(model))
     try:
         shape = tuple(int(size) for size in input_shape.split(","))
     except ValueError:

@@ -47,7 +47,12 @@ def select(
     epochs: Annotated[
         int | None, typer.Option(min=0, help="Epochs of fine-tuning.", show_default="none; bsr: 30")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="Of the fine-tuning: sgd or adam.")] = "sgd",
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the fine-tuning: sgd or adam.", show_default="adam for transformers, else sgd"
+        ),
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -71,6 +76,7 @@ def select(
     budget, method = Budget(**bounds), settings["method"]
     searches = _searches(method, search)
     load_keras()
+    from dprp_tf.conversion.writing_out import reachable
     from dprp_tf.report import results_table
     from dprp_tf.runs.excluded_layers import all_but
     from dprp_tf.runs.kept_plans import load_plan
@@ -92,7 +98,7 @@ def select(
             seed=settings["seed"],
         )
     chosen = SelectionSettings(budget=budget, searches=searches, tuning=tuning, **settings)
-    dense = load_model(model)
+    dense = reachable(load_model(model))
     dataset = load_data(data, image_size, mean, std, dense)
     with Display() as display:
         results = select_in_folder(

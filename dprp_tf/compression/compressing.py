@@ -22,6 +22,7 @@ from dprp_tf.compression.schedule import Schedule
 from dprp_tf.compression.settings import CompressionSettings
 from dprp_tf.compression.study import CompressionStudy, Result, StepCallback, Task
 from dprp_tf.compression.workshop import Workshop
+from dprp_tf.conversion.writing_out import reachable
 from dprp_tf.data import Dataset
 from dprp_tf.data.arrays import ARRAYS, as_labels, from_arrays
 from dprp_tf.data.splitting import stratified_split
@@ -68,7 +69,8 @@ def compress(
     accuracies that are reported are those on the other half, which nothing was chosen by.
 
     Args:
-        model: A built, trained classifier of plain layers; it stays as it is.
+        model: A built, trained classifier of plain layers; it stays as it is. Attention and einsum
+            layers are written out, as by `write_out`.
         data: Its data: a `Dataset`; `(x, y)`, of which a fifth is held out as a test split; or what
             `dprp_tf.data.load` takes.
         folder: Where everything is kept; the same call goes on in it after an interruption, or
@@ -102,7 +104,7 @@ def compress(
     >>> compress.__name__
     'compress'
     """
-    wish = CompressionSettings(**settings)
+    wish, model = CompressionSettings(**settings), reachable(model)
     check_number("minutes", minutes, above=0)
     dataset = _dataset(data)
     place, shown = Path(folder), display or Display(quiet=True)

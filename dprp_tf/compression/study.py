@@ -203,12 +203,14 @@ class CompressionStudy:
                 known["elsewhere"] = True
             values = dict(zip(("score", "time", "size"), trial.values or (), strict=False))
             state = trial.state.name.lower()
+            if state == "fail":
+                state = "missed" if "missed" in known else "failed"
             found.append(
                 Outcome(
                     trial.number,
                     parameters["stage"],
                     Candidate(parameters["cut"], round(parameters["share"], 3)),
-                    {"pruned": "missed", "fail": "failed"}.get(state, state),
+                    state,
                     **values,
                     of=trial.user_attrs.get("of"),
                     values=known,
@@ -252,8 +254,7 @@ class CompressionStudy:
                 one for one in self._study.get_trials(deepcopy=False) if one.number == trial.number
             )
             if "stage" not in _fixed(own):
-                # Another worker took what was to be done: chance alone decides no step.
-                raise self._optuna.TrialPruned
+                raise MissedError("another worker took it, and chance alone decides no step")
             stage = trial.suggest_categorical("stage", STAGES)
             cut = trial.suggest_categorical("cut", CUTS)
             candidate = Candidate(cut, round(trial.suggest_float("share", *SHARES), 3))
@@ -268,17 +269,25 @@ class CompressionStudy:
                     Task(trial.number, candidate, Step(stage, candidate, **_given(trial)))
                 )
             except MissedError as error:
+                # Optuna's own state for this, pruned, is taken by its sampler for one with values.
                 trial.set_user_attr(_VALUES, kept(missed=str(error)))
-                raise self._optuna.TrialPruned from error
+                raise
             trial.set_user_attr(_VALUES, from_json(to_json(kept(**result.values))))
             return result.score, result.time, result.size
 
         try:
-            self._study.optimize(objective, n_trials=1, callbacks=self._callbacks)
+            self._study.optimize(
+                objective, n_trials=1, callbacks=self._callbacks, catch=(MissedError,)
+            )
         except KeyboardInterrupt:
             for trial in self._study.get_trials(deepcopy=False):
                 failed = trial.state == self._optuna.trial.TrialState.FAIL
-                if failed and trial.number in begun and "stage" in trial.params:
+                if (
+                    failed
+                    and "missed" not in trial.user_attrs.get(_VALUES, {})
+                    and trial.number in begun
+                    and "stage" in trial.params
+                ):
                     self._again(trial)
             raise
 

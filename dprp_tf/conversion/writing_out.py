@@ -7,13 +7,14 @@ from typing import Any
 
 import keras
 
+from dprp_tf.conversion.compilation import compiled_like
 from dprp_tf.conversion.einsum_forms import EinsumForm, WrittenEinsum, einsum_form
 from dprp_tf.conversion.written_attention import WrittenAttention
 from dprp_tf.keras_internals.attention_parts import AttentionParts, attention_parts
 from dprp_tf.keras_internals.graphs import graph_of, layer_keys, mask_of, nodes
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 
-__all__ = ["unwritten", "write_out"]
+__all__ = ["reachable", "unwritten", "write_out"]
 
 _Answer = Callable[..., Any] | str | None
 
@@ -31,7 +32,8 @@ def write_out(model: keras.Model) -> keras.Model:
         model: A built Functional or Sequential model; it stays as it is.
 
     Returns:
-        The model, not compiled; of a model with nothing to write out a copy.
+        The model, compiled with the loss and metrics of the one given if they are Keras' own; of a
+        model with nothing to write out a copy.
 
     Raises:
         ValueError: If the model has no graph, or a layer can't be copied.
@@ -53,7 +55,27 @@ def write_out(model: keras.Model) -> keras.Model:
         answer = answers.get(id(operation))
         return None if isinstance(answer, str) else answer
 
-    return rewrite(model, replace)
+    return compiled_like(rewrite(model, replace), model)
+
+
+def reachable(model: keras.Model) -> keras.Model:
+    """Return a model with attention and einsum written out; itself where there is nothing to write.
+
+    Args:
+        model: Any Keras model.
+
+    Returns:
+        What `write_out` returns, or the model.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    >>> reachable(model) is model
+    True
+    """
+    if graph_of(model) is None or not any(map(callable, _answers(model).values())):
+        return model
+    return write_out(model)
 
 
 def unwritten(model: keras.Model) -> dict[str, str]:

@@ -13,6 +13,7 @@ import keras
 
 from dprp_tf import zoo
 from dprp_tf.conversion.factorizing import factorize
+from dprp_tf.conversion.writing_out import reachable
 from dprp_tf.costs.budget import Budget
 from dprp_tf.costs.compiled_loss import is_categorical
 from dprp_tf.costs.latency_table import LatencyTable
@@ -154,7 +155,7 @@ def _train(
             return model
     else:
         with place.scope():
-            found = load_model(settings.model) if settings.starts_trained else None
+            found = reachable(load_model(settings.model)) if settings.starts_trained else None
             model = _new_model(settings, dataset, found)
         # Only now: a model that can't be made takes no earlier run with it.
         for stale in ("state.json", "history.json", "ranks.json", LOOK, _TEACHER):
@@ -164,7 +165,7 @@ def _train(
         if settings.starts_trained:
             # What is trained itself, or lies on several devices, is not what it began from.
             apart = found is not None and model is not found and place.strategy is None
-            start = found if apart else load_model(settings.model)
+            start = found if apart else reachable(load_model(settings.model))
             assert start is not None
             if settings.distill:
                 save_model(start, folder / _TEACHER)

@@ -23,7 +23,7 @@ from dprp_tf.costs.compiled_loss import (
 from dprp_tf.data import Dataset, batches, reading_errors
 from dprp_tf.data.gathering import gather, is_stream
 from dprp_tf.files.setting_fields import check_settings, setting
-from dprp_tf.keras_internals.graphs import graph_of
+from dprp_tf.keras_internals.graphs import graph_of, layers_inside
 from dprp_tf.training.distillation import Distillation
 from dprp_tf.training.divergence import DivergenceError, DivergenceGuard
 from dprp_tf.training.tuning_state import TuningState
@@ -55,7 +55,9 @@ class FineTuning:
 
     Args:
         epochs: Epochs in all, 0 or more; 0 changes nothing. Default 10.
-        optimizer: `"sgd"`, with Nesterov's momentum, or `"adam"`. Default `"sgd"`.
+        optimizer: `"sgd"`, with Nesterov's momentum, or `"adam"`. Default: Adam for a model with
+            `LayerNormalization` or `RMSNormalization`, such as a transformer, which the steps of
+            SGD unsettle; else SGD.
         learning_rate: Rate at the start. Default 0.01 of SGD, 0.003 of Adam.
         schedule: `"cosine"` to zero over all steps, or `"constant"`. Default `"cosine"`.
         batch_size: Samples per step. Default 128; where an epoch would then have fewer than 80
@@ -89,7 +91,9 @@ class FineTuning:
     """
 
     epochs: int = setting(10, "Epochs in all; 0 changes nothing.", minimum=0)
-    optimizer: str = setting("sgd", "sgd or adam.", choices=tuple(_RATES))
+    optimizer: str | None = setting(
+        None, "sgd or adam.", choices=tuple(_RATES), none_means="adam for transformers, else sgd"
+    )
     learning_rate: float | None = setting(
         None, "Rate at the start.", above=0, none_means="0.01 of sgd, 0.003 of adam"
     )
@@ -227,7 +231,9 @@ class FineTuning:
         return repr(replace(self, **told))
 
     def _compile(self, model: keras.Model, steps: int) -> None:
-        rate: Any = self.learning_rate or _RATES[self.optimizer]
+        parts = layers_inside(model)
+        kind = self.optimizer or ("adam" if any(map(_is_of_transformers, parts)) else "sgd")
+        rate: Any = self.learning_rate or _RATES[kind]
         if self.schedule == "cosine":
             rate = keras.optimizers.schedules.CosineDecay(rate, steps * self.epochs)
         metrics = self.metrics
@@ -237,13 +243,17 @@ class FineTuning:
             metrics += ["binary_accuracy"] if is_binary(self.loss) else []
         decay = self.weight_decay or None
         optimizer: keras.optimizers.Optimizer
-        if self.optimizer == "adam":
+        if kind == "adam":
             optimizer = keras.optimizers.Adam(rate, weight_decay=decay)
         else:
             optimizer = keras.optimizers.SGD(
                 rate, self.momentum, nesterov=self.momentum > 0, weight_decay=decay
             )
         model.compile(optimizer=optimizer, loss=self.loss, metrics=metrics)
+
+
+def _is_of_transformers(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, (keras.layers.LayerNormalization, keras.layers.RMSNormalization))
 
 
 def _batch_size(samples: int) -> int:

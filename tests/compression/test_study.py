@@ -263,3 +263,17 @@ def test_another_study_in_the_same_database_is_refused(database: str, tmp_path: 
     CompressionStudy(tmp_path / "a", IDENTITY, storage=database)
     with pytest.raises(ValueError, match=r"which differs in \['data'\]"):
         CompressionStudy(tmp_path / "b", {**IDENTITY, "data": "c"}, storage=database)
+
+
+def test_chance_goes_on_drawing_where_most_cuts_do_not_exist(tmp_path: Path) -> None:
+    study = CompressionStudy(tmp_path, IDENTITY)
+
+    def few(task: Task) -> Result:
+        if task.number:
+            raise MissedError("there is no such cut")
+        return _done(task)
+
+    for _ in range(24):
+        study.run(Step("cut"), few)
+    states = [one.state for one in study.outcomes()]
+    assert states == ["complete", *["missed"] * 23]

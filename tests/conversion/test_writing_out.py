@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
+from typer.testing import CliRunner
 
 import dprp_tf as dprp
 from dprp_tf import deploy
-from dprp_tf.conversion.writing_out import unwritten
+from dprp_tf.cli.main import app
+from dprp_tf.conversion.writing_out import reachable, unwritten
+from dprp_tf.data import load
 from dprp_tf.layers.factorizable import factorizable
 
 _LONG, _WIDE = 6, 8
@@ -294,3 +298,54 @@ def test_ranks_of_a_transformer_are_chosen_cut_and_exported(tmp_path: Path) -> N
     report = deploy.export(small, tmp_path / "small.tflite", verification_data=x)
     assert report.passed
     np.testing.assert_allclose(deploy.run_file(tmp_path / "small.tflite", x), found, atol=1e-3)
+
+
+def test_a_compiled_model_stays_compiled_and_one_without_such_layers_is_itself() -> None:
+    model = _transformer()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"])
+    plain = dprp.write_out(model)
+    assert plain.loss.get_config() == loss.get_config()
+    other = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    assert reachable(other) is other
+    assert reachable(model) is not model
+
+
+@pytest.mark.slow
+def test_a_transformer_goes_through_selection_and_search_by_the_command_line(
+    tmp_path: Path,
+) -> None:
+    data = load("digits", image_size=12)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(data.image_shape)
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(16, 4, strides=4, name="patches")(x)
+    x = layers.Reshape((9, 16))(x)
+    y = layers.LayerNormalization()(x)
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 8, name="attention")(y, y)])
+    y = layers.Dense(32, "gelu", name="wide")(layers.LayerNormalization()(x))
+    x = layers.Add()([x, layers.Dense(16, name="narrow")(y)])
+    x = layers.GlobalAveragePooling1D()(x)
+    model = keras.Model(inputs, layers.Dense(10, name="head")(x))
+    dprp.FineTuning(epochs=25, batch_size=32, augment=False).fit(model, data)
+    model.save(tmp_path / "vit.keras")
+    words = ["--data", "digits", "--image-size", "12"]
+
+    def said(*more: object) -> Any:
+        return CliRunner().invoke(app, [str(word) for word in more])
+
+    looked = said(tmp_path / "vit.keras")
+    assert looked.exit_code == 0, looked.output
+    assert "in 8 layers" in looked.output
+    bounds = ["--parameters", 0.6, "--cut", "both", "--precision", "float32"]
+    place = ["--folder", tmp_path / "run", "--samples", 64, "--epochs", 2]
+    chosen = said("select", tmp_path / "vit.keras", *words, *bounds, *place)
+    assert chosen.exit_code == 0, chosen.output
+    rows = json.loads((tmp_path / "run" / "selection.json").read_text())["files"]
+    assert all(row["verified"] for row in rows)
+    small = keras.models.load_model(tmp_path / "run" / "model.keras")
+    assert small.count_params() < 0.65 * model.count_params()
+    best = said("compress", tmp_path / "vit.keras", *words, "--folder", tmp_path / "best",
+                "--samples", 64, "--minutes", 1.2, "--max-drop", 5)  # fmt: skip
+    assert best.exit_code == 0, best.output
+    assert (tmp_path / "best" / "best.tflite").exists()

@@ -115,6 +115,22 @@ def test_each_optimizer_trains_as_keras_does_with_its_own_rate(
     assert np.abs(np.array(ours.get_layer("only").kernel) - started).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("normalization", "kind"),
+    [("BatchNormalization", "SGD"), ("LayerNormalization", "Adam"), ("RMSNormalization", "Adam")],
+)
+def test_transformers_are_trained_by_adam(normalization: str, kind: str) -> None:
+    inner = keras.Sequential(
+        [keras.Input((5,)), getattr(keras.layers, normalization)(), keras.layers.Dense(4)]
+    )
+    model = keras.Sequential([keras.Input((5,)), inner, keras.layers.Dense(3)])
+    x, y = np.ones((8, 5), "float32"), np.arange(8) % 3
+    dprp.FineTuning(epochs=1).fit(model, (x, y))
+    assert type(model.optimizer).__name__ == kind
+    dprp.FineTuning(epochs=1, optimizer="sgd").fit(model, (x, y))
+    assert type(model.optimizer).__name__ == "SGD"
+
+
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(ValueError, match="`optimizer` must be"):
         dprp.FineTuning(optimizer="lion")
