@@ -64,6 +64,7 @@ def found(
     return best, time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_the_best_file_is_there_and_computes_what_is_told_of_it(
     found: tuple[dprp.BestFile, float], dense: keras.Model, digits: Dataset
 ) -> None:
@@ -86,6 +87,7 @@ def test_the_best_file_is_there_and_computes_what_is_told_of_it(
     assert np.mean(np.argmax(small, -1) == digits.y_test[told]) > 0.9
 
 
+@pytest.mark.slow
 def test_the_dense_files_of_every_precision_take_part(found: tuple[dprp.BestFile, float]) -> None:
     rows = found[0].results["front"]
     assert {row["label"] for row in rows if row["dense"]} == {
@@ -94,6 +96,7 @@ def test_the_dense_files_of_every_precision_take_part(found: tuple[dprp.BestFile
     assert rows[0]["time"] == rows[0]["size"] == 1
 
 
+@pytest.mark.slow
 def test_the_front_holds_no_file_that_another_beats(found: tuple[dprp.BestFile, float]) -> None:
     best, _ = found
     rows = best.results["front"]
@@ -110,6 +113,7 @@ def test_the_front_holds_no_file_that_another_beats(found: tuple[dprp.BestFile, 
     assert {row["file"] for row in best.front} == {r["file"] for r in rows if not r["beaten"]}
 
 
+@pytest.mark.slow
 def test_the_search_goes_through_its_stages_in_its_minutes(
     found: tuple[dprp.BestFile, float],
 ) -> None:
@@ -122,6 +126,7 @@ def test_the_search_goes_through_its_stages_in_its_minutes(
     assert best.results["minutes"] == pytest.approx(seconds / 60, abs=0.1)
 
 
+@pytest.mark.slow
 def test_all_is_told_in_the_folder(found: tuple[dprp.BestFile, float]) -> None:
     folder = found[0].path.parent
     results = json.loads((folder / "results.json").read_text())
@@ -136,6 +141,7 @@ def test_all_is_told_in_the_folder(found: tuple[dprp.BestFile, float]) -> None:
     assert (folder / "study.sqlite3").exists()
 
 
+@pytest.mark.slow
 def test_the_same_again_looks_for_nothing_more(
     found: tuple[dprp.BestFile, float], dense: keras.Model, digits: Dataset, tmp_path: Path
 ) -> None:
@@ -151,6 +157,7 @@ def test_the_same_again_looks_for_nothing_more(
     assert again.path.read_bytes() == (place / "files" / best["file"]).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["model", "data", "max_drop"])
 def test_a_folder_of_another_search_is_refused_and_stays(
     found: tuple[dprp.BestFile, float],

@@ -487,7 +487,7 @@ def test_the_learning_rate_of_every_epoch(schedule: str, expected: list[float]) 
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed"])
-@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("epoch", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_whose_folder_is_taken_away_ends_and_leaves_none_without_settings(
     settings: TrainSettings, digits: Dataset, tmp_path: Path, how: str, epoch: int
 ) -> None:

@@ -304,7 +304,7 @@ def test_both_go_and_what_is_left_still_tells_classes(
     assert learned < loss(dprp.cut(model, chance, calibration_data=x))
 
 
-@pytest.mark.parametrize("truncation", ["output", "kernel"])
+@pytest.mark.parametrize("truncation", [pytest.param("output", marks=pytest.mark.slow), "kernel"])
 def test_two_ranks_of_a_kernel_are_learned_cut_and_kept(
     truncation: str, trained: tuple[keras.Model, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
@@ -351,6 +351,7 @@ def test_two_ranks_of_a_kernel_are_learned_cut_and_kept(
         )
 
 
+@pytest.mark.slow
 def test_masks_alone_leave_ranks_full_and_thresholds_alone_channels(
     trained: tuple[keras.Model, np.ndarray, np.ndarray],
 ) -> None:
@@ -370,6 +371,7 @@ def test_masks_alone_leave_ranks_full_and_thresholds_alone_channels(
     assert 0.495 <= ranks.shares["macs"] <= 0.5
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_plans() -> None:
     model = _network(3, depth=1)
     x, y = _data()
@@ -463,6 +465,7 @@ def test_a_share_of_the_data_is_learned_from() -> None:
     assert len(set(np.concatenate(drawn).tolist())) == 20
 
 
+@pytest.mark.slow
 def test_groups_and_layers_can_be_chosen(
     trained: tuple[keras.Model, np.ndarray, np.ndarray],
 ) -> None:
