@@ -11,8 +11,17 @@ from dprp_tf.conversion.compilation import compiled_like
 from dprp_tf.conversion.einsum_forms import EinsumForm, WrittenEinsum, einsum_form
 from dprp_tf.conversion.written_attention import WrittenAttention
 from dprp_tf.keras_internals.attention_parts import AttentionParts, attention_parts
-from dprp_tf.keras_internals.graphs import graph_of, layer_keys, mask_of, nodes
+from dprp_tf.keras_internals.graphs import (
+    graph_of,
+    layer_keys,
+    layers_inside,
+    mask_of,
+    nodes,
+)
+from dprp_tf.keras_internals.opening import opened, symbolic_inputs
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
+from dprp_tf.keras_internals.same_settings import is_of_keras
+from dprp_tf.layers import FactorizedLayer
 
 __all__ = ["reachable", "unwritten", "write_out"]
 
@@ -25,8 +34,10 @@ def write_out(model: keras.Model) -> keras.Model:
     `EinsumDense` becomes a `Dense` layer between changes of shape, and `MultiHeadAttention` and
     `GroupQueryAttention` become the dense layers of their projections, named after the layer and
     the part (`"attention_query"`), and the operations between them. `TimeDistributed` round a dense
-    layer becomes that layer. Every function of this package then reaches their kernels: ranks,
-    quantization, export. The model trains as before; regularizers, dropout and what is frozen stay.
+    layer becomes that layer. Layers of one's own that hold layers, such as the blocks of a
+    transformer, become nested models of what they hold, where their `call` is made of layers and
+    `keras.ops`. Every function of this package then reaches their kernels: ranks, quantization,
+    export. The model trains as before; regularizers, dropout and what is frozen stay.
 
     Args:
         model: A built Functional or Sequential model; it stays as it is.
@@ -49,13 +60,17 @@ def write_out(model: keras.Model) -> keras.Model:
     ['attention_query', 'attention_key', 'attention_value', 'attention_output']
     """
     require_graph(model)
-    answers = _answers(model)
+    return compiled_like(_written(model, take_over=False), model)
+
+
+def _written(model: keras.Model, *, take_over: bool) -> keras.Model:
+    answers = _answers(model, take_over=take_over)
 
     def replace(operation: Any) -> Any:
         answer = answers.get(id(operation))
         return None if isinstance(answer, str) else answer
 
-    return compiled_like(rewrite(model, replace), model)
+    return rewrite(model, replace, take_over=take_over)
 
 
 def reachable(model: keras.Model) -> keras.Model:
@@ -106,7 +121,7 @@ def unwritten(model: keras.Model) -> dict[str, str]:
     }
 
 
-def _answers(model: keras.Model) -> dict[int, _Answer]:
+def _answers(model: keras.Model, *, take_over: bool = False) -> dict[int, _Answer]:
     """By layer what stands for it, or why nothing does."""
     found: dict[int, _Answer] = {}
     containers = [model]
@@ -114,19 +129,32 @@ def _answers(model: keras.Model) -> dict[int, _Answer]:
         container = containers.pop()
         for node in nodes(graph_of(container)):
             layer = node.operation
+            if node.is_input:
+                continue
             if graph_of(layer) is not None:
                 containers.append(layer)
             elif isinstance(layer, keras.layers.Layer) and not isinstance(
                 found.get(id(layer)), str
             ):
                 # One call that can't be written out keeps the layer for all its calls.
-                answer = _answer(layer, node)
-                if isinstance(answer, str) or id(layer) not in found:
+                known = found.get(id(layer))
+                if isinstance(known, _Opened):
+                    if not known.fits(node):
+                        found[id(layer)] = "it is called in different ways"
+                    continue
+                answer = _answer(layer, node, take_over)
+                if isinstance(answer, str) or known is None:
                     found[id(layer)] = answer
     return found
 
 
-def _answer(layer: keras.layers.Layer, node: Any) -> _Answer:
+def _answer(layer: keras.layers.Layer, node: Any, take_over: bool) -> _Answer:
+    if _holds_kernels(layer):
+        try:
+            told = node.arguments
+            return _Opened(opened(layer, told.args, told.kwargs, take_over=take_over), node)
+        except ValueError as error:
+            return str(error)
     if type(layer) is keras.layers.EinsumDense:
         form = _form(layer, tuple(node.input_tensors[0].shape))
         return form if isinstance(form, str) else WrittenEinsum(layer, form)
@@ -179,6 +207,42 @@ def _attention(layer: keras.layers.Layer, parts: AttentionParts, node: Any) -> _
             return f"{part}: {form}"
         forms[part] = form
     return WrittenAttention(layer, parts, forms)
+
+
+def _holds_kernels(layer: keras.layers.Layer) -> bool:
+    """Whether it is a layer of someone's own whose kernels are those of layers inside it."""
+    if is_of_keras(layer) or isinstance(layer, FactorizedLayer):
+        return False
+    parts = layers_inside(layer, include_self=False)
+    return any(len(weight.shape) > 1 for part in parts for weight in part.trainable_weights)
+
+
+class _Opened:
+    """A layer as a nested model of what it holds, in which all is written out in turn."""
+
+    def __init__(self, graph: keras.Model, node: Any) -> None:
+        self._graph = graph
+        self._made: keras.Model | None = None
+        self._told = _beside_tensors(node.arguments.args, node.arguments.kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._made is None:
+            self._made = _written(self._graph, take_over=True)
+        tensors = symbolic_inputs((args, kwargs))
+        return self._made(tensors if len(tensors) > 1 else tensors[0])
+
+    def fits(self, node: Any) -> bool:
+        """Whether another call is given the same but for the tensors."""
+        return self._told == _beside_tensors(node.arguments.args, node.arguments.kwargs)
+
+
+def _beside_tensors(args: Any, kwargs: Any) -> str:
+    tensors = {id(tensor) for tensor in symbolic_inputs((args, kwargs))}
+    return repr(
+        keras.tree.map_structure(
+            lambda leaf: "tensor" if id(leaf) in tensors else leaf, (args, kwargs)
+        )
+    )
 
 
 class _OverTime:

@@ -62,6 +62,7 @@ def rewrite(
     *,
     input_shape: Callable[[Any], Any] | None = None,
     note: Callable[[Any, Any], None] | None = None,
+    take_over: bool = False,
     **arguments: Any,
 ) -> keras.Model:
     """Return a copy of a model in which some layers are replaced; the original is untouched.
@@ -81,6 +82,8 @@ def rewrite(
             batch included, that the copy has, or None to keep it. Default: all keep theirs.
         note: Called with each symbolic tensor and the one that stands for it in the copy; those
             inside of a nested model that is copied as it is are left out. Default: nothing.
+        take_over: Whether layers that are not replaced are the model's own instead of copies, for
+            a model that nobody else has. Default False.
         **arguments: Passed to `model_class` beside inputs, outputs and name.
 
     Returns:
@@ -92,7 +95,7 @@ def rewrite(
     """
     require_graph(model)
     _require_own_weights(model)
-    rewriter = _Rewriter(model, replace, input_shape=input_shape, note=note)
+    rewriter = _Rewriter(model, replace, input_shape=input_shape, note=note, take_over=take_over)
     return rewriter.rebuild(model, model_class, arguments)
 
 
@@ -135,12 +138,13 @@ class _Rewriter:
         configure: Configure | None = None,
         input_shape: Callable[[Any], Any] | None = None,
         note: Callable[[Any, Any], None] | None = None,
+        take_over: bool = False,
     ) -> None:
-        self._replace = replace
+        self._replace, self._take_over = replace, take_over
         self._note = note or (lambda old, new: None)
         self._input_shape = input_shape or (lambda tensor: None)
         # A nested model is copied as it is only where nothing is configured anew.
-        self._copies_whole = configure is None
+        self._copies_whole = configure is None and not take_over
         self._configure = configure or (lambda config: config)
         self._answers: dict[int, Any] = {}
         self._copies: dict[int, Any] = {}
@@ -190,6 +194,8 @@ class _Rewriter:
         new = self._answer(operation)
         if not isinstance(operation, keras.layers.Layer):
             return _clone_operation(operation, self._configure) if new is None else new
+        if new is None and self._take_over:
+            return operation
         return partial(self._copy_of_layer, operation) if new is None else new
 
     def _copy_of_layer(self, layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
