@@ -157,7 +157,10 @@ def _reason_of_composite(layer: keras.layers.Layer) -> str | None:
         return None
     counts = Counter(type(part).__name__ for part in kernels)
     listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"its kernels are those of layers inside {kind} ({listed}), out of reach of the graph"
+    return (
+        f"its kernels are those of layers inside {kind} ({listed}), out of reach of the graph; "
+        "dprp_tf.write_out(model) opens it where it can"
+    )
 
 
 def _selection(

@@ -64,7 +64,7 @@ def test_a_name_is_no_reason(name: str, kind: type[layers.Layer]) -> None:
     else:
         assert skip_reason(layer) == (
             f"its kernels are those of layers inside {name} (1 Conv2D, 1 Dense), out of reach of "
-            "the graph"
+            "the graph; dprp_tf.write_out(model) opens it where it can"
         )
 
 
@@ -79,7 +79,7 @@ def test_a_name_is_no_reason(name: str, kind: type[layers.Layer]) -> None:
         (layers.ConvLSTM2D, (4, 3), "recurrent"),
         (layers.MultiHeadAttention, (2, 3), "attention: "),
         (layers.GroupQueryAttention, (4, 4, 2), "attention: "),
-        (layers.EinsumDense, ("ab,bc->ac", 4), "a Dense layer computes the same"),
+        (layers.EinsumDense, ("ab,bc->ac", 4), "makes a Dense layer of it"),
         (layers.TimeDistributed, (layers.Dense(3),), "inside a Plain wrapper"),
     ],
 )
