@@ -13,6 +13,7 @@ from keras import layers
 
 import dprp_tf as dprp
 from dprp_tf import deploy
+from dprp_tf.layers.factorizable import factorizable
 
 hub = pytest.importorskip("keras_hub", reason="keras-hub is not installed: pip install keras-hub")
 pytestmark = pytest.mark.slow
@@ -216,3 +217,30 @@ def test_from_the_backbone_to_its_files(name: str, tmp_path: Path) -> None:
             minimum_agreement=0.6,
         )
         assert report.passed
+
+
+REACHED = {
+    # The least share of kernels that ranks reach once all is written out that can be.
+    "MobileNet": 0.8,
+    "ViT": 0.45,
+    "MiT": 0.25,
+    "ViTDet": 0.7,
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_written_out_it_computes_the_same_and_more_is_reached(name: str) -> None:
+    build, least, _ = BACKBONES[name]
+    keras.utils.set_random_seed(0)
+    model = _with_head(build())
+    plain = dprp.write_out(model)
+    x = np.random.default_rng(0).random((8, *SHAPE)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(plain.predict(x, verbose=0), expected, atol=1e-5)
+    assert plain.count_params() == model.count_params()
+    able = factorizable(plain)[0].values()
+    kernels = sum(int(np.prod(layer.kernel.shape)) for layer in able)
+    share = kernels / sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    assert share >= REACHED.get(name, least)
+    low = dprp.factorize(plain, decomposition="channel")
+    np.testing.assert_allclose(low.predict(x, verbose=0), expected, atol=1e-4)

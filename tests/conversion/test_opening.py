@@ -136,6 +136,14 @@ class _ByBatch(_Counting):
         return self.dense(x) * ops.cast(ops.shape(x)[0], "float32")
 
 
+class _Windows(_Counting):
+    """Samples are told from positions by the number of samples."""
+
+    def call(self, x: Any) -> Any:
+        flat = self.dense(ops.reshape(x, (ops.shape(x)[0] * _LONG, _WIDE)))
+        return ops.reshape(flat, (ops.shape(x)[0], _LONG, _WIDE))
+
+
 class _OwnWeight(_Counting):
     def build(self, shape: Any) -> None:
         self.dense.build(shape)
@@ -172,6 +180,7 @@ def test_what_is_made_for_each_sample_alike_is_opened() -> None:
     ("kind", "reason"),
     [
         (_ByBatch, "computes something else"),
+        (_Windows, "works for one sample alone"),
         (_OwnWeight, "weights beside those of its layers"),
         (_Branching, "takes another way in training"),
     ],
