@@ -140,6 +140,7 @@ def _entry(
         "time": time,
         "size": size,
         "dense": origin is None,
+        "narrow": origin is not None and origin.stage == "narrow",
         "verified": row["verified"],
         "meets": row["verified"] and goal.meets(row["score"], time, size),
         "step": None if origin is None else origin.number,

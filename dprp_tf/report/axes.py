@@ -133,20 +133,27 @@ def percent_ticks(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}"))
 
 
-def position_axis(axes: Axes, values: Sequence[float], unit: str | None = None) -> None:
-    """Start the x axis at zero, or make it logarithmic where values span a factor above 20.
+def position_axis(
+    axes: Axes, values: Sequence[float], unit: str | None = None, *, factor: float = 20
+) -> None:
+    """Start the x axis at zero, or make it logarithmic where values span a large factor.
 
     Args:
         axes: Axes to set.
         values: Every value drawn; at least one.
         unit: Written behind short counts, such as `"B"` in `250 kB`. Defaults to plain numbers.
+        factor: Above which span it is logarithmic. Default 20.
     """
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = min(values), max(values)
-    if low > 0 and high > 20 * low:
+    if low > 0 and high > factor * low:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.6, high * 1.6)
+        if high < 20 * low:
+            # Powers of ten alone would be one number or none.
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(0, (high or 1.0) * 1.18)
         value_ticks(axes.xaxis)

@@ -34,6 +34,7 @@ class _Point:
     colour: str
     best: bool
     beaten: bool
+    named: bool = False
 
 
 def plot_front(results: Mapping[str, Any], theme: str = "light") -> Figure:
@@ -41,7 +42,8 @@ def plot_front(results: Mapping[str, Any], theme: str = "light") -> Figure:
 
     Up and to the left is better. A line joins the files that no other beats; small points are
     candidates that were left before they became files; a dashed line is the accuracy that was
-    wished at least.
+    wished at least. Labels say what the best file is, what no other beats, the dense files, and a
+    narrower network.
 
     Args:
         results: Content of `results.json`, of a search for the best file.
@@ -84,10 +86,12 @@ def plot_front(results: Mapping[str, Any], theme: str = "light") -> Figure:
     if not math.isnan(least):
         everything.append(least)
         axes.axhline(least, color=colours.muted, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    position_axis(axes, [point.x for point in (*files, *candidates)], None)
+    position_axis(axes, [point.x for point in (*files, *candidates)], factor=3)
     accuracy_axis(axes, everything)
     _draw(axes, files, candidates, colours)
-    place_labels(axes, [([(point.x, point.y)], _label(point), colours.text) for point in files])
+    # Labels of all that others beat would cover what they don't.
+    told = [point for point in files if point.named or not point.beaten]
+    place_labels(axes, [([(point.x, point.y)], _label(point), colours.text) for point in told])
     _legend(axes, colours, bool(candidates), not math.isnan(least))
     return figure
 
@@ -110,7 +114,9 @@ def _files(results: Mapping[str, Any], colours: Theme) -> list[_Point]:
         best, dense = bool(row.get("best")), bool(row.get("dense"))
         colour = colours.dense if dense else colours.dprp if best else colours.others[0]
         label = clean_name(row.get("label") or "", _NAME_LIMIT)
-        found.append(_Point(label, x, y, size, colour, best, bool(row.get("beaten"))))
+        # What a user would do instead is named in any case.
+        named = best or dense or bool(row.get("narrow"))
+        found.append(_Point(label, x, y, size, colour, best, bool(row.get("beaten")), named))
     return found
 
 

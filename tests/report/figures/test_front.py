@@ -26,6 +26,7 @@ def _results() -> dict[str, Any]:
             row("channels and ranks, 0.50", 0.868, 0.52, 0.4, best=True),
             row("channels and ranks, 0.35", 0.85, 0.36, 0.25),
             row("ranks, 0.65", 0.84, 0.7, 0.5, beaten=True),
+            row("narrower, from scratch, 0.55", 0.83, 0.55, 0.45, beaten=True, narrow=True),
         ],
         "search": [
             {"stage": "cut", "label": "ranks, 0.65", "score": 0.82, "time": 0.65},
@@ -55,6 +56,16 @@ def test_every_file_is_a_point_whose_area_is_its_bytes() -> None:
     assert_nothing_clipped(figure)
 
 
+def test_times_that_span_much_are_drawn_on_a_logarithmic_axis() -> None:
+    results = _results()
+    axes = plot_front(results).axes[0]
+    assert axes.get_xscale() == "log"
+    low, high = axes.get_xlim()
+    assert {0.5, 1, 2} <= {tick for tick in axes.get_xticks() if low < tick < high}
+    near = {**results, "front": results["front"][2:]}
+    assert plot_front(near).axes[0].get_xscale() == "linear"
+
+
 def test_a_line_joins_what_no_other_beats_and_another_is_the_accuracy_wished() -> None:
     (axes,) = plot_front(_results()).axes
     wished, joined = axes.lines
@@ -62,12 +73,14 @@ def test_a_line_joins_what_no_other_beats_and_another_is_the_accuracy_wished() -
     assert joined.get_xdata().tolist() == [0.36, 0.52, 1.0, 2.4]
 
 
-def test_every_file_is_labelled_and_no_label_covers_another() -> None:
+def test_what_is_worth_a_look_is_labelled_and_no_label_covers_another() -> None:
     results = _results()
     (axes,) = plot_front(results).axes
     told = {text.get_text() for text in axes.texts}
     assert told == {
-        ("best: " if row.get("best") else "") + row["label"] for row in results["front"]
+        ("best: " if row.get("best") else "") + row["label"]
+        for row in results["front"]
+        if row.get("narrow") or not row.get("beaten")
     }
     assert not any(a.overlaps(b) for a, b in itertools.combinations(label_boxes(axes), 2))
 
@@ -83,5 +96,5 @@ def test_of_a_search_the_front_is_drawn_instead_of_one_trade_off_per_format() ->
 
 def test_its_words_name_the_best() -> None:
     assert describe_front(_results()) == (
-        "Scatter plot of accuracy against time of 5 files. The best is channels and ranks, 0.50."
+        "Scatter plot of accuracy against time of 6 files. The best is channels and ranks, 0.50."
     )
