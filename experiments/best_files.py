@@ -163,7 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--storage", help="of workers: postgresql://user@host/name_{workers}")
     parser.add_argument("--work", type=Path, required=True, help="folder of the searches")
     parser.add_argument("--results", type=Path, default=Path("results/best_files"))
-    parser.add_argument("options", nargs="*", help="behind --: further options of the search")
+    parser.add_argument(
+        "--options", nargs=argparse.REMAINDER, default=[], help="last: further ones of the search"
+    )
     options = parser.parse_args(arguments)
     if options.compare == "workers" and not options.storage:
         parser.error("workers need --storage")
