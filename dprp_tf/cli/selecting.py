@@ -119,6 +119,12 @@ def select(
     told = ", ".join(f"{name} {value:.2%}" for name, value in results["accuracy"].items())
     print_text(f"Accuracy on the {results['data']['test']} test images: {told}")
     print_text(_speed(results))
+    for row in results.get("files", ()):
+        if not row["verified"]:
+            print_text(
+                f"{row['file']} is NOT VERIFIED, do not ship it: it calls only "
+                f"{row['top1_agreement']:.1%} of the images the same as its model does."
+            )
     log = "" if chosen.by_width else "every candidate, "
     print_text(f"{folder}: report.html, {log}the plan, the models and their files")
     words = data_options(data, image_size, mean, std)

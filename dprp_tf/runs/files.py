@@ -94,6 +94,7 @@ def timed_files(
     target: str = "local",
     threads: int = 1,
     repeats: int = 60,
+    keep_unverified: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[dict[str, Any]]:
     """Write models as files of one format, verify each, and time them in turns.
@@ -107,13 +108,14 @@ def timed_files(
         target: Where to time them. Default: this machine.
         threads: Threads of the runtime. Default 1.
         repeats: Timed rounds. Default 60.
+        keep_unverified: As `write_file` takes it. Default False.
         progress: Called with the name of each step.
 
     Returns:
         A row per file, as `results.json` has them under `files`.
 
     Raises:
-        ParityError: If a file computes something else than its model.
+        ParityError: If a file computes something else than its model, and is not kept.
         TargetError: If the target can't be reached or lacks the runtime.
 
     Example:
@@ -124,7 +126,8 @@ def timed_files(
     rows, samples = [], FileSamples(dataset)
     for name, model in models.items():
         progress(f"{label}: {name}")
-        rows.append(write_file(folder, label, name, model, samples))
+        row = write_file(folder, label, name, model, samples, keep_unverified=keep_unverified)
+        rows.append(row)
     progress(f"{label}: timing")
     return time_rows(folder, rows, dataset, target=target, threads=threads, repeats=repeats)
 

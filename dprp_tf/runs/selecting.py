@@ -73,7 +73,8 @@ def select_in_folder(
     `JointPlan`) instead.
 
     Unless `settings.precision` is None, the last of them becomes a file for the target, verified
-    and timed in turns with the dense model's file. Where the budget is one of time, or of accuracy
+    and timed in turns with the dense model's file; one that does not pass stays, with `verified`
+    False in its row. Where the budget is one of time, or of accuracy
     alone, the cut is chosen by what each layer takes there: `latency.json` by rank, or
     `widths.json` by channels, measured if it isn't given.
 
@@ -176,6 +177,8 @@ def _run(
             dataset,
             target=settings.target,
             threads=settings.threads,
+            # What took so long to tune is told all the same.
+            keep_unverified=True,
             progress=display.step,
         )
         write_json(place / _RESULTS, results)

@@ -337,12 +337,14 @@ def test_a_transformer_goes_through_selection_and_search_by_the_command_line(
     looked = said(tmp_path / "vit.keras")
     assert looked.exit_code == 0, looked.output
     assert "in 8 layers" in looked.output
-    bounds = ["--parameters", 0.6, "--cut", "both", "--precision", "float32"]
+    bounds = ["--parameters", 0.6, "--cut", "both"]
     place = ["--folder", tmp_path / "run", "--samples", 64, "--epochs", 2]
     chosen = said("select", tmp_path / "vit.keras", *words, *bounds, *place)
     assert chosen.exit_code == 0, chosen.output
     rows = json.loads((tmp_path / "run" / "selection.json").read_text())["files"]
-    assert all(row["verified"] for row in rows)
+    # Of so few images int8 may break it, which is told and ends nothing.
+    for row in rows:
+        assert row["verified"] or f"{row['file']} is NOT VERIFIED" in chosen.output
     small = keras.models.load_model(tmp_path / "run" / "model.keras")
     assert small.count_params() < 0.65 * model.count_params()
     best = said("compress", tmp_path / "vit.keras", *words, "--folder", tmp_path / "best",
