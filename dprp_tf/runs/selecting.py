@@ -74,9 +74,9 @@ def select_in_folder(
 
     Unless `settings.precision` is None, the last of them becomes a file for the target, verified
     and timed in turns with the dense model's file; one that does not pass stays, with `verified`
-    False in its row. Where the budget is one of time, or of accuracy
-    alone, the cut is chosen by what each layer takes there: `latency.json` by rank, or
-    `widths.json` by channels, measured if it isn't given.
+    False in its row. Where the budget is one of time, or of accuracy alone, the cut is chosen by
+    what each layer takes there: `latency.json` by rank, or `widths.json` by channels, measured if
+    it isn't given.
 
     Args:
         folder: The folder; the same call goes on in it after an interruption.
