@@ -40,7 +40,7 @@ __all__ = ["DENSE", "ROUNDED", "Workshop"]
 DENSE = "dense"
 # What names of models end in that were trained with rounding.
 ROUNDED = "_rounded"
-_DENSE_JSON, _CUT = "dense.json", "cut.keras"
+_DENSE_JSON, _CUT, _TUNED = "dense.json", "cut.keras", "tuned.keras"
 # Images that a cut, which nothing was trained of, is judged by at most.
 _LOOK = 2000
 # What the last timing may take longer than the first.
@@ -298,13 +298,18 @@ class Workshop:
         return self.files.folder / f"cut{origin.number}{'_on' if gone_on else ''}.keras"
 
     def _start(self, task: Task, origin: Outcome) -> keras.Model:
-        """What a training begins with: what was made of the cut here before, or the cut anew."""
+        """What a training begins with: what was made of the cut here before, or the cut anew.
+
+        A training to the end begins where the best little one ended.
+        """
         place = self._place(origin.number)
         finished = self._kept(origin)
         if task.step.goes_on:
             if not finished.exists():
                 raise MissedError("the model that was finished lies on another machine")
             return load_model(finished)
+        if task.step.stage == "finished" and (place / _TUNED).exists():
+            return load_model(place / _TUNED)
         if (place / _CUT).exists():
             return load_model(place / _CUT)
         # Another machine made it.
@@ -338,7 +343,15 @@ class Workshop:
         origin = self._origin(task, outcomes)
         start, place = self._start(task, origin), self._place(origin.number)
         model, values = self._trained(task, start, place, self.file_seconds)
-        return Result(accuracy(model, self.validation), origin.time, origin.size, values)
+        score = accuracy(model, self.validation)
+        others = [
+            one.score
+            for one in outcomes
+            if one.stage == "tuned" and one.done and one.origin == origin.number
+        ]
+        if score > max(others, default=0.0):
+            save_model(model, place / _TUNED)
+        return Result(score, origin.time, origin.size, values)
 
     def _finished(self, task: Task, outcomes: list[Outcome]) -> Result:
         self._tell(f"{task.number}: training {task.candidate.label} to the end")

@@ -429,11 +429,12 @@ def test_an_interrupted_one_ends_bit_for_bit_as_one_that_was_not(
     _require_equal(_values(resumed), _values(whole))
 
 
-def test_without_a_teacher_a_tuning_is_told_as_before_there_were_any() -> None:
+def test_without_a_teacher_a_tuning_tells_of_none() -> None:
     text = dprp.FineTuning(epochs=2).identity
     assert text == (
-        "FineTuning(epochs=2, learning_rate=0.01, schedule='cosine', batch_size=None, momentum=0.9,"
-        " weight_decay=0.0, augment=True, loss=None, metrics=None, seed=0)"
+        "FineTuning(epochs=2, optimizer=None, learning_rate=None, schedule='cosine', "
+        "batch_size=None, momentum=0.9, weight_decay=0.0, augment=True, loss=None, metrics=None, "
+        "seed=0)"
     )
     taught = dprp.FineTuning(epochs=2, teacher=_network())
     assert taught.identity.startswith(text[:-1] + ", teacher=Distillation(teacher=")
