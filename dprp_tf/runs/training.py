@@ -23,7 +23,7 @@ from dprp_tf.files.lock import run_lock
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.runs.checkpoints import Recorder, check_config, load_checkpoint, read_state
 from dprp_tf.runs.excluded_layers import all_but
-from dprp_tf.runs.first_look import first_look
+from dprp_tf.runs.first_look import FirstLook, first_look
 from dprp_tf.runs.kept_folder import KeptFolder
 from dprp_tf.runs.ownership import TRAINING, require_own
 from dprp_tf.runs.results import FOLDED, LOOK, RESULTS, TABLE
@@ -157,20 +157,22 @@ def _train(
         with place.scope():
             found = reachable(load_model(settings.model)) if settings.starts_trained else None
             model = _new_model(settings, dataset, found)
-        # Only now: a model that can't be made takes no earlier run with it.
-        for stale in ("state.json", "history.json", "ranks.json", LOOK, _TEACHER):
-            (folder / stale).unlink(missing_ok=True)
-        # What follows is found again by it if the run is killed: it says whose folder this is.
-        write_json(folder / "config.json", config)
+        look: FirstLook | None = None
         if settings.starts_trained:
             # What is trained itself, or lies on several devices, is not what it began from.
             apart = found is not None and model is not found and place.strategy is None
             start = found if apart else reachable(load_model(settings.model))
             assert start is not None
-            if settings.distill:
-                save_model(start, folder / _TEACHER)
             look = first_look(start, dataset)
             look.warn()
+        # Only now: a model that can't be made or does not fit takes no earlier run with it.
+        for stale in ("state.json", "history.json", "ranks.json", LOOK, _TEACHER):
+            (folder / stale).unlink(missing_ok=True)
+        # What follows is found again by it if the run is killed: it says whose folder this is.
+        write_json(folder / "config.json", config)
+        if start is not None and look is not None:
+            if settings.distill:
+                save_model(start, folder / _TEACHER)
             write_json(folder / LOOK, look.as_dict())
     if resumed:
         write_json(folder / "config.json", config)

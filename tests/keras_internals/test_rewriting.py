@@ -592,7 +592,7 @@ def _reasons() -> dict[str, tuple[layers.Layer, str]]:
         "wrapped recurrent": (layers.Bidirectional(layers.GRU(3)), "recurrent"),
         "wrapped": (layers.TimeDistributed(layers.Dense(3)), "TimeDistributed wrapper"),
         "attention": (layers.MultiHeadAttention(2, 3), "attention"),
-        "einsum": (layers.EinsumDense("abc,cd->abd", (None, 4)), "a Dense layer computes the same"),
+        "einsum": (layers.EinsumDense("abc,cd->abd", (None, 4)), "makes a Dense layer of it"),
         "subclassed": (Subclassed(3), "subclassed model Subclassed"),
         "custom": (Block(3), "Block"),
         "adapted": (low_rank_adapted, "LoRA"),
