@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dprp_tf.compression.goal import Goal
 from dprp_tf.compression.outcome import Outcome
 from dprp_tf.compression.schedule import (
     LEAST_EPOCHS,
     MOST_CUTS,
     RECIPES,
+    Schedule,
     Step,
     whole_or_part,
 )
@@ -20,19 +20,20 @@ __all__ = ["RandomSchedule"]
 _CANDIDATES = 6
 
 
-class RandomSchedule:
+class RandomSchedule(Schedule):
     """Cuts at random, and trains each to the end, for an equal part of the time.
 
     It knows no stages: nothing is tried a little first, and nothing that was seen decides what is
     done next. Recipes of training take turns.
 
     Args:
-        goal: The wish.
-        seconds: Those of the search, without its preparations.
-        file_seconds: What it takes to write, verify and time one file.
+        goal: As for `Schedule`.
+        seconds: Likewise.
+        file_seconds: Likewise.
 
     Example:
 
+    >>> from dprp_tf.compression.goal import Goal
     >>> from dprp_tf.compression.outcome import Dense
     >>> from dprp_tf.compression.settings import CompressionSettings
     >>> goal = Goal(CompressionSettings(max_drop=0.01), Dense(0.9, 2.0, 1000.0, 10.0, 500))
@@ -40,9 +41,6 @@ class RandomSchedule:
     >>> step.stage, step.candidate
     ('cut', None)
     """
-
-    def __init__(self, goal: Goal, seconds: float, file_seconds: float) -> None:
-        self._goal, self._whole, self._file = goal, max(seconds, 1.0), file_seconds
 
     def next(self, outcomes: Sequence[Outcome], left: float) -> Step | None:
         """Return what is to be done now.
@@ -59,9 +57,7 @@ class RandomSchedule:
         trained = {one.of for one in known if one.stage == "finished"}
         waiting = [one for one in cuts if one.done and one.number not in trained]
         if not waiting:
-            cutting = [float(one.values.get("seconds", 0.0)) for one in cuts]
-            enough = left > self._file + max(cutting, default=0.0)
-            return Step("cut") if enough and len(cuts) < MOST_CUTS else None
+            return Step("cut") if self._may_cut(cuts, left) and len(cuts) < MOST_CUTS else None
         (chosen, *_) = waiting
         # What is left over for the last is better used than not.
         for seconds in (min(left, self._whole / _CANDIDATES), left):

@@ -127,9 +127,7 @@ class Schedule:
         known = [one for one in outcomes if one.state != "failed"]
         cuts = [one for one in known if one.stage == "cut"]
         used = 1 - left / self._whole
-        cutting = [float(cut.values["seconds"]) for cut in cuts if "seconds" in cut.values]
-        # With no time for another cut and its file, what is known must do.
-        enough = left > self._file + max(cutting, default=0.0)
+        enough = self._may_cut(cuts, left)
         for candidate in self._ladder() if enough else ():
             if not any(cut.candidate == candidate for cut in cuts):
                 # Of little time the ladder's first steps are enough.
@@ -155,6 +153,11 @@ class Schedule:
             # Nothing that is known promises more, and there is time to look further.
             return Step("cut")
         return step
+
+    def _may_cut(self, cuts: Sequence[Outcome], left: float) -> bool:
+        """Whether there is time for another cut and its file; else what is known must do."""
+        cutting = [float(cut.values["seconds"]) for cut in cuts if "seconds" in cut.values]
+        return left > self._file + max(cutting, default=0.0)
 
     def _ladder(self) -> list[Candidate]:
         goal = self._goal

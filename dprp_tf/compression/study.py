@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["CompressionStudy", "MissedError", "Result", "StepCallback", "Task"]
 
 StepCallback = Callable[["optuna.Study", "optuna.trial.FrozenTrial"], None]
-"""What Optuna calls after every step, such as its own for TensorBoard, MLflow and W&B."""
+"""What Optuna calls after every step, with its study and the trial of the step."""
 
 _NAME = "compression"
 _IDENTITY = "identity"

@@ -43,6 +43,7 @@ def reinitialized(model: keras.Model) -> keras.Model:
             return None
         try:
             return type(layer).from_config(layer.get_config())
+        # What Keras raises of a class that has no `get_config`, or one that leaves arguments out.
         except (TypeError, NotImplementedError) as error:
             raise ValueError(
                 "`model` must hold layers that can be made anew from `get_config()`. Received: "

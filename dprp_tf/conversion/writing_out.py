@@ -60,12 +60,12 @@ def write_out(model: keras.Model) -> keras.Model:
     ['attention_query', 'attention_key', 'attention_value', 'attention_output']
     """
     require_graph(model)
-    return compiled_like(_written(model, take_over=False), model)
+    return compiled_like(_written(model, _answers(model)), model)
 
 
-def _written(model: keras.Model, *, take_over: bool) -> keras.Model:
-    answers = _answers(model, take_over=take_over)
-
+def _written(
+    model: keras.Model, answers: dict[int, _Answer], *, take_over: bool = False
+) -> keras.Model:
     def replace(operation: Any) -> Any:
         answer = answers.get(id(operation))
         return None if isinstance(answer, str) else answer
@@ -88,9 +88,11 @@ def reachable(model: keras.Model) -> keras.Model:
     >>> reachable(model) is model
     True
     """
-    if graph_of(model) is None or not any(map(callable, _answers(model).values())):
+    # Blocks are opened once, to see whether they can be and to be written.
+    answers = {} if graph_of(model) is None else _answers(model)
+    if not any(map(callable, answers.values())):
         return model
-    return write_out(model)
+    return compiled_like(_written(model, answers), model)
 
 
 def unwritten(model: keras.Model) -> dict[str, str]:
@@ -227,7 +229,8 @@ class _Opened:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._made is None:
-            self._made = _written(self._graph, take_over=True)
+            answers = _answers(self._graph, take_over=True)
+            self._made = _written(self._graph, answers, take_over=True)
         tensors = symbolic_inputs((args, kwargs))
         return self._made(tensors if len(tensors) > 1 else tensors[0])
 

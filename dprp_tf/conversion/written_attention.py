@@ -83,7 +83,12 @@ class WrittenAttention:
         if not parts.heeds_query_mask:
             query_mask = None
         told = (query_mask, value_mask, key_mask, attention_mask)
-        causal = use_causal_mask and window is None and all(mask is None for mask in told)
+        # Keras' operation tells a wrong shape of values that are wider than keys.
+        odd = parts.key.kernel.shape[-1] != parts.value.kernel.shape[-1]
+        written = bool(parts.dropout) or return_attention_scores or odd
+        # Of causal attention alone the operation needs no mask.
+        plain = window is None and all(mask is None for mask in told)
+        causal = use_causal_mask and plain and not written
         mask = _mask(*told, causal=use_causal_mask and not causal, window=window, long=long)
         projected = self._project
         q = projected["query"](query)
@@ -92,11 +97,7 @@ class WrittenAttention:
         if parts.repeats > 1:
             k, v = (ops.repeat(each, parts.repeats, axis=2) for each in (k, v))
         scores = None
-        # Keras' operation tells a wrong shape of values that are wider than keys.
-        odd = q.shape[-1] != v.shape[-1]
-        if parts.dropout or return_attention_scores or odd:
-            if causal:
-                mask = _mask(None, None, None, None, causal=True, window=None, long=long)
+        if written:
             q = ops.multiply(q, ops.cast(parts.scale, q.dtype))
             scores = ops.einsum("btnh,bsnh->bnts", q, k)
             softmax = keras.layers.Softmax(dtype=self._policy, name=f"{self._name}_softmax{call}")
