@@ -14,6 +14,7 @@ from dprp_tf.conversion.assembly import assemble
 from dprp_tf.conversion.folding import require_finite_factors
 from dprp_tf.conversion.form_weights import random_weights
 from dprp_tf.costs.form import Form
+from dprp_tf.costs.map_sizes import MapSizes, map_sizes
 from dprp_tf.decomposition import Factors, matrix_shape
 from dprp_tf.keras_internals.layer_calls import LayerCall, layer_calls
 from dprp_tf.layers import (
@@ -42,6 +43,12 @@ _KEPT = (
     "groups",
     "depth_multiplier",
     "output_padding",
+    "recurrent_activation",
+    "reset_after",
+    "return_sequences",
+    "return_state",
+    "go_backwards",
+    "unroll",
 )
 
 
@@ -116,7 +123,8 @@ class Geometry:
         """Keras kernel shape of the layer; of one that has several, as if it were a convolution."""
         config = json.loads(self.config)
         if "units" in config:
-            return self.input_shape[-1], config["units"]
+            gates = 1 if self.plain else getattr(layer_named(self.type), "gates", 1)
+            return self.input_shape[-1], gates * config["units"]
         first = config["data_format"] == "channels_first"
         channels = self.input_shape[0 if first else -1]
         filters = config.get("filters", channels * config.get("depth_multiplier", 1))
@@ -138,16 +146,18 @@ class Geometry:
         Returns:
             The number of MACs.
         """
-        return form.macs(self.kernel_shape, *_positions(self))
+        return form.macs(self.kernel_shape, *_sizes(self))
 
 
 @functools.cache
-def _positions(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Spatial sizes of the input and of the output."""
-    output = geometry.layer().compute_output_shape((None, *geometry.input_shape))[1:]
-    if json.loads(geometry.config).get("data_format") == "channels_first":
-        return geometry.input_shape[1:], tuple(output[1:])
-    return geometry.input_shape[:-1], tuple(output[:-1])
+def _sizes(geometry: Geometry) -> MapSizes:
+    layer, shape = geometry.layer(), (1, *geometry.input_shape)
+    output = layer.compute_output_shape(shape)
+    # The first of several outputs.
+    output = output[0] if isinstance(output[0], tuple) else output
+    sizes = map_sizes(LayerCall(layer, shape, tuple(output)))
+    assert sizes is not None, "a geometry has no open sizes"
+    return sizes
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from dprp_tf.deploy.targets import Target, resolve_target
 from dprp_tf.files.arguments import check_choice, check_integer
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.layer_calls import layer_calls
+from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS, TRANSPOSED
 
 __all__ = ["measure_widths"]
 
@@ -182,6 +183,8 @@ class _Place:
             config["kernel_size"] = [*self.window[:-1], 1]
             config["strides"] = [*config["strides"][:-1], 1]
             config["dilation_rate"] = [*config["dilation_rate"][:-1], 1]
+            if config.get("output_padding"):
+                config["output_padding"] = [*config["output_padding"][:-1], 0]
         stage = replace(
             call, config=json.dumps(config, sort_keys=True), normalized=False, rectified=False
         )
@@ -190,7 +193,7 @@ class _Place:
     def _second(self, call: Geometry, rank: int, makes: int) -> Geometry:
         """The stage from rank to channels, on the maps that the first one makes."""
         config = json.loads(call.config)
-        shape = call.input_shape
+        shape, kind = call.input_shape, call.type
         if self.window:
             first = self._first(call, self.reads[-1], rank)
             output = first.plain_layer().compute_output_shape((None, *first.input_shape))
@@ -200,7 +203,15 @@ class _Place:
             config["strides"] = [*ones[:-1], config["strides"][-1]] if self.separable else ones
             last = config["dilation_rate"][-1]
             config["dilation_rate"] = [*ones[:-1], last] if self.separable else ones
-        stage = replace(call, config=json.dumps(config, sort_keys=True), input_shape=shape)
+            added = config.pop("output_padding", None)
+            if not self.separable:
+                # What follows a transposed window is pointwise, and the same either way.
+                kind = kind.removesuffix("Transpose")
+            elif kind.endswith("Transpose"):
+                config["output_padding"] = added and [*(0 for _ in ones[:-1]), added[-1]]
+        stage = replace(
+            call, type=kind, config=json.dumps(config, sort_keys=True), input_shape=shape
+        )
         return at_width(stage, rank, makes)
 
     @property
@@ -274,7 +285,7 @@ _FUSED = ("BatchNormalization",)
 
 
 def _has_stages(layer: keras.layers.Layer, decomposition: str | None) -> bool:
-    plain = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.Dense)
+    plain = (*CONVOLUTIONS, *TRANSPOSED, keras.layers.Dense)
     if decomposition is None or type(layer) not in plain or getattr(layer, "groups", 1) != 1:
         return False
     return getattr(layer, "padding", "same") in ("same", "valid")

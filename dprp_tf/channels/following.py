@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from dprp_tf.channels.attending import attended, contracted, repeated_along
 from dprp_tf.channels.labels import LabelArray, Labels, along, collapsed, expanded
 from dprp_tf.keras_internals.flat_graph import FlatGraph, Step
 from dprp_tf.keras_internals.graphs import computes_as_keras
@@ -18,10 +19,11 @@ from dprp_tf.keras_internals.layer_kinds import (
     GLOBAL_POOLINGS,
     NOISES,
     POOLINGS,
+    RECURRENT,
     SEPARABLE,
     TRANSPOSED,
 )
-from dprp_tf.layers import FactorizedLayer
+from dprp_tf.layers import FactorizedLayer, SVDRecurrent
 
 __all__ = ["Followed", "LayerChannels", "Resized", "follow", "is_channelwise_activation"]
 
@@ -59,7 +61,6 @@ _ACROSS = (
     _LAYERS.LayerNormalization,
     _LAYERS.GroupNormalization,
     _LAYERS.UnitNormalization,
-    _LAYERS.Softmax,
 )
 # Functions of `keras.ops`, by the names of their classes.
 _CHANNELWISE_OPERATIONS = frozenset(
@@ -282,7 +283,7 @@ _Rule = Callable[[Followed, Step, list[LabelArray], _Shapes], "list[LabelArray] 
 
 def _rule(operation: Any) -> _Rule | None:
     if isinstance(operation, FactorizedLayer):
-        return _through_filters
+        return _recurrent if isinstance(operation, SVDRecurrent) else _through_filters
     if isinstance(operation, keras.layers.Layer):
         if not computes_as_keras(operation) or getattr(operation, "quantization_mode", None):
             return None
@@ -344,6 +345,40 @@ def _across(
     return before
 
 
+def _softmax(
+    followed: Followed, step: Step, before: list[LabelArray], shapes: _Shapes
+) -> list[LabelArray] | None:
+    """Along an axis of no channels, as the keys of attention, each channel is by itself."""
+    axes = step.operation.axis
+    axes = [axes] if isinstance(axes, int) else list(axes)
+    if any(before[0].shape[axis if axis < 0 else axis - 1] > 1 for axis in axes):
+        return _across(followed, step, before[:1], shapes)
+    if any(max(mask.shape) > 1 for mask in before[1:]):
+        return None
+    return before[:1]
+
+
+def _attended(
+    followed: Followed, step: Step, before: list[LabelArray], shapes: _Shapes
+) -> list[LabelArray] | None:
+    # A mask that is no tensor of the graph may differ by head.
+    if any(np.ndim(x) == 4 and np.shape(x)[1] > 1 for x in step.constants):
+        return None
+    return attended(followed.labels, before, shapes)
+
+
+def _contracted(
+    followed: Followed, step: Step, before: list[LabelArray], shapes: _Shapes
+) -> list[LabelArray] | None:
+    return contracted(followed.labels, step.operation.subscripts, before, shapes)
+
+
+def _repeated_along(
+    followed: Followed, step: Step, before: list[LabelArray], shapes: _Shapes
+) -> list[LabelArray] | None:
+    return repeated_along(step.operation, before)
+
+
 def _recorded(
     followed: Followed, layer: Any, reads: LabelArray, makes: Callable[[], LabelArray], own: bool
 ) -> LabelArray:
@@ -402,6 +437,27 @@ def _through_filters(
     if not is_channelwise_activation(layer.activation):
         labels.pin(made, f"the activation of {_named(layer)} may mix its channels")
     return [_placed(made, rank - 1, axis)]
+
+
+def _recurrent(
+    followed: Followed, step: Step, before: list[LabelArray], shapes: _Shapes
+) -> list[LabelArray] | None:
+    """It reads channels; its own units feed each other from step to step, and stay."""
+    layer = step.operation
+    reads = _read(followed, step, before[0], shapes[0], before[0].ndim)
+    if reads is None:
+        return None
+    for states in before[1:]:
+        followed.labels.pin(states, f"{_named(layer)} takes it as a state")
+
+    def make() -> LabelArray:
+        made = followed.labels.fresh(layer.units)
+        followed.labels.pin(made, f"the units of {_named(layer)} feed each other")
+        return made
+
+    made = _recorded(followed, layer, reads, make, own=True)
+    sizes = (len(followed.graph.symbols[number].shape) - 1 for number in step.outputs)
+    return [made.reshape((1,) * (ndim - 1) + (-1,)) for ndim in sizes]
 
 
 def _tie_groups(labels: Labels, channels: LabelArray, groups: int) -> None:
@@ -493,7 +549,14 @@ def _reshaped(
     labels = before[0]
     if all(size == 1 for size in labels.shape):
         return [labels.reshape((1,) * len(after))]
-    full, unknown = expanded(labels, shapes[0]), any(size is None for size in after)
+    unknown = any(size is None for size in after)
+    full = None if unknown else _batched(labels, shapes[0], after)
+    if full is not None:
+        # Steps become rows of the batch, or rows of the batch steps.
+        placed = np.broadcast_to(full, after)
+        followed.resized[id(step.operation)] = Resized(step.operation, labels, (placed,))
+        return [full]
+    full = expanded(labels, shapes[0])
     if full is None or unknown:
         return None
     if isinstance(step.operation, _LAYERS.Flatten) and (
@@ -503,6 +566,15 @@ def _reshaped(
     placed = full.reshape(after)
     followed.resized[id(step.operation)] = Resized(step.operation, full, (placed,))
     return [collapsed(placed)]
+
+
+def _batched(
+    labels: LabelArray, before: tuple[int | None, ...], after: tuple[int | None, ...]
+) -> LabelArray | None:
+    """Labels behind a reshape that moves the first axis into the batch, or out of it."""
+    if before[1:] == after and labels.shape[0] == 1:
+        return labels[0]
+    return labels[None] if before == after[1:] else None
 
 
 def _permuted(
@@ -603,10 +675,12 @@ _LAYER_RULES: list[tuple[tuple[type, ...], _Rule]] = [
     (GLOBAL_POOLINGS, _global),
     ((_LAYERS.ZeroPadding1D, _LAYERS.ZeroPadding2D, _LAYERS.ZeroPadding3D), _padded),
     (_ACROSS, _across),
+    ((_LAYERS.Softmax,), _softmax),
     (
         (*CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE, _LAYERS.Dense),
         _through_filters,
     ),
+    (RECURRENT, _recurrent),
     ((_LAYERS.BatchNormalization,), _normalized),
     ((_LAYERS.PReLU,), _parametric),
     (_JOINS, _joined),
@@ -624,4 +698,7 @@ _OPERATION_RULES: dict[str, _Rule] = {
     "Reshape": _reshaped,
     "Transpose": _permuted,
     "Split": _split,
+    "DotProductAttention": _attended,
+    "Einsum": _contracted,
+    "Repeat": _repeated_along,
 }

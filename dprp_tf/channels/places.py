@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dprp_tf.channels.following import Followed, LayerChannels
 from dprp_tf.channels.groups import ChannelGroup, place_labels
 from dprp_tf.keras_internals.graphs import layer_keys
-from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS, SEPARABLE, TRANSPOSED
+from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS, RECURRENT, SEPARABLE, TRANSPOSED
 
 __all__ = ["LayerPlaces", "Places", "places_of"]
 
@@ -49,6 +49,8 @@ class LayerPlaces:
             yield layer.pointwise_kernel, None, -1
         elif isinstance(layer, TRANSPOSED):
             yield layer.kernel, -1, -2
+        elif isinstance(layer, RECURRENT):
+            yield layer.cell.kernel, -2, None
         elif isinstance(layer, (keras.layers.Dense, *CONVOLUTIONS)):
             yield layer.kernel, -2, -1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import keras
@@ -12,9 +13,16 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf import decomposition
-from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
+from dprp_tf.keras_internals.layer_kinds import (
+    CONVOLUTIONS,
+    DEPTHWISE,
+    RECURRENT,
+    SEPARABLE,
+    TRANSPOSED,
+)
 from dprp_tf.keras_internals.quick_building import quick_build
-from dprp_tf.layers import FactorizedConvolution, FactorizedLayer, SVDLayer
+from dprp_tf.layers import FactorizedConvolution, FactorizedLayer, SVDLayer, SVDRecurrent
+from dprp_tf.layers.kernels import kernel_of
 
 __all__ = ["SlicedLayer", "WeightCut", "filter_rows", "weight_cuts"]
 
@@ -91,13 +99,15 @@ class SlicedLayer:
         config = {**original.get_config(), **self._slice.settings}
         self.layer = type(original).from_config(config)
         weights = {
-            name: cut.of(_array(getattr(original, name))) for name, cut in self._slice.cuts.items()
+            name: cut.of(_array(attrgetter(name)(original)))
+            for name, cut in self._slice.cuts.items()
         }
         if isinstance(original, FactorizedLayer):
-            self.layer.start_from(_factors(original, weights.pop("kernel"), config))
+            kernel = kernel_of(original).as_held(weights.pop("kernel"))
+            self.layer.start_from(_factors(original, kernel, config))
         outputs = quick_build(self.layer)(*args, **kwargs)
         for name, value in weights.items():
-            getattr(self.layer, name).assign(value)
+            attrgetter(name)(self.layer).assign(value)
         self.layer.trainable = original.trainable
         for old, new in zip(original.variables, self.layer.variables, strict=True):
             new.trainable = old.trainable
@@ -151,9 +161,8 @@ def filter_rows(layer: Any) -> NDArray[np.float64]:
     (2, 3)
     """
     separable = isinstance(layer, SEPARABLE)
-    kernel = _array(layer.pointwise_kernel if separable else layer.kernel).astype(np.float64)
-    if isinstance(layer, TRANSPOSED):
-        kernel = np.swapaxes(kernel, -1, -2)
+    kernel = _array(layer.pointwise_kernel) if separable else kernel_of(layer).array
+    kernel = kernel.astype(np.float64)
     return kernel.reshape(-1, kernel.shape[-1]).T
 
 
@@ -200,6 +209,12 @@ def _transposed(layer: Any, reads: Mask, makes: Mask) -> _Slice:
     return _Slice({"filters": int(makes.sum())}, {"kernel": kernel, **_bias(layer, makes)})
 
 
+def _recurrent(layer: Any, reads: Mask, makes: Mask) -> _Slice:
+    bias = {} if layer.cell.bias is None else {"cell.bias": WeightCut({})}
+    kernels = {"cell.kernel": WeightCut({-2: reads}), "cell.recurrent_kernel": WeightCut({})}
+    return _Slice({}, {**kernels, **bias})
+
+
 def _depthwise(layer: Any, reads: Mask, makes: Mask) -> _Slice:
     return _Slice({}, {"kernel": WeightCut({-2: reads}), **_bias(layer, makes)})
 
@@ -224,7 +239,13 @@ def _parametric(layer: Any, reads: Mask, makes: Mask) -> _Slice:
 
 
 def _factorized(layer: Any, reads: Mask, makes: Mask) -> _Slice:
-    shape = (*layer.kernel.shape[:-2], int(reads.sum()), int(makes.sum()))
+    if isinstance(layer, SVDRecurrent):
+        full = decomposition.full_rank((int(reads.sum()), layer.kernel_shape[-1]), "channel")
+        held = ("recurrent_kernel", "bias") if layer.bias is not None else ("recurrent_kernel",)
+        kept = {name: WeightCut({}) for name in held}
+        rank = min(int(layer.rank or full), full)
+        return _Slice({"rank": rank}, {"kernel": WeightCut({-2: reads}), **kept})
+    shape = (*layer.kernel_shape[:-2], int(reads.sum()), int(makes.sum()))
     convolution = isinstance(layer, FactorizedConvolution)
     settings: dict[str, Any] = {"filters" if convolution else "units": int(makes.sum())}
     if isinstance(layer, SVDLayer):
@@ -235,7 +256,8 @@ def _factorized(layer: Any, reads: Mask, makes: Mask) -> _Slice:
             min(rank, int(kept.sum()))
             for rank, kept in zip(layer.ranks, (reads, makes), strict=True)
         )
-    kernel = WeightCut({-2: reads, -1: makes})
+    turned = kernel_of(layer).turned
+    kernel = WeightCut({-1: reads, -2: makes} if turned else {-2: reads, -1: makes})
     return _Slice(settings, {"kernel": kernel, **_bias(layer, makes)})
 
 
@@ -253,6 +275,7 @@ _RULES: list[tuple[tuple[type, ...], Callable[[Any, Mask, Mask], _Slice]]] = [
     (SEPARABLE, _separable),
     (DEPTHWISE, _depthwise),
     (TRANSPOSED, _transposed),
+    (RECURRENT, _recurrent),
     (CONVOLUTIONS, _convolution),
     ((keras.layers.BatchNormalization,), _normalization),
     ((keras.layers.PReLU,), _parametric),

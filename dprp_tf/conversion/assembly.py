@@ -18,11 +18,13 @@ from dprp_tf.layers import (
     OBJECT_ARGUMENTS,
     FactorizedLayer,
     SVDDense,
+    SVDRecurrent,
 )
 
 __all__ = ["assemble", "build_form"]
 
 _DEPTHWISE = {1: keras.layers.DepthwiseConv1D, 2: keras.layers.DepthwiseConv2D}
+_POINTWISE = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
 _FACTOR_ARGUMENTS = ("rank", "ranks", "matricization", "balanced_gradients")
 
 _Step = tuple[keras.layers.Layer, list[NDArray[Any]]]
@@ -64,10 +66,17 @@ class _Chain:
         return _apply(self._tail, outputs)
 
 
-def _apply(steps: list[_Step], outputs: Any) -> Any:
+class _RecurrentChain(_Chain):
+    """Steps in a row whose last one is recurrent: what a call is given beside inputs is for it."""
+
+    def __call__(self, inputs: Any, *states: Any, **options: Any) -> Any:
+        return _apply(self._head[-1:], _apply(self._head[:-1], inputs), *states, **options)
+
+
+def _apply(steps: list[_Step], outputs: Any, *args: Any, **kwargs: Any) -> Any:
     for layer, weights in steps:
         fresh = not layer.built
-        outputs = quick_build(layer)(outputs)
+        outputs = quick_build(layer)(outputs, *args, **kwargs)
         if weights and fresh:
             layer.set_weights(weights)
     return outputs
@@ -112,23 +121,40 @@ def assemble(layer: Any, form: Form, weights: FormWeights) -> _Chain:
         A callable from inputs to outputs; its last layer bears the name of `layer`.
     """
     if form.kind == "dense":
-        config = {k: v for k, v in layer.get_config().items() if k not in _FACTOR_ARGUMENTS}
-        # The objects themselves, which may be functions that their names alone don't find.
-        config |= {name: getattr(layer, name) for name in OBJECT_ARGUMENTS}
-        plain = layer.stands_for.from_config(config)
-        return _Chain([(plain, [np.asarray(weights), *_bias(layer)])])
+        plain = layer.stands_for.from_config(_plain_config(layer))
+        kernel = layer.as_held(np.asarray(weights), np)
+        return _chain_of(layer)([(plain, [kernel, *layer.other_weights()])])
     if isinstance(weights, TuckerFactors):
         return _tucker(layer, weights)
     assert isinstance(weights, Factors)
-    if isinstance(layer, SVDDense):
+    if isinstance(layer, (SVDDense, SVDRecurrent)):
         options = _shared(layer)
         first = keras.layers.Dense(
             weights.rank, use_bias=False, name=f"{layer.name}_stage1", **options
         )
-        second = keras.layers.Dense(layer.units, name=layer.name, **_last(layer), **options)
         mixing = (weights.u * weights.s).T
-        return _Chain([(first, [weights.v]), (second, [mixing, *_bias(layer)])])
+        if isinstance(layer, SVDRecurrent):
+            second = layer.stands_for.from_config(_plain_config(layer, without_kernel=True))
+        else:
+            second = keras.layers.Dense(layer.units, name=layer.name, **_last(layer), **options)
+        stages = [(first, [weights.v]), (second, [mixing, *layer.other_weights()])]
+        return _chain_of(layer)(stages)
     return _BUILDERS[form.kind](layer, weights)
+
+
+def _plain_config(layer: Any, *, without_kernel: bool = False) -> dict[str, Any]:
+    """The configuration of the layer of Keras that a low-rank one stands for."""
+    config = {k: v for k, v in layer.get_config().items() if k not in _FACTOR_ARGUMENTS}
+    # The objects themselves, which may be functions that their names alone don't find.
+    config |= {name: getattr(layer, name) for name in OBJECT_ARGUMENTS}
+    if without_kernel:
+        # What they say is of the whole kernel, which its second factor is not.
+        config |= {"kernel_regularizer": None, "kernel_constraint": None}
+    return config
+
+
+def _chain_of(layer: Any) -> type[_Chain]:
+    return _RecurrentChain if isinstance(layer, SVDRecurrent) else _Chain
 
 
 def _concatenated(layer: Any, factors: Factors) -> _Chain:
@@ -149,7 +175,9 @@ def _concatenated(layer: Any, factors: Factors) -> _Chain:
         )
     pointwise = _pointwise(layer, filters, layer.name, **_last(layer))
     kernel = mixing.reshape((*_ones(layer), factors.rank * channels, filters))
-    return _Chain(_causal_pad(layer), branches, join, [(pointwise, [kernel, *_bias(layer)])])
+    return _Chain(
+        _causal_pad(layer), branches, join, [(pointwise, [kernel, *layer.other_weights()])]
+    )
 
 
 def _summed(layer: Any, factors: Factors) -> _Chain:
@@ -159,7 +187,7 @@ def _summed(layer: Any, factors: Factors) -> _Chain:
 
     def branch(j: int, name: str, options: dict[str, Any]) -> list[_Step]:
         kernel = mixing[j].reshape((*_ones(layer), channels, filters))
-        bias = _bias(layer) if options["use_bias"] else []
+        bias = layer.other_weights() if options["use_bias"] else []
         return [
             (
                 _depthwise(layer, f"{layer.name}_branch{j}"),
@@ -179,7 +207,7 @@ def _pointwise_first(layer: Any, factors: Factors) -> _Chain:
 
     def branch(j: int, name: str, options: dict[str, Any]) -> list[_Step]:
         pointwise = _pointwise(layer, filters, f"{layer.name}_branch{j}", use_bias=False)
-        bias = _bias(layer) if options["use_bias"] else []
+        bias = layer.other_weights() if options["use_bias"] else []
         return [
             (pointwise, [mixing[j].reshape((*_ones(layer), channels, filters))]),
             (
@@ -222,10 +250,11 @@ def _channel(layer: Any, factors: Factors) -> _Chain:
     first = _window(layer, factors.rank, f"{layer.name}_stage1")
     second = _pointwise(layer, filters, layer.name, **_last(layer))
     mixing = (factors.u * factors.s).T.reshape((*_ones(layer), factors.rank, filters))
+    kernel = kernel.reshape(*spatial, channels, factors.rank)
     return _Chain(
         [
-            (first, [kernel.reshape(*spatial, channels, factors.rank)]),
-            (second, [mixing, *_bias(layer)]),
+            (first, [layer.as_held(kernel, np)]),
+            (second, [mixing, *layer.other_weights()]),
         ]
     )
 
@@ -238,6 +267,7 @@ def _separable(layer: Any, factors: Factors) -> _Chain:
     across = (factors.u * factors.s).reshape(filters, spatial[-1], rank).transpose(1, 2, 0)
     convolution = layer.stands_for
     options = {"data_format": layer.data_format, **_shared(layer)}
+    first_added, second_added = _added_outputs(layer)
     first = convolution(
         rank,
         (*spatial[:-1], 1),
@@ -247,6 +277,7 @@ def _separable(layer: Any, factors: Factors) -> _Chain:
         use_bias=False,
         name=f"{layer.name}_stage1",
         **options,
+        **first_added,
     )
     second = convolution(
         filters,
@@ -257,13 +288,25 @@ def _separable(layer: Any, factors: Factors) -> _Chain:
         name=layer.name,
         **_last(layer),
         **options,
+        **second_added,
     )
+    along = along.reshape(*spatial[:-1], 1, channels, rank)
+    across = across.reshape(*ones[:-1], spatial[-1], rank, filters)
     return _Chain(
         [
-            (first, [along.reshape(*spatial[:-1], 1, channels, rank)]),
-            (second, [across.reshape(*ones[:-1], spatial[-1], rank, filters), *_bias(layer)]),
+            (first, [layer.as_held(along, np)]),
+            (second, [layer.as_held(across, np), *layer.other_weights()]),
         ]
     )
+
+
+def _added_outputs(layer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a transposed convolution adds at the ends of its axes: all but the last, the last."""
+    added = getattr(layer, "output_padding", None)
+    if added is None:
+        return {}, {}
+    zeros = (0,) * (layer.ndim - 1)
+    return {"output_padding": (*added[:-1], 0)}, {"output_padding": (*zeros, added[-1])}
 
 
 def _tucker(layer: Any, factors: TuckerFactors) -> _Chain:
@@ -276,8 +319,8 @@ def _tucker(layer: Any, factors: TuckerFactors) -> _Chain:
     return _Chain(
         [
             (first, [factors.first.reshape((*ones, channels, inner))]),
-            (middle, [factors.core]),
-            (last, [factors.last.T.reshape((*ones, outer, filters)), *_bias(layer)]),
+            (middle, [layer.as_held(factors.core, np)]),
+            (last, [factors.last.T.reshape((*ones, outer, filters)), *layer.other_weights()]),
         ]
     )
 
@@ -292,7 +335,7 @@ _BUILDERS: dict[str, Callable[[Any, Factors], _Chain]] = {
 
 
 def _pointwise(layer: Any, filters: int, name: str, **options: Any) -> keras.layers.Layer:
-    return layer.stands_for(
+    return _POINTWISE[layer.ndim](
         filters,
         _ones(layer),
         padding="valid",
@@ -304,7 +347,8 @@ def _pointwise(layer: Any, filters: int, name: str, **options: Any) -> keras.lay
 
 
 def _window(layer: Any, filters: int, name: str) -> keras.layers.Layer:
-    """A convolution with the window of `layer`, without bias."""
+    """A convolution with the window of `layer`, transposed if that is, without bias."""
+    added = getattr(layer, "output_padding", None)
     return layer.stands_for(
         filters,
         layer.kernel_size,
@@ -314,6 +358,7 @@ def _window(layer: Any, filters: int, name: str) -> keras.layers.Layer:
         data_format=layer.data_format,
         use_bias=False,
         name=name,
+        **({} if added is None else {"output_padding": added}),
         **_shared(layer),
     )
 
@@ -350,10 +395,6 @@ def _repeat(taps: NDArray[Any], spatial: list[int], channels: int) -> NDArray[An
 
 def _ones(layer: Any) -> tuple[int, ...]:
     return (1,) * layer.ndim
-
-
-def _bias(layer: FactorizedLayer) -> list[NDArray[Any]]:
-    return [] if layer.bias is None else [keras.ops.convert_to_numpy(layer.bias)]
 
 
 def _shared(layer: FactorizedLayer) -> dict[str, Any]:

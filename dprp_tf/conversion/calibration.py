@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from dprp_tf.files.arguments import check_integer
 from dprp_tf.keras_internals.graphs import layer_keys
-from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS
+from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS, RECURRENT, TRANSPOSED
+from dprp_tf.layers.kernels import kernel_of
 
 __all__ = ["has_moments", "input_moments", "output_positions", "patches"]
 
@@ -28,14 +29,15 @@ def has_moments(layer: Any) -> bool:
         layer: A layer.
 
     Returns:
-        True for dense layers and convolutions without groups.
+        True for dense layers, the input kernels of recurrent ones, and convolutions without groups,
+        transposed ones too.
 
     Example:
 
     >>> has_moments(keras.layers.Conv2D(4, 3)), has_moments(keras.layers.Conv2D(4, 3, groups=2))
     (True, False)
     """
-    return isinstance(layer, keras.layers.Dense) or (
+    return isinstance(layer, (keras.layers.Dense, *RECURRENT, *TRANSPOSED)) or (
         isinstance(layer, CONVOLUTIONS) and layer.groups == 1
     )
 
@@ -53,13 +55,15 @@ def input_moments(
 
     A convolution W, as a matrix (S, C*L), makes W p of the patch p (C*L,) at each position of its
     output, so the mean squared output over images and positions, without bias, is tr(W P W^T).
-    For a dense layer p is its input and every axis but the last counts as position. All layers
+    For a dense layer p is its input and every axis but the last counts as position; so it is for
+    the input kernel of a recurrent one. A transposed convolution is the convolution of its input
+    with zeros between the entries, which p then holds as well. All layers
     are seen in one pass; the calls of a shared layer are pooled. Sums are kept in float64.
 
     Args:
         model: A built Functional or Sequential model, run as at inference.
-        layers: Layers by key (see `dprp_tf.keras_internals.graphs.layer_keys`): Conv1D, Conv2D,
-            Conv3D without groups, or Dense.
+        layers: Layers by key (see `dprp_tf.keras_internals.graphs.layer_keys`) that
+            `has_moments`.
         x: Calibration inputs, one array; a list of them for several inputs.
         batch_size: Inputs run at a time. Default 64.
         positions: About how many positions each call of a layer contributes over all inputs; the
@@ -91,7 +95,8 @@ def input_moments(
         layer = known.get(key)
         if layer is None or not has_moments(layer):
             raise ValueError(
-                "`layers` must name convolutions without groups and dense layers of the model. "
+                "`layers` must name convolutions without groups, dense or recurrent layers of the "
+                "model. "
                 f"Received: {key!r}, "
                 + (f"a {type(layer).__name__}" if layer is not None else "which it doesn't have")
             )
@@ -135,7 +140,7 @@ def patches(
     """Return the patches of its input that a layer multiplies by its kernel.
 
     Args:
-        layer: A built Conv1D, Conv2D, Conv3D or Dense layer.
+        layer: A built layer that `has_moments`.
         inputs: A batch of its inputs.
         at: Output positions to take, counted in row-major order. Default: all.
 
@@ -149,31 +154,38 @@ def patches(
     >>> patches(layer, np.array([[[1.0], [2.0], [3.0]]]))[0].tolist()
     [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]]
     """
-    if not isinstance(layer, CONVOLUTIONS):
+    if not isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
         flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
         return flat if at is None else flat[:, at]
     if layer.data_format == "channels_first":
         inputs = np.moveaxis(inputs, 1, -1)
-    sizes = inputs.shape[1:-1]
-    pads, outputs = zip(
-        *(
-            _padding(layer.padding, *axis)
-            for axis in zip(
-                sizes, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True
-            )
-        ),
-        strict=True,
-    )
-    padded = np.pad(inputs, ((0, 0), *pads, (0, 0)))
+    outputs = _output_sizes(layer, inputs.shape[1:-1])
+    offsets = np.array(list(product(*(range(size) for size in layer.kernel_size))))
+    if isinstance(layer, TRANSPOSED):
+        padded = _spread(layer, inputs, outputs)
+        # The first tap is the one that reaches furthest back.
+        offsets = np.array(layer.kernel_size) - 1 - offsets
+        strides = (1,) * len(outputs)
+    else:
+        axes = zip(
+            inputs.shape[1:-1],
+            outputs,
+            layer.kernel_size,
+            layer.strides,
+            layer.dilation_rate,
+            strict=True,
+        )
+        pads = [_padding(layer.padding, *axis) for axis in axes]
+        padded = np.pad(inputs, ((0, 0), *pads, (0, 0)))
+        strides = layer.strides
     if at is None:
         at = np.arange(math.prod(outputs))
     # Per axis: (positions, L) indices into the padded map
     corners = np.unravel_index(at, outputs)
-    offsets = np.array(list(product(*(range(size) for size in layer.kernel_size))))
     index = tuple(
         corner[:, None] * stride + offset[None, :] * dilation
         for corner, stride, offset, dilation in zip(
-            corners, layer.strides, offsets.T, layer.dilation_rate, strict=True
+            corners, strides, offsets.T, layer.dilation_rate, strict=True
         )
     )
     # (N, positions, L, C) -> (N, positions, C, L) -> (N, positions, C*L)
@@ -196,25 +208,63 @@ def output_positions(layer: keras.layers.Layer, shape: tuple[int, ...]) -> int:
     >>> output_positions(keras.layers.Conv2D(4, 3), (1, 8, 8, 3))
     36
     """
-    if not isinstance(layer, CONVOLUTIONS):
+    if not isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
         return math.prod(shape[1:-1])
-    sizes = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
-    axes = zip(sizes, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True)
-    return math.prod(_padding(layer.padding, *axis)[1] for axis in axes)
+    return math.prod(
+        _output_sizes(layer, shape[1:-1] if layer.data_format == "channels_last" else shape[2:])
+    )
+
+
+def _output_sizes(layer: Any, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes of a convolution's map of outputs for those of its inputs."""
+    shape = (1, *sizes, 1) if layer.data_format == "channels_last" else (1, 1, *sizes)
+    found = layer.compute_output_shape(shape)
+    found = found[1:-1] if layer.data_format == "channels_last" else found[2:]
+    return tuple(int(size) for size in found)
 
 
 def _padding(
-    padding: str, size: int, kernel: int, stride: int, dilation: int
-) -> tuple[tuple[int, int], int]:
-    """Zeros before and after an axis, and its size in the output."""
+    padding: str, size: int, output: int, kernel: int, stride: int, dilation: int
+) -> tuple[int, int]:
+    """Zeros before and after an axis."""
     reach = dilation * (kernel - 1)
     if padding == "causal":
-        return (reach, 0), (size - 1) // stride + 1
+        return reach, 0
     if padding == "valid":
-        return (0, 0), (size - reach - 1) // stride + 1
-    output = (size - 1) // stride + 1
+        return 0, 0
     total = max((output - 1) * stride + reach + 1 - size, 0)
-    return (total // 2, total - total // 2), output
+    return total // 2, total - total // 2
+
+
+def _spread(layer: Any, inputs: NDArray[Any], outputs: tuple[int, ...]) -> NDArray[Any]:
+    """Inputs with zeros between them and around, of which a convolution makes these outputs."""
+    axes = list(
+        zip(
+            inputs.shape[1:-1],
+            outputs,
+            layer.kernel_size,
+            layer.strides,
+            layer.dilation_rate,
+            strict=True,
+        )
+    )
+    # Long enough for the window at the last output, whatever its padding.
+    lengths = [output + dilation * (kernel - 1) for _, output, kernel, _, dilation in axes]
+    spread = np.zeros((len(inputs), *lengths, inputs.shape[-1]), inputs.dtype)
+    into, taken = [], []
+    for size, output, kernel, stride, dilation in axes:
+        # A "same" convolution of the outputs would pad them by as much, half of it in front.
+        reach = dilation * (kernel - 1)
+        cut = 0
+        if layer.padding == "same":
+            cut = max((size - 1) * stride + reach + 1 - output, 0) // 2
+        first = reach - cut
+        length = output + reach
+        count = len(range(first, length, stride)) if first < length else 0
+        into.append(slice(first, first + stride * min(size, count), stride))
+        taken.append(slice(0, min(size, count)))
+    spread[(slice(None), *into)] = inputs[(slice(None), *taken)]
+    return spread
 
 
 def _rows(
@@ -222,7 +272,7 @@ def _rows(
 ) -> Iterator[NDArray[np.float64]]:
     """Yield the patches of a batch as rows (n, C*L), in blocks of limited size."""
     total = output_positions(layer, inputs.shape)
-    width = math.prod(layer.kernel.shape[:-1])
+    width = math.prod(kernel_of(layer).shape[:-1])
     at = np.arange(total)
     if quota is not None and quota < total:
         at = np.sort(rng.choice(total, quota, replace=False))

@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.conversion.calibration import input_moments
@@ -21,7 +20,6 @@ from dprp_tf.decomposition import (
     full_rank,
     full_tucker_ranks,
     matricize,
-    resolve_decomposition,
     tucker2,
 )
 from dprp_tf.files.arguments import check_choice, is_integer
@@ -32,6 +30,8 @@ from dprp_tf.layers import (
     FactorizedLayer,
 )
 from dprp_tf.layers.factorizable import factorizable, holds_matrix
+from dprp_tf.layers.kernels import kernel_of
+from dprp_tf.layers.layer_decomposition import layer_decomposition, suited_decomposition
 from dprp_tf.layers.registry import layer_class
 from dprp_tf.training.model import DPRPModel
 from dprp_tf.training.settings import DPRPSettings
@@ -153,9 +153,7 @@ def factorize(
     # By it Keras decides on loss scaling, which a model made under another policy would lose.
     result.dtype_policy = model.dtype_policy
     for layer, low_rank in replaced:
-        if low_rank.bias is not None:
-            # A copy: sharing the buffer would let JAX donate it from under the other model.
-            low_rank.bias.assign(np.array(ops.convert_to_numpy(layer.bias)))
+        low_rank.take_other_weights(layer)
     return result
 
 
@@ -247,15 +245,15 @@ def _are_ranks(value: object, decomposition: str) -> bool:
 
 
 def _full_ranks(layer: keras.layers.Layer, decomposition: str) -> tuple[int, ...]:
-    shape = tuple(layer.kernel.shape)
-    kind = resolve_decomposition(shape, decomposition)
+    shape = kernel_of(layer).shape
+    kind = layer_decomposition(layer, decomposition)
     if kind == "tucker":
         return full_tucker_ranks(shape)
     return (full_rank(shape, kind),)
 
 
 def _kernel(layer: keras.layers.Layer) -> NDArray[Any]:
-    kernel = np.asarray(ops.convert_to_numpy(layer.kernel))
+    kernel = kernel_of(layer).array
     if kernel.dtype != np.float64:
         kernel = kernel.astype(np.float32, copy=False)
     if not np.all(np.isfinite(kernel)):
@@ -284,9 +282,9 @@ def _calibrated(
     kernels = {key: _kernel(layer) for key, layer in cut.items()}
     moments = input_moments(model, cut, data)
     return {
-        id(layer): OutputTruncation(kernels[key], decomposition, moments.pop(key)).kernel(
-            ranks[id(layer)]
-        )
+        id(layer): OutputTruncation(
+            kernels[key], layer_decomposition(layer, decomposition), moments.pop(key)
+        ).kernel(ranks[id(layer)])
         for key, layer in cut.items()
     }
 
@@ -301,6 +299,7 @@ def _factorized_layer(
         tucker = layer_class(type(layer), "tucker").from_config({**config, "ranks": ranks})
         tucker.start_from(tucker2(kernel, (ranks[0], ranks[1])))
         return tucker
+    decomposition = suited_decomposition(layer, decomposition)
     decomposition = "channel" if decomposition == "tucker" else decomposition
     svd = layer_class(type(layer)).from_config(
         {**config, "matricization": decomposition, "rank": ranks[0]}

@@ -210,5 +210,7 @@ def dense_kernel(layer: FactorizedLayer) -> NDArray[Any]:
         matrix = factors.matrix()
         kernel = decomposition.dematricize(matrix, layer.kernel_shape, layer.decomposition)
     if layer.kernel_constraint is not None:
-        kernel = ops.convert_to_numpy(layer.kernel_constraint(ops.convert_to_tensor(kernel)))
+        held = ops.convert_to_tensor(layer.as_held(kernel, np))
+        held = np.asarray(ops.convert_to_numpy(layer.kernel_constraint(held)))
+        kernel = layer.as_held(held, np)
     return np.asarray(kernel)

@@ -7,12 +7,13 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.conversion.calibration import has_moments, input_moments
 from dprp_tf.decomposition import dematricize, matricize, regular_moments
 from dprp_tf.keras_internals.graphs import layer_keys
+from dprp_tf.keras_internals.layer_kinds import RECURRENT
+from dprp_tf.layers.kernels import kernel_of
 
 __all__ = ["kernel_matrix", "refit_readers", "rows_of_channels"]
 
@@ -35,7 +36,7 @@ def rows_of_channels(layer: Any) -> NDArray[np.intp]:
     >>> layer.build((None, 5, 2)); rows_of_channels(layer).tolist()
     [[0, 1, 2], [3, 4, 5]]
     """
-    *window, channels, _ = layer.kernel.shape
+    *window, channels, _ = kernel_of(layer).shape
     places = int(np.prod(window, dtype=int))
     return np.arange(channels * places).reshape(channels, places)
 
@@ -49,7 +50,7 @@ def kernel_matrix(layer: Any) -> NDArray[np.float64]:
     Returns:
         The matrix, of shape (C*L, S).
     """
-    kernel = np.asarray(ops.convert_to_numpy(layer.kernel), dtype=np.float64)
+    kernel = kernel_of(layer).array.astype(np.float64)
     matrix: NDArray[np.float64] = matricize(kernel, "channel").T
     return matrix
 
@@ -88,8 +89,11 @@ def refit_readers(
         reads, makes = masks[key]
         rows = rows_of_channels(whole[key])[reads].reshape(-1)
         regular = regular_moments(known[key], len(known[key]))
-        wanted = known[key][rows] @ kernel_matrix(whole[key])[:, makes]
+        matrix = kernel_matrix(whole[key])
+        # All gates of a recurrent layer stay.
+        matrix = matrix if isinstance(whole[key], RECURRENT) else matrix[:, makes]
+        wanted = known[key][rows] @ matrix
         # (C'*L, C'*L)^-1 (C'*L, S')
         fitted = np.linalg.solve(regular[np.ix_(rows, rows)], wanted)
-        kernel = smaller[key].kernel
+        kernel = kernel_of(smaller[key])
         kernel.assign(dematricize(fitted.T, kernel.shape, "channel"))

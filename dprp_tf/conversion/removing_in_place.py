@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import keras
@@ -130,7 +131,7 @@ class _Planned:
                 continue
             layer = layers[key]
             named = weight_cuts(layer, reads, makes)
-            self.cuts += [(getattr(layer, name), cut) for name, cut in named.items()]
+            self.cuts += [(attrgetter(name)(layer), cut) for name, cut in named.items()]
         require_slots_like(model, [variable for variable, _ in self.cuts], _PURPOSE)
         # Layers that can't be made without the channels are refused here.
         self.template, self.pairs = removal.template()

@@ -17,6 +17,8 @@ from dprp_tf.conversion.refitting import kernel_matrix
 from dprp_tf.decomposition import dematricize, regular_moments
 from dprp_tf.keras_internals.flat_graph import FlatGraph, Step
 from dprp_tf.keras_internals.graphs import layer_keys
+from dprp_tf.keras_internals.layer_kinds import RECURRENT
+from dprp_tf.layers.kernels import kernel_of
 
 __all__ = ["refit_in_sequence"]
 
@@ -193,6 +195,9 @@ def _fits(step: Step, target: Any) -> bool:
         and isinstance(layer, keras.layers.Layer)
         and has_moments(layer)
         and has_moments(target)
+        # What its input kernel makes is not what a recurrent layer gives.
+        and not isinstance(layer, RECURRENT)
+        and not isinstance(target, RECURRENT)
     )
 
 
@@ -211,7 +216,7 @@ def _fit(
     if total != output_positions(target, originals.shape):
         return False
     wanted = kernel_matrix(target) if kept is None else kernel_matrix(target)[:, kept]
-    if wanted.shape[1] != layer.kernel.shape[-1]:
+    if wanted.shape[1] != kernel_of(layer).shape[-1]:
         return False
     offset = np.zeros(wanted.shape[1])
     if target.use_bias:
@@ -222,7 +227,7 @@ def _fit(
     if not isinstance(normalization, keras.layers.BatchNormalization):
         normalization = None
     shifted = layer.use_bias or normalization is not None
-    moments = _Moments(math.prod(layer.kernel.shape[:-1]), wanted.shape[1], shifted)
+    moments = _Moments(math.prod(kernel_of(layer).shape[:-1]), wanted.shape[1], shifted)
     quota = max(1, math.ceil(positions / len(inputs)))
     at = np.arange(total)
     if quota < total:
@@ -232,7 +237,8 @@ def _fit(
         given = patches(target, theirs, at).reshape(-1, len(wanted)).astype(np.float64)
         moments.add(rows, given @ wanted + offset)
     kernel, bias = moments.solved(kernel_matrix(layer))
-    layer.kernel.assign(dematricize(kernel.T, layer.kernel.shape, "channel"))
+    own = kernel_of(layer)
+    own.assign(dematricize(kernel.T, own.shape, "channel"))
     if layer.use_bias:
         layer.bias.assign(bias)
     elif normalization is not None:

@@ -10,6 +10,12 @@ import keras
 from dprp_tf.conversion.compilation import compiled_like
 from dprp_tf.conversion.einsum_forms import EinsumForm, WrittenEinsum, einsum_form
 from dprp_tf.conversion.written_attention import WrittenAttention
+from dprp_tf.conversion.written_bidirectional import (
+    WrittenBidirectional,
+    unwritten_bidirectional,
+)
+from dprp_tf.conversion.written_over_time import WrittenOverTime, unwritten_over_time
+from dprp_tf.conversion.written_separable import WrittenSeparable
 from dprp_tf.keras_internals.attention_parts import AttentionParts, attention_parts
 from dprp_tf.keras_internals.graphs import (
     graph_of,
@@ -18,6 +24,7 @@ from dprp_tf.keras_internals.graphs import (
     mask_of,
     nodes,
 )
+from dprp_tf.keras_internals.layer_kinds import SEPARABLE
 from dprp_tf.keras_internals.opening import opened, symbolic_inputs
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
 from dprp_tf.keras_internals.same_settings import is_of_keras
@@ -33,11 +40,13 @@ def write_out(model: keras.Model) -> keras.Model:
 
     `EinsumDense` becomes a `Dense` layer between changes of shape, and `MultiHeadAttention` and
     `GroupQueryAttention` become the dense layers of their projections, named after the layer and
-    the part (`"attention_query"`), and the operations between them. `TimeDistributed` round a dense
-    layer becomes that layer. Layers of one's own that hold layers, such as the blocks of a
-    transformer, become nested models of what they hold, where their `call` is made of layers and
-    `keras.ops`. Every function of this package then reaches their kernels: ranks, quantization,
-    export. The model trains as before; regularizers, dropout and what is frozen stay.
+    the part (`"attention_query"`), and the operations between them. A `Bidirectional` layer becomes
+    one recurrent layer each way and how they are joined, a separable convolution its two parts, and
+    what `TimeDistributed` applies to each step is applied to all steps at once. Layers of one's own
+    that hold layers, such as the blocks of a transformer, become nested models of what they hold,
+    where their `call` is made of layers and `keras.ops`. Every function of this package then
+    reaches their kernels: ranks, quantization, export. The model trains as before; regularizers,
+    dropout and what is frozen stay.
 
     Args:
         model: A built Functional or Sequential model; it stays as it is.
@@ -160,8 +169,15 @@ def _answer(layer: keras.layers.Layer, node: Any, take_over: bool) -> _Answer:
     if type(layer) is keras.layers.EinsumDense:
         form = _form(layer, tuple(node.input_tensors[0].shape))
         return form if isinstance(form, str) else WrittenEinsum(layer, form)
-    if type(layer) is keras.layers.TimeDistributed and type(layer.layer) is keras.layers.Dense:
-        return _OverTime(layer.layer, layer.name)
+    if type(layer) is keras.layers.TimeDistributed:
+        return unwritten_over_time(layer, node) or WrittenOverTime(layer)
+    if type(layer) is keras.layers.Bidirectional:
+        if any(mask_of(tensor) is not None for tensor in node.input_tensors):
+            return "its inputs carry masks, as behind a Masking layer"
+        reason = unwritten_bidirectional(layer, node.arguments.kwargs)
+        return reason or WrittenBidirectional(layer)
+    if type(layer) in SEPARABLE:
+        return WrittenSeparable(layer)
     parts = attention_parts(layer)
     return None if parts is None else _attention(layer, parts, node)
 
@@ -246,19 +262,3 @@ def _beside_tensors(args: Any, kwargs: Any) -> str:
             lambda leaf: "tensor" if id(leaf) in tensors else leaf, (args, kwargs)
         )
     )
-
-
-class _OverTime:
-    """A dense layer without a wrapper that applies it along an axis, as it applies itself."""
-
-    def __init__(self, layer: keras.layers.Dense, name: str) -> None:
-        self._source = layer
-        self._copy = type(layer).from_config({**layer.get_config(), "name": name})
-        self._filled = False
-
-    def __call__(self, x: Any, **_: Any) -> Any:
-        outputs = self._copy(x)
-        if not self._filled:
-            self._copy.set_weights(self._source.get_weights())
-            self._filled = True
-        return outputs

@@ -11,6 +11,7 @@ import keras
 from dprp_tf.keras_internals.graphs import computes_as_keras, graph_of, layers_inside
 from dprp_tf.keras_internals.inner_calls import inner_calls
 from dprp_tf.keras_internals.layer_calls import LayerCall, call_on, layer_calls
+from dprp_tf.keras_internals.layer_kinds import RECURRENT, TRANSPOSED
 from dprp_tf.layers.factorized import FactorizedLayer
 
 __all__ = ["call_macs", "sum_of_known"]
@@ -41,7 +42,7 @@ def call_macs(call: LayerCall) -> _Pair:
     """
     layer = call.layer
     if isinstance(layer, FactorizedLayer):
-        dense = _by_output(call, math.prod(layer.kernel_shape))
+        dense = _of_factorized(call)
         return (None if dense is None else dense + layer.rebuild_macs), dense
     if graph_of(layer) is not None:
         return _inside_graph(call)
@@ -132,6 +133,17 @@ def _entries(layer: Any) -> int:
 
 def _by_output(call: LayerCall, entries: int) -> int | None:
     return _times(call.repeats, *_spatial(call.layer, call.output_shape), entries)
+
+
+def _of_factorized(call: LayerCall) -> int | None:
+    """Those of the dense layer that a low-rank one stands for."""
+    entries = math.prod(call.layer.kernel_shape)
+    kind = call.layer.stands_for
+    if issubclass(kind, RECURRENT):
+        return _times(call.repeats, call.input_shape[1], entries + _entries(call.layer))
+    if issubclass(kind, TRANSPOSED):
+        return _times(call.repeats, *_spatial(call.layer, call.input_shape), entries)
+    return _by_output(call, entries)
 
 
 def _convolution(call: LayerCall) -> int | None:
@@ -238,11 +250,7 @@ _COUNTS: tuple[tuple[Any, Callable[[LayerCall], int | None]], ...] = (
         _convolution,
     ),
     (
-        (
-            keras.layers.Conv1DTranspose,
-            keras.layers.Conv2DTranspose,
-            keras.layers.Conv3DTranspose,
-        ),
+        TRANSPOSED,
         _transposed,
     ),
     (keras.layers.Dense, _dense),

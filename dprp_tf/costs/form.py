@@ -134,15 +134,18 @@ class Form:
         kernel_shape: Sequence[int],
         input_positions: Sequence[int],
         output_positions: Sequence[int],
+        transposed: bool = False,
     ) -> int:
         """Return its multiply-accumulates for one sample.
 
-        Work on the padding of a causal `pointwise_first` layer is left out.
+        Work on the padding of a causal `pointwise_first` layer is left out; see `MapSizes`.
 
         Args:
             kernel_shape: Keras kernel shape of the layer.
             input_positions: Spatial sizes of the input.
             output_positions: Spatial sizes of the output.
+            transposed: Whether windows are those of a transposed convolution, which meet each
+                input once. Default False.
 
         Returns:
             The number of MACs.
@@ -154,6 +157,14 @@ class Form:
         """
         sizes = [math.prod(shape) for shape in self.kernels(kernel_shape)]
         before, after = math.prod(input_positions), math.prod(output_positions)
+        if transposed:
+            if self.kind == "separable":
+                # The first stage makes all axes longer but the last.
+                between = math.prod(output_positions[:-1]) * input_positions[-1]
+                return sizes[0] * before + sizes[1] * between
+            # Pointwise stages that come last see the longer map.
+            last = sizes[-1] * (after if len(sizes) > 1 else before)
+            return sum(sizes[:-1]) * before + last
         if self.kind in ("pointwise_first", "tucker"):
             return sizes[0] * before + sum(sizes[1:]) * after
         if self.kind == "separable":

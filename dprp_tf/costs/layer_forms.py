@@ -8,7 +8,9 @@ from typing import Any
 from dprp_tf import decomposition
 from dprp_tf.costs.form import KINDS, OWN_KIND, Form
 from dprp_tf.files.arguments import check_choice
+from dprp_tf.keras_internals.layer_kinds import TRANSPOSED
 from dprp_tf.layers import FactorizedLayer
+from dprp_tf.layers.kernels import kernel_of
 
 __all__ = ["obstacle", "own_form", "same_factors", "smallest_form"]
 
@@ -33,12 +35,14 @@ def obstacle(layer: Any, kind: str) -> str | None:
         return "its kernel constraint may change the rank of the kernel"
     if kind == "channel":
         return None
-    spatial = getattr(layer, "kernel_shape", None) or layer.kernel.shape
+    spatial = getattr(layer, "kernel_shape", None) or kernel_of(layer).shape
     spatial = spatial[:-2]
     if math.prod(spatial) == 1:
         return "its kernel has one position: only the channel form applies"
     if kind in ("separable", "tucker"):
         return None
+    if issubclass(getattr(type(layer), "stands_for", type(layer)), TRANSPOSED):
+        return "Keras has no depthwise transposed convolution"
     if len(spatial) == 3:
         return "Keras has no three-dimensional depthwise convolution"
     if len(set(layer.strides)) > 1:

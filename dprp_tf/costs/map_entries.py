@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from dprp_tf.keras_internals.layer_calls import LayerCall
+from dprp_tf.keras_internals.layer_kinds import RECURRENT
 
 __all__ = ["map_entries"]
 
@@ -31,7 +32,7 @@ def map_entries(calls: Iterable[LayerCall]) -> dict[int, int | None]:
     """
     found: dict[int, int | None] = {}
     for call in calls:
-        if not hasattr(call.layer, "kernel"):
+        if not hasattr(call.layer, "kernel") and not isinstance(call.layer, RECURRENT):
             continue
         sizes = [call.repeats, *call.output_shape[1:]]
         before = found.get(id(call.layer), 0)

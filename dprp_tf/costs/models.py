@@ -9,6 +9,7 @@ from typing import Any
 from dprp_tf.costs.call_macs import call_macs, sum_of_known
 from dprp_tf.costs.form import Form
 from dprp_tf.costs.layer_forms import smallest_form
+from dprp_tf.costs.map_sizes import map_sizes
 from dprp_tf.keras_internals.graphs import layer_keys, layers_inside
 from dprp_tf.keras_internals.input_sizes import sized_inputs
 from dprp_tf.keras_internals.layer_calls import layer_calls
@@ -166,7 +167,8 @@ def folded_cost(model: Any) -> tuple[int, int | None]:
         if layer.trainable and id(layer) not in counted:
             parameters += form.parameters(layer.kernel_shape) - math.prod(layer.kernel_shape)
         counted.add(id(layer))
-        if macs is not None and call.positions is not None and call.repeats is not None:
-            macs += call.repeats * form.macs(layer.kernel_shape, *call.positions)
-            macs -= call.repeats * dense.macs(layer.kernel_shape, *call.positions)
+        sizes = map_sizes(call)
+        if macs is not None and sizes is not None and call.repeats is not None:
+            macs += call.repeats * form.macs(layer.kernel_shape, *sizes)
+            macs -= call.repeats * dense.macs(layer.kernel_shape, *sizes)
     return parameters, macs

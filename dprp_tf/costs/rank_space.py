@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from dprp_tf.costs.budget import METRICS, Budget
 from dprp_tf.costs.form import OWN_KIND, Form
@@ -18,11 +17,14 @@ from dprp_tf.costs.latency_row import LayerLatency
 from dprp_tf.costs.latency_table import LatencyTable
 from dprp_tf.costs.layer_forms import obstacle
 from dprp_tf.costs.map_entries import map_entries
+from dprp_tf.costs.map_sizes import map_sizes
 from dprp_tf.costs.models import model_cost
 from dprp_tf.costs.rank_plan import PlannedRanks
 from dprp_tf.decomposition import KernelTruncation, Truncation, resolve_decomposition
 from dprp_tf.keras_internals.layer_calls import LayerCall, layer_calls
 from dprp_tf.layers.factorizable import factorizable
+from dprp_tf.layers.kernels import kernel_of
+from dprp_tf.layers.layer_decomposition import layer_decomposition
 
 __all__ = ["Cost", "LayerChoices", "RankSpace", "Ranks"]
 
@@ -91,10 +93,12 @@ class LayerChoices:
         self.name = name
         self.layer = layer
         self.truncation = truncation
-        self.kernel_shape = tuple(int(size) for size in layer.kernel.shape)
+        self.kernel_shape = kernel_of(layer).shape
         self.full_ranks = truncation.full_ranks
-        # Sizes before and after, and how often one sample passes.
-        self._places = [(call.positions, call.repeats) for call in calls]
+        # Sizes before and after, the entries it gives, and how often one sample passes.
+        self._places = [
+            (map_sizes(call), _entries(call.output_shape), call.repeats) for call in calls
+        ]
 
     @property
     def decomposition(self) -> str:
@@ -121,7 +125,7 @@ class LayerChoices:
     def macs(self, ranks: Ranks) -> int | None:
         """Return its MACs for one sample at these ranks; None where they are not known."""
         form, total = self.form(ranks), 0
-        for places, repeats in self._places:
+        for places, _, repeats in self._places:
             if places is None or repeats is None:
                 return None
             total += repeats * form.macs(self.kernel_shape, *places)
@@ -133,14 +137,14 @@ class LayerChoices:
         In `spatial` form the map between the stages has C*r channels; Tucker-2 has two of them,
         the first of the input's size.
         """
-        filters, channels = self.kernel_shape[-1], self.kernel_shape[-2]
+        channels = self.kernel_shape[-2]
         total = 0
-        for places, repeats in self._places:
-            if places is None or repeats is None:
+        for places, entries, repeats in self._places:
+            if places is None or entries is None or repeats is None:
                 return None
-            before, after = places
+            before, after, _ = places
             area = math.prod(after)
-            total += repeats * area * filters
+            total += repeats * entries
             if ranks is None:
                 continue
             if self.decomposition == "tucker":
@@ -242,12 +246,11 @@ class RankSpace:
             calls.setdefault(id(call.layer), []).append(call)
         self.layers: dict[str, LayerChoices] = {}
         for key, layer in chosen.items():
-            kernel = np.asarray(ops.convert_to_numpy(layer.kernel))
+            kernel = kernel_of(layer).array
             kernel = kernel if kernel.dtype == np.float64 else kernel.astype(np.float32)
+            kind = layer_decomposition(layer, decomposition)
             truncation: Truncation = (
-                KernelTruncation(kernel, decomposition)
-                if truncate is None
-                else truncate(key, kernel, decomposition)
+                KernelTruncation(kernel, kind) if truncate is None else truncate(key, kernel, kind)
             )
             reason = obstacle(layer, _form_kind(truncation.decomposition))
             if reason is None:
@@ -442,6 +445,12 @@ class RankSpace:
             rows = (self._latency.layer(name) for name in self.layers)
             fixed["milliseconds"] = self._latency.dense - sum(row.dense for row in rows)
         return fixed
+
+
+def _entries(shape: tuple[int | None, ...]) -> int | None:
+    """Entries of a map for one sample."""
+    sizes = shape[1:]
+    return None if None in sizes else math.prod(int(size or 0) for size in sizes)
 
 
 def _unknown(metric: str) -> ValueError:

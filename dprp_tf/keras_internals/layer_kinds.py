@@ -10,6 +10,7 @@ __all__ = [
     "GLOBAL_POOLINGS",
     "NOISES",
     "POOLINGS",
+    "RECURRENT",
     "SEPARABLE",
     "TRANSPOSED",
 ]
@@ -18,6 +19,7 @@ CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+RECURRENT = (layers.SimpleRNN, layers.GRU, layers.LSTM)
 POOLINGS = (
     layers.MaxPooling1D,
     layers.MaxPooling2D,

@@ -98,6 +98,10 @@ class FactorizedConvolution(FactorizedLayer):
             dilation_rate=self.dilation_rate,
             data_format=self.data_format,
         )
+        return self._with_bias(outputs)
+
+    def _with_bias(self, outputs: Any) -> Any:
+        """Add the bias and apply the activation."""
         if self.bias is not None:
             shape = (1,) * (self.ndim + 1) + (self.filters,)
             if self.data_format == "channels_first":

@@ -21,11 +21,16 @@ _KNOWN_REASONS: tuple[tuple[tuple[type[keras.layers.Layer], ...], str], ...] = (
     ),
     (
         (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
-        "separable convolution: its kernel is factorized already",
+        "separable convolution, factorized already; dprp_tf.write_out(model) makes a depthwise and "
+        "a pointwise convolution of it",
     ),
     ((keras.layers.Embedding,), "an embedding table is looked up, not multiplied"),
     (
-        (keras.layers.RNN, keras.layers.Bidirectional),
+        (keras.layers.Bidirectional,),
+        "its kernels are those of layers inside it; dprp_tf.write_out(model) writes both out",
+    ),
+    (
+        (keras.layers.RNN,),
         "recurrent: its kernels are those of a cell that runs along the sequence",
     ),
     (
@@ -66,6 +71,8 @@ def skip_reason(layer: keras.layers.Layer) -> str | None:
         return f"its activation is a {type(activation).__name__} layer with weights of its own"
     if getattr(layer, "groups", 1) != 1:
         return f"grouped convolution (groups={layer.groups})"
+    if getattr(layer, "stateful", False):
+        return "stateful: it keeps its state from batch to batch"
     if getattr(layer, "lora_enabled", False):
         return "LoRA is enabled on it"
     if getattr(layer, "quantization_mode", None) is not None:
@@ -111,7 +118,7 @@ def factorizable(
     if not found:
         listed = "; ".join(skipped) or "no layer has a kernel"
         raise ValueError(
-            "`model` must have at least one Conv1D, Conv2D, Conv3D or Dense layer to factorize. "
+            "`model` must have at least one convolution, dense or recurrent layer to factorize. "
             f"Received: {model.name!r} with nothing to factorize ({listed})"
         )
     return found, skipped
@@ -144,7 +151,9 @@ def _reason_of_composite(layer: keras.layers.Layer) -> str | None:
     """Say that the kernels of a layer are those of layers inside it; None if it holds none."""
     kind = type(layer).__name__
     if isinstance(layer, keras.layers.Wrapper):
-        return f"inside a {kind} wrapper, which keeps its layer to itself"
+        over_time = type(layer) is keras.layers.TimeDistributed
+        hint = "; dprp_tf.write_out(model) takes it out where it can" if over_time else ""
+        return f"inside a {kind} wrapper, which keeps its layer to itself{hint}"
     if isinstance(layer, keras.Model):
         return f"inside the subclassed model {kind}, whose call() can't be rewritten"
     parts = [part for part in layers_inside(layer, include_self=False) if part is not layer]

@@ -37,6 +37,8 @@ class FactorizedLayer(keras.layers.Layer):
     """Base of the layers whose weights are factors of a kernel, whatever the factorization.
 
     `stands_for` is the Keras layer in whose place it stands; `layers.registry` sets it.
+    `kernel_shape` has the channels read before those made, `kernel` the order of the dense layer,
+    which in a transposed convolution is the other.
 
     Every call rebuilds the kernel in float32 or wider and then computes what the dense layer
     would, in the layer's compute dtype: strides, dilation, padding and data format, and the
@@ -158,22 +160,26 @@ class FactorizedLayer(keras.layers.Layer):
         Half precision would round every factor and their products instead of the kernel once; a
         call casts the result to its compute dtype.
         """
-        kernel = self._rebuilt()
+        kernel = self.as_held(self._rebuilt())
         return kernel if self.kernel_constraint is None else self.kernel_constraint(kernel)
+
+    def take_other_weights(self, dense: keras.layers.Layer) -> None:
+        """Take what a dense layer has beside its kernel: the bias.
+
+        Args:
+            dense: A built layer of the kind that this one stands for.
+        """
+        if self.bias is not None:
+            # A copy: sharing the buffer would let JAX donate it from under the other model.
+            self.bias.assign(np.array(ops.convert_to_numpy(dense.bias)))
+
+    def other_weights(self) -> list[NDArray[Any]]:
+        """Return what the dense layer holds behind its kernel, in its order: the bias, if any."""
+        return [] if self.bias is None else [ops.convert_to_numpy(self.bias)]
 
     def _build_weights(self, kernel_shape: Sequence[int]) -> None:
         """Add the factors of a kernel of this shape, then the bias of its last axis' size."""
-        self.kernel_shape = tuple(int(size) for size in kernel_shape)
-        for name, values in self._start_factors()._asdict().items():
-            # Not cast to half precision by itself: the kernel is rebuilt before that.
-            variable = self.add_weight(
-                name=name,
-                shape=values.shape,
-                initializer=_constant(values),
-                trainable=True,
-                autocast=False,
-            )
-            setattr(self, name, variable)
+        self._build_factors(kernel_shape)
         self.bias = (
             self.add_weight(
                 name="bias",
@@ -186,13 +192,41 @@ class FactorizedLayer(keras.layers.Layer):
             if self.use_bias
             else None
         )
+
+    def _build_factors(self, kernel_shape: Sequence[int]) -> None:
+        """Add the factors of a kernel of this shape, (*spatial, C, S) or (D_in, D_out)."""
+        self.kernel_shape = tuple(int(size) for size in kernel_shape)
+        for name, values in self._start_factors()._asdict().items():
+            # Not cast to half precision by itself: the kernel is rebuilt before that.
+            variable = self.add_weight(
+                name=name,
+                shape=values.shape,
+                initializer=_constant(values),
+                trainable=True,
+                autocast=False,
+            )
+            setattr(self, name, variable)
         self._initial_factors = None
 
     def _initial_kernel(self) -> NDArray[np.float32]:
         """Draw a kernel from the initializer."""
         with _outside_graph():
-            drawn = self.kernel_initializer(self.kernel_shape, dtype=self.variable_dtype)
-            return np.asarray(ops.convert_to_numpy(drawn), dtype=np.float32)
+            held = self.as_held(np.empty(self.kernel_shape, np.bool_), np).shape
+            drawn = self.kernel_initializer(held, dtype=self.variable_dtype)
+            kernel = np.asarray(ops.convert_to_numpy(drawn), dtype=np.float32)
+        return self.as_held(kernel, np)
+
+    def as_held(self, kernel: Any, backend: Any = ops) -> Any:
+        """Turn a kernel of `kernel_shape` into the dense layer's own shape, or back.
+
+        Args:
+            kernel: A tensor, or an array.
+            backend: What turns it: `keras.ops`, or NumPy. Default `keras.ops`.
+
+        Returns:
+            The kernel, with its two last axes swapped in transposed convolutions.
+        """
+        return kernel
 
     def _wide_factors(self) -> list[Any]:
         """Return the factors as tensors of float32 or wider."""

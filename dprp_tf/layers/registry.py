@@ -126,7 +126,7 @@ def registered_layers(factorization: str = "svd") -> list[type[FactorizedLayer]]
 
     Example:
 
-    >>> [kind.__name__ for kind in registered_layers("tucker")]
+    >>> [kind.__name__ for kind in registered_layers("tucker")][:3]
     ['TuckerConv1D', 'TuckerConv2D', 'TuckerConv3D']
     """
     return [kind for (_, of), kind in _BY_DENSE.items() if of == factorization]

@@ -14,8 +14,17 @@ from dprp_tf.decomposition import TuckerFactors, full_tucker_ranks, tucker2
 from dprp_tf.files.arguments import is_integer
 from dprp_tf.layers.convolution import FactorizedConvolution
 from dprp_tf.layers.registry import low_rank_layer
+from dprp_tf.layers.transposed import FactorizedTransposedConvolution
 
-__all__ = ["TuckerConv1D", "TuckerConv2D", "TuckerConv3D", "TuckerConvolution"]
+__all__ = [
+    "TuckerConv1D",
+    "TuckerConv1DTranspose",
+    "TuckerConv2D",
+    "TuckerConv2DTranspose",
+    "TuckerConv3D",
+    "TuckerConv3DTranspose",
+    "TuckerConvolution",
+]
 
 
 class TuckerConvolution(FactorizedConvolution):
@@ -229,6 +238,52 @@ class TuckerConv3D(TuckerConvolution):
             example="TuckerConv3D(8, 3, ranks=(2, 3))",
             shape="(1, 5, 5, 5, 3)",
             result="(TensorShape([1, 3, 3, 3, 8]), (2, 3))",
+        )
+    )
+    ndim = 3
+
+
+class _TuckerConvTranspose(FactorizedTransposedConvolution, TuckerConvolution):
+    """A transposed convolution, its kernel held as Tucker-2 factors."""
+
+
+@low_rank_layer(keras.layers.Conv1DTranspose, factorization="tucker")
+class TuckerConv1DTranspose(_TuckerConvTranspose):
+    __doc__ = (
+        "A one-dimensional transposed convolution that trains the Tucker-2 factors of its kernel."
+        + _SHARED.format(
+            padding='`"valid"` or `"same"`',
+            example="TuckerConv1DTranspose(8, 2, strides=2, ranks=(2, 3))",
+            shape="(1, 6, 3)",
+            result="(TensorShape([1, 12, 8]), (2, 3))",
+        )
+    )
+    ndim = 1
+
+
+@low_rank_layer(keras.layers.Conv2DTranspose, factorization="tucker")
+class TuckerConv2DTranspose(_TuckerConvTranspose):
+    __doc__ = (
+        "A two-dimensional transposed convolution that trains the Tucker-2 factors of its kernel."
+        + _SHARED.format(
+            padding='`"valid"` or `"same"`',
+            example="TuckerConv2DTranspose(8, 2, strides=2, ranks=(2, 3))",
+            shape="(1, 6, 6, 3)",
+            result="(TensorShape([1, 12, 12, 8]), (2, 3))",
+        )
+    )
+    ndim = 2
+
+
+@low_rank_layer(keras.layers.Conv3DTranspose, factorization="tucker")
+class TuckerConv3DTranspose(_TuckerConvTranspose):
+    __doc__ = (
+        "A three-dimensional transposed convolution that trains the Tucker-2 factors of its kernel."
+        + _SHARED.format(
+            padding='`"valid"` or `"same"`',
+            example="TuckerConv3DTranspose(8, 2, strides=2, ranks=(2, 3))",
+            shape="(1, 3, 3, 3, 3)",
+            result="(TensorShape([1, 6, 6, 6, 8]), (2, 3))",
         )
     )
     ndim = 3

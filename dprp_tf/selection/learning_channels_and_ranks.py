@@ -26,7 +26,9 @@ from dprp_tf.costs.scores import Score, resolve_score
 from dprp_tf.costs.width_table import WidthTable
 from dprp_tf.data import Dataset, StreamedImages
 from dprp_tf.files.arguments import check_choice, check_integer
+from dprp_tf.keras_internals.layer_kinds import RECURRENT, TRANSPOSED
 from dprp_tf.layers.factorizable import factorizable
+from dprp_tf.layers.kernels import kernel_of
 from dprp_tf.selection.methods.less import Learned, LeSS
 from dprp_tf.selection.scoring.samples import picked, samples_of
 from dprp_tf.selection.solving.bounds import as_shares, bounds_of
@@ -223,7 +225,10 @@ def _problem(
     able = {
         key
         for key, layer in names.items()
-        if layer.kernel_constraint is None and layer.kernel.trainable
+        if layer.kernel_constraint is None
+        # Their stages see maps of other sizes than the costs here tell.
+        and not isinstance(layer, (*RECURRENT, *TRANSPOSED))
+        and kernel_of(layer).held.trainable
     }
     if latency is not None:
         WidthCosts(model, followed, [], latency)  # refuses a table of another model

@@ -19,6 +19,8 @@ from dprp_tf.costs.scores import resolve_score
 from dprp_tf.decomposition import OutputTruncation
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.output_activations import output_activation
+from dprp_tf.layers.kernels import kernel_of
+from dprp_tf.layers.layer_decomposition import layer_decomposition
 from dprp_tf.selection.channel_choice import ChannelChoice
 from dprp_tf.selection.scoring.cut_kernels import CutKernel
 from dprp_tf.selection.scoring.kernel_swaps import KernelSwaps
@@ -288,8 +290,8 @@ def _of_layer(name: str) -> str:
 def _losses(
     layer: Any, decomposition: str, moments: NDArray[np.float64], ranks: Sequence[int | None]
 ) -> list[float]:
-    kernel = np.asarray(keras.ops.convert_to_numpy(layer.kernel))
-    truncation = OutputTruncation(kernel, decomposition, moments)
+    kernel = kernel_of(layer).array
+    truncation = OutputTruncation(kernel, layer_decomposition(layer, decomposition), moments)
     return [0.0 if rank is None else penalty(truncation.lost((rank,))) for rank in ranks]
 
 

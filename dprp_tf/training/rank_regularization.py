@@ -11,12 +11,14 @@ from keras import ops
 from numpy.typing import NDArray
 from sklearn.utils.extmath import randomized_svd
 
-from dprp_tf.decomposition import DECOMPOSITIONS, decompose, matricize, resolve_decomposition
+from dprp_tf.decomposition import DECOMPOSITIONS, decompose, matricize
 from dprp_tf.decomposition.threads import threads_for
 from dprp_tf.files.arguments import check_choice, check_integer, check_number
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.strategies import strategy_scope
+from dprp_tf.layers.kernels import kernel_of
+from dprp_tf.layers.layer_decomposition import layer_decomposition
 from dprp_tf.training import regularizers
 from dprp_tf.training.added_loss import AddedLoss, WeightLoss, assign_copy
 from dprp_tf.training.guarded_callback import GuardedCallback
@@ -209,7 +211,7 @@ class RankRegularization(GuardedCallback):
         """Return one for each matrix to press: one per layer, two per Tucker-2 convolution."""
         found = []
         for layer, rank in self._pressed_layers():
-            unfoldings = _unfoldings(tuple(layer.kernel.shape), self.decomposition)
+            unfoldings = _unfoldings(layer, self.decomposition)
             ranks = rank if isinstance(rank, tuple) else (rank,) * len(unfoldings)
             if len(ranks) != len(unfoldings):
                 raise ValueError(
@@ -217,7 +219,7 @@ class RankRegularization(GuardedCallback):
                     f"decomposition={self.decomposition!r}. Received: {rank}"
                 )
             for unfold, own in zip(unfoldings, ranks, strict=True):
-                shape = unfold(np.empty(layer.kernel.shape, np.bool_), np).shape
+                shape = unfold(np.empty(kernel_of(layer).shape, np.bool_), np).shape
                 if own is not None and own >= min(shape):
                     continue  # It may keep every value: there is none to press.
                 columns = min(shape)
@@ -291,7 +293,7 @@ class _Directions:
 
     def penalty(self) -> Any:
         """Return the regularizer of s_j = u_j^T W v_j, a scalar."""
-        matrix = self.unfold(ops.cast(self.layer.kernel, "float32"), ops)
+        matrix = self.unfold(ops.cast(kernel_of(self.layer).tensor, "float32"), ops)
         u, v = ops.cast(self.u, "float32"), ops.cast(self.v, "float32")
         # (h, w) and the longer side's vectors first: (w, r) or (h, r), whichever is smaller -> (r,)
         if self.shape[0] > self.shape[1]:
@@ -338,13 +340,11 @@ def singular_vectors(
     return u, vt.T
 
 
-def _unfoldings(
-    kernel_shape: tuple[int, ...], decomposition: str
-) -> list[Callable[[Any, Any], Any]]:
+def _unfoldings(layer: keras.layers.Layer, decomposition: str) -> list[Callable[[Any, Any], Any]]:
     """Return functions (kernel, NumPy or keras.ops) -> matrix, one per rank coordinate."""
-    kind = resolve_decomposition(kernel_shape, decomposition)
+    kind = layer_decomposition(layer, decomposition)
     if kind == "tucker":
-        *spatial, channels, filters = kernel_shape
+        *spatial, channels, filters = kernel_of(layer).shape
         positions = int(np.prod(spatial))
 
         def inputs(kernel: Any, backend: Any) -> Any:

@@ -10,6 +10,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.layers.factorizable import factorizable
+from dprp_tf.layers.kernels import kernel_of
 
 __all__ = ["kernel_values", "trained_kernels"]
 
@@ -37,7 +38,9 @@ def trained_kernels(
     ['a']
     """
     found, _ = factorizable(model, layers)
-    training = {key: at for key, at in found.items() if at.trainable and at.kernel.trainable}
+    training = {
+        key: at for key, at in found.items() if at.trainable and kernel_of(at).held.trainable
+    }
     if not training:
         raise ValueError(
             f"`layers` must hold a layer that trains. Received: only frozen ones, {list(found)}"
@@ -65,7 +68,7 @@ def kernel_values(name: str, layer: keras.layers.Layer) -> NDArray[np.floating]:
     >>> kernel_values("a", layer).shape
     (3, 2)
     """
-    kernel = np.array(ops.convert_to_numpy(ops.cast(layer.kernel, "float32")))
+    kernel = np.array(ops.convert_to_numpy(ops.cast(kernel_of(layer).tensor, "float32")))
     if not np.all(np.isfinite(kernel)):
         raise ValueError(
             f"The kernel of layer {name!r} must be finite to be decomposed. Received NaN or "

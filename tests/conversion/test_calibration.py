@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from dprp_tf.conversion.calibration import input_moments, patches
+from dprp_tf.conversion.calibration import input_moments, output_positions, patches
 from dprp_tf.conversion.factorizing import factorize
 from dprp_tf.costs.budget import Budget
 from dprp_tf.decomposition import OutputTruncation, matricize
+from dprp_tf.layers.kernels import kernel_of
 from dprp_tf.selection.selecting import select_ranks
 
 
@@ -67,6 +68,31 @@ def test_patches_times_the_kernel_are_the_convolution(
     np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=2e-5)
     some = np.array([2, 0])
     np.testing.assert_array_equal(patches(moved, x, some), patches(moved, x)[:, some])
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("strides", [1, 2, 3])
+@pytest.mark.parametrize("added", [None, 1])
+def test_patches_of_a_transposed_convolution_have_zeros_between(
+    padding: str, kernel_size: int, strides: int, added: int | None
+) -> None:
+    if added is not None and added >= strides:
+        pytest.skip("Keras adds less than a stride")
+    for size, dilation in ((1, 1), (4, 1), (5, 2)):
+        if dilation > 1 and (strides > 1 or added):
+            continue
+        options = {"padding": padding, "strides": strides, "output_padding": added}
+        layer = layers.Conv1DTranspose(
+            4, kernel_size, use_bias=False, dilation_rate=dilation, **options
+        )
+        x = _drawn(layer, (2, size, 3))
+        expected = _np(layer(x))
+        if not expected.size:
+            continue
+        found = patches(layer, x) @ matricize(kernel_of(layer).array, "channel").T
+        np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=2e-5)
+        assert output_positions(layer, x.shape) == expected.shape[1]
 
 
 def test_patches_of_a_dense_layer_are_its_inputs() -> None:

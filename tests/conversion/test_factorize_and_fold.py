@@ -33,12 +33,24 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "Conv2D": (9, 8, 3),
     "Conv3D": (6, 5, 7, 3),
     "Dense": (3, 7),
+    "Conv1DTranspose": (6, 4),
+    "Conv2DTranspose": (5, 4, 3),
+    "Conv3DTranspose": (4, 3, 3, 3),
+    "LSTM": (4, 7),
+    "GRU": (4, 7),
+    "SimpleRNN": (4, 7),
 }
 LAYERS: dict[str, type] = {
     "Conv1D": layers.Conv1D,
     "Conv2D": layers.Conv2D,
     "Conv3D": layers.Conv3D,
     "Dense": layers.Dense,
+    "Conv1DTranspose": layers.Conv1DTranspose,
+    "Conv2DTranspose": layers.Conv2DTranspose,
+    "Conv3DTranspose": layers.Conv3DTranspose,
+    "LSTM": layers.LSTM,
+    "GRU": layers.GRU,
+    "SimpleRNN": layers.SimpleRNN,
 }
 WINDOWS: list[tuple[str, dict[str, Any]]] = [
     ("Conv1D", {"padding": "same"}),
@@ -67,6 +79,20 @@ WINDOWS: list[tuple[str, dict[str, Any]]] = [
     ("Conv3D", {"kernel_size": 1}),
     ("Dense", {}),
     ("Dense", {"use_bias": False, "activation": "tanh"}),
+    ("Conv1DTranspose", {"padding": "same", "strides": 2, "activation": "relu"}),
+    ("Conv1DTranspose", {"kernel_size": 4, "strides": 3, "output_padding": 2}),
+    ("Conv2DTranspose", {"kernel_size": 2, "strides": 2}),
+    ("Conv2DTranspose", {"padding": "same", "strides": (2, 3)}),
+    ("Conv2DTranspose", {"kernel_size": (4, 3), "strides": (2, 1), "output_padding": (1, 0)}),
+    ("Conv2DTranspose", {"padding": "same", "dilation_rate": (2, 1), "use_bias": False}),
+    ("Conv2DTranspose", {"padding": "same", "strides": 2, "data_format": "channels_first"}),
+    ("Conv2DTranspose", {"kernel_size": 1, "strides": 2}),
+    ("Conv3DTranspose", {"padding": "same", "strides": (1, 2, 2)}),
+    ("LSTM", {"return_sequences": True}),
+    ("LSTM", {"go_backwards": True, "return_state": True}),
+    ("GRU", {"unroll": True, "use_bias": False}),
+    ("GRU", {"reset_after": False, "return_sequences": True}),
+    ("SimpleRNN", {"activation": "relu"}),
 ]
 
 
@@ -114,8 +140,12 @@ def _single(kind: str, **options: Any) -> keras.Model:
     if options.get("data_format") == "channels_first":
         inputs = (inputs[-1], *inputs[:-1])
     x = keras.Input(inputs)
-    if kind == "Dense":
-        return _stir(keras.Model(x, layers.Dense(5, name="it", **options)(x)))
+    if kind in ("Dense", "LSTM", "GRU", "SimpleRNN"):
+        model = keras.Model(x, LAYERS[kind](5, name="it", **options)(x))
+        rng = np.random.default_rng(4)
+        for weight in model.get_layer("it").weights:
+            weight.assign(rng.normal(0, 0.3, weight.shape))
+        return model
     options = {"kernel_size": 3, **options}
     return _stir(keras.Model(x, LAYERS[kind](filters=5, name="it", **options)(x)))
 
@@ -159,9 +189,12 @@ def test_each_layer_in_each_form(
     kind_used = (
         "channel" if "kernel_size" in options and options["kernel_size"] == 1 else matricization
     )
-    if kind == "Dense" or kind_used != "spatial":
+    without_depthwise = kind == "Conv3D" or not kind.startswith("Conv") or "Transpose" in kind
+    if without_depthwise or kind_used != "spatial":
+        # Where no depthwise convolution stands for the layer, `spatial` is taken as `channel`.
         assert has_two_stages, plan.reason
-    elif kind == "Conv3D" or isinstance(options.get("strides"), tuple):
+        assert not (kind.endswith("Transpose") and layer.decomposition == "spatial")
+    elif isinstance(options.get("strides"), tuple):
         assert not has_two_stages
         assert plan.reason
         with pytest.raises(ValueError, match="'two_stage'"):
@@ -435,14 +468,13 @@ def test_skipped_layers_are_reported_with_the_reason() -> None:
     low = dprp.factorize(model, layers=["chosen"])
     assert list(low.ranks) == ["chosen"]
     everything = dprp.factorize(model)
-    assert set(everything.ranks) == {"chosen", "left"}
+    assert set(everything.ranks) == {"transposed", "chosen", "left"}
     reasons = {row.name: str(row.skipped) for row in dprp.summarize(everything).skipped}
-    assert set(reasons) == {"depthwise", "grouped", "transposed", "separable"}
+    assert set(reasons) == {"depthwise", "grouped", "separable"}
     assert "depthwise" in reasons["depthwise"]
     assert "groups=2" in reasons["grouped"]
-    assert "Conv2DTranspose" in reasons["transposed"]
-    assert "separable" in reasons["separable"]
-    assert all(reason in str(dprp.summarize(everything)) for reason in ("groups=2", "Transpose"))
+    assert "write_out" in reasons["separable"]
+    assert all(reason in str(dprp.summarize(everything)) for reason in ("groups=2", "depthwise"))
     x = _inputs(model)
     assert _error(_call(low, x), _call(model, x)) < TOLERANCE
     by_function = dprp.factorize(model, layers=lambda layer: layer.name == "left")

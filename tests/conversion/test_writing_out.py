@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from channel_checks import draw_removal, masked_outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 import dprp_tf as dprp
 from dprp_tf import deploy
+from dprp_tf.channels import channel_groups
 from dprp_tf.cli.main import app
 from dprp_tf.conversion.writing_out import reachable, unwritten
 from dprp_tf.data import load
@@ -216,6 +218,93 @@ def test_what_is_left_says_why_and_stays(build: Any, reason: str) -> None:
     plain = dprp.write_out(model)
     assert type(plain.get_layer("it")) is type(model.get_layer("it"))
     _assert_same(model, plain)
+
+
+def _video(x: Any) -> Any:
+    y = layers.TimeDistributed(layers.Conv2D(4, 3, activation="relu"), name="each")(x)
+    y = layers.TimeDistributed(layers.MaxPooling2D())(y)
+    y = layers.TimeDistributed(layers.Flatten())(y)
+    y = layers.Bidirectional(layers.LSTM(5, return_sequences=True), name="both")(y)
+    return layers.Bidirectional(layers.GRU(4), merge_mode="ave", name="end")(y)
+
+
+def _video_of_a_backbone(x: Any) -> Any:
+    frame = keras.Input(x.shape[2:])
+    y = layers.BatchNormalization(trainable=False)(layers.Conv2D(4, 3, name="inside")(frame))
+    backbone = keras.Model(frame, layers.GlobalAveragePooling2D()(y), name="backbone")
+    return layers.LSTM(3, name="end")(layers.TimeDistributed(backbone, name="each")(x))
+
+
+def _separable(x: Any) -> Any:
+    y = layers.Reshape((24, 8, 3))(x)
+    y = layers.SeparableConv2D(
+        6, 3, depth_multiplier=2, strides=2, padding="same", activation="relu", name="first"
+    )(y)
+    y = layers.SeparableConv2D(5, 3, dilation_rate=2, padding="same", use_bias=False, name="other")(
+        y
+    )
+    y = layers.Reshape((16, 15))(y)
+    y = layers.SeparableConv1D(4, 3, strides=2, padding="same", name="line")(y)
+    both = layers.Bidirectional(
+        layers.SimpleRNN(4, return_sequences=True, return_state=True),
+        merge_mode=None,
+        name="both",
+    )
+    return both(y)
+
+
+@pytest.mark.parametrize(
+    ("build", "reached"),
+    [
+        (_video, {"each", "both_forward", "both_backward", "end_forward", "end_backward"}),
+        (_video_of_a_backbone, {"inside", "end"}),
+        (_separable, {"first", "other", "line", "both_forward", "both_backward"}),
+    ],
+)
+def test_sequences_wrappers_and_separable_convolutions_compute_the_same(
+    build: Any, reached: set[str]
+) -> None:
+    x = keras.Input((3, 8, 8, 3))
+    model = keras.Model(x, build(x))
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.uniform(0.2, 0.7, weight.shape))
+    plain = dprp.write_out(model)
+    _assert_same(model, plain)
+    assert not unwritten(model)
+    assert reached <= set(factorizable(plain)[0])
+    # Ranks and channels of what is written out go as those of any layers.
+    lowrank = dprp.factorize(plain, ranks=1, decomposition="channel")
+    folded = dprp.fold(lowrank, form="two_stage")
+    given = _inputs(model)
+    found, cut = (keras.tree.flatten(each(given)) for each in (lowrank, folded))
+    for one, other in zip(found, cut, strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(other), atol=1e-4, rtol=1e-4
+        )
+    removed = draw_removal(channel_groups(plain), rng)
+    assert removed
+    small = keras.tree.flatten(dprp.remove_channels(plain, removed)(given))
+    for one, other in zip(small, masked_outputs(plain, [given], removed), strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(one), other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda x: layers.Bidirectional(layers.RNN(layers.LSTMCell(3)), name="it")(x), "no LSTM"),
+        (lambda x: layers.Bidirectional(layers.LSTM(3), name="it")(layers.Masking()(x)), "masks"),
+        (lambda x: layers.TimeDistributed(layers.BatchNormalization(), name="it")(x),
+         "BatchNormalization to each step"),
+    ],
+)  # fmt: skip
+def test_wrappers_that_are_left_say_why(build: Any, reason: str) -> None:
+    x = keras.Input((_LONG, _WIDE))
+    model = _filled(keras.Model(x, build(x)))
+    ((name, told),) = unwritten(model).items()
+    assert name == "it"
+    assert reason in told
+    _assert_same(model, dprp.write_out(model))
 
 
 def test_shared_nested_frozen_and_wrapped_layers_stay_what_they_are() -> None:

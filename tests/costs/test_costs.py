@@ -19,8 +19,12 @@ from dprp_tf.costs.kernels import (
     two_stage_kernels,
     two_stage_parameters,
 )
+from dprp_tf.costs.map_entries import map_entries
 from dprp_tf.costs.models import __all__, folded_cost, model_cost
+from dprp_tf.costs.rank_space import RankSpace
 from dprp_tf.decomposition import MATRICIZATIONS, full_rank, matrix_shape
+from dprp_tf.keras_internals.layer_calls import layer_calls
+from dprp_tf.layers import factorized_keys
 from dprp_tf.zoo import resnet20
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
@@ -105,18 +109,18 @@ def test_two_stage_figures_are_those_of_the_layers_built(
     for rank in (1, 2, full_rank(shape, matricization)):
         lowrank = dprp.factorize(dense, decomposition=matricization, ranks=rank)
         plan = dprp.choose_forms(lowrank, form="two_stage")[0]
-        if plan.form == "dense":
-            assert "depthwise" in plan.reason
-            continue
+        assert plan.form != "dense"
         folded = dprp.fold(lowrank, form="two_stage")
         rank = lowrank.ranks["it"]
-        assert folded.count_params() - bias == two_stage_parameters(shape, matricization, rank)
-        assert plan.folded_parameters == two_stage_parameters(shape, matricization, rank)
+        # Without a depthwise convolution to fold into, three axes take `channel`.
+        kind = lowrank.get_layer("it").decomposition
+        assert folded.count_params() - bias == two_stage_parameters(shape, kind, rank)
+        assert plan.folded_parameters == two_stage_parameters(shape, kind, rank)
         second = tuple(folded.get_layer("it").kernel.shape)
-        assert second == two_stage_kernels(shape, matricization, rank)[1]
+        assert second == two_stage_kernels(shape, kind, rank)[1]
         first_macs = model_cost(folded).macs
         positions = math.prod(folded.output_shape[1:-1])
-        sizes = [math.prod(k) for k in two_stage_kernels(shape, matricization, rank)]
+        sizes = [math.prod(k) for k in two_stage_kernels(shape, kind, rank)]
         assert first_macs == positions * sum(sizes)
 
 
@@ -227,3 +231,29 @@ def test_folded_cost_is_what_the_folded_model_costs(matricization: str, rank: in
     assert folded_cost(lowrank) == (folded.parameters, folded.macs)
     if rank == 2:
         assert folded.parameters < model_cost(lowrank).dense_parameters
+
+
+@pytest.mark.parametrize("decomposition", ["spatial", "separable", "tucker"])
+def test_transposed_and_recurrent_layers_cost_what_they_fold_into(decomposition: str) -> None:
+    inputs = keras.Input((6, 5, 12))
+    x = keras.layers.Conv2DTranspose(10, 3, strides=2, padding="same", name="up")(inputs)
+    x = keras.layers.Conv2DTranspose(9, (4, 2), strides=(2, 1), name="further")(x)
+    x = keras.layers.Reshape((26, 99))(x)
+    x = keras.layers.LSTM(7, return_sequences=True, name="each")(x)
+    outputs = keras.layers.GRU(6, name="last")(x)
+    model = keras.Model(inputs, outputs)
+    # Each input meets the kernel once; each step both kernels of the cell.
+    up, further = 6 * 5 * 9 * 12 * 10, 12 * 10 * 8 * 10 * 9
+    each, last = 26 * (99 + 7) * 28, 26 * (7 + 6) * 18
+    assert model_cost(model).macs == up + further + each + last
+    lowrank = dprp.factorize(model, decomposition=decomposition, ranks=3)
+    assert model_cost(lowrank).dense_macs == model_cost(model).macs
+    folded = model_cost(dprp.fold(lowrank, form="two_stage"))
+    space = RankSpace(model, decomposition)
+    ranks = {key: layer.ranks for key, layer in factorized_keys(lowrank).items()}
+    cost = space.cost(ranks)
+    assert cost.values["parameters"] == folded.parameters
+    assert cost.values["macs"] == folded.macs
+    maps = map_entries(layer_calls(dprp.fold(lowrank, form="two_stage")))
+    assert cost.values["activations"] == sum(entries or 0 for entries in maps.values())
+    assert folded_cost(lowrank) == (folded.parameters, folded.macs)

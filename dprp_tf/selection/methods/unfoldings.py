@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dprp_tf.conversion.refitting import kernel_matrix, rows_of_channels
 from dprp_tf.decomposition import regular_moments
 from dprp_tf.decomposition.threads import threads_for
+from dprp_tf.layers.kernels import kernel_of
 
 __all__ = ["Unfolding", "unfoldings_of"]
 
@@ -65,7 +66,7 @@ class Unfolding:
     moments: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        shape = [int(size) for size in self.layer.kernel.shape]
+        shape = kernel_of(self.layer).shape
         self.size = shape[self.axis]
         self.shape = math.prod(shape) // self.size, self.size
         self.full_rank = min(self.shape)

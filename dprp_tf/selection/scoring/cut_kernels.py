@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from dprp_tf.conversion.refitting import kernel_matrix, rows_of_channels
 from dprp_tf.decomposition import OutputTruncation, dematricize, matricize, regular_moments
+from dprp_tf.layers.kernels import kernel_of
+from dprp_tf.layers.layer_decomposition import layer_decomposition
 
 __all__ = ["CutKernel"]
 
@@ -50,8 +52,8 @@ class CutKernel:
         decomposition: str,
     ) -> None:
         self._reads, self._makes = sides
-        self._decomposition = decomposition
-        self._shape = tuple(int(size) for size in layer.kernel.shape)
+        self._decomposition = layer_decomposition(layer, decomposition)
+        self._shape = kernel_of(layer).shape
         self._matrix, self._rows = kernel_matrix(layer), rows_of_channels(layer)
         self._moments = moments
         self._regular = regular_moments(moments, len(moments))

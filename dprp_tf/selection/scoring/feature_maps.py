@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dprp_tf.keras_internals.flat_graph import FlatGraph, Step, tensor_bytes
 from dprp_tf.keras_internals.graphs import layer_keys
+from dprp_tf.layers.kernels import kernel_of
 
 __all__ = ["FeatureMaps", "cosine_similarity", "with_kernel"]
 
@@ -50,7 +51,7 @@ def with_kernel(layer: Any, kernel: Any) -> Callable[[Any], Any]:
 
     Args:
         layer: A built Keras layer with a `kernel`.
-        kernel: Array of the kernel's shape.
+        kernel: Array of the kernel's shape, input channels before filters.
 
     Returns:
         A callable from the layer's inputs to its outputs.
@@ -62,8 +63,9 @@ def with_kernel(layer: Any, kernel: Any) -> Callable[[Any], Any]:
     >>> float(with_kernel(layer, np.eye(2))(np.array([[3.0, 4.0]]))[0, 1])
     4.0
     """
-    variable = layer.kernel
-    value = ops.convert_to_tensor(kernel, dtype=variable.dtype)
+    own = kernel_of(layer)
+    variable = own.held
+    value = ops.convert_to_tensor(own.as_held(kernel), dtype=variable.dtype)
 
     def call(inputs: Any) -> Any:
         with keras.StatelessScope(state_mapping=[(variable, value)]):

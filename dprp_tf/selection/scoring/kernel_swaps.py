@@ -13,6 +13,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.keras_internals.graphs import graph_of, output_structure
+from dprp_tf.layers.kernels import kernel_of
 from dprp_tf.selection.scoring.stages import StagedModel
 
 __all__ = ["KernelSwaps"]
@@ -208,10 +209,10 @@ class _Kernels:
     def get(self, key: str, choice: Choice) -> Any:
         found = self._prefixes.get((key, choice))
         if found is None:
-            own = self._layers[key].kernel
+            own = kernel_of(self._layers[key])
             # By way of NumPy: a variable would be traced apart from a tensor.
-            kernel = ops.convert_to_numpy(own) if choice is None else self._kernel(key, choice)
-            found = [ops.convert_to_tensor(kernel, dtype=own.dtype)]
+            kernel = own.array if choice is None else self._kernel(key, choice)
+            found = [ops.convert_to_tensor(own.as_held(kernel), dtype=own.held.dtype)]
             self._prefixes.put((key, choice), found)
         return found[0]
 

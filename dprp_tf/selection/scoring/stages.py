@@ -12,6 +12,7 @@ import numpy as np
 
 from dprp_tf.keras_internals.flat_graph import FlatGraph, Step, tensor_bytes
 from dprp_tf.keras_internals.graphs import graph_of, input_structure, layers_inside, mask_of
+from dprp_tf.layers.kernels import kernel_of
 
 __all__ = ["Stage", "StagedModel"]
 
@@ -160,7 +161,7 @@ class StagedModel:
         if not steps:
             places = [entering.index(value) for value in leaving]
             return lambda tensors, kernels: [tensors[place] for place in places]
-        variables = [self._layers[key].kernel for key in keys]
+        variables = [kernel_of(self._layers[key]).held for key in keys]
 
         def run(tensors: list[Any], kernels: list[Any]) -> list[Any]:
             values = dict(zip(entering, tensors, strict=True))
@@ -173,7 +174,7 @@ class StagedModel:
 
     def _whole(self) -> Stage:
         keys = tuple(self._layers)
-        variables = [layer.kernel for layer in self._layers.values()]
+        variables = [kernel_of(layer).held for layer in self._layers.values()]
 
         def run(tensors: list[Any], kernels: list[Any]) -> list[Any]:
             with keras.StatelessScope(state_mapping=list(zip(variables, kernels, strict=True))):

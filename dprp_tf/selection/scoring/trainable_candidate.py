@@ -13,6 +13,7 @@ from dprp_tf.costs.rank_space import RankSpace
 from dprp_tf.keras_internals.graphs import layer_keys, layer_paths, walk_layers
 from dprp_tf.keras_internals.rewriting import rewrite
 from dprp_tf.layers import FactorizedLayer, factorized_keys, plain_ranks
+from dprp_tf.layers.kernels import kernel_of
 
 __all__ = ["TrainableCandidate"]
 
@@ -50,7 +51,7 @@ class TrainableCandidate:
         cut = rewrite(model, lambda layer: None)
         layers = layer_keys(cut)
         for name, entry in ranks.items():
-            layers[name].kernel.assign(space.layers[name].truncation.kernel(entry))
+            kernel_of(layers[name]).assign(space.layers[name].truncation.kernel(entry))
         lowrank = factorize(
             cut,
             decomposition=space.decomposition,

@@ -10,10 +10,14 @@ import numpy as np
 
 from dprp_tf.costs.form import OWN_KIND, Form
 from dprp_tf.costs.layer_forms import obstacle
+from dprp_tf.costs.map_sizes import MapSizes, map_sizes
 from dprp_tf.costs.width_table import WidthTable
-from dprp_tf.decomposition import full_rank, resolve_decomposition
+from dprp_tf.decomposition import full_rank
 from dprp_tf.keras_internals.layer_calls import layer_calls
+from dprp_tf.keras_internals.layer_kinds import RECURRENT
 from dprp_tf.layers.factorizable import factorizable
+from dprp_tf.layers.kernels import kernel_of
+from dprp_tf.layers.layer_decomposition import layer_decomposition
 from dprp_tf.selection.solving.width_costs import WidthCosts
 
 __all__ = ["JointCosts"]
@@ -63,18 +67,21 @@ class JointCosts:
         self._kernels: dict[str, tuple[int, ...]] = {}
         self._kinds: dict[str, str] = {}
         self._places = {}
+        self._recurrent: set[str] = set()
         self.ranks: dict[str, list[int]] = {}
         if decomposition is None:
             return
         calls = list(layer_calls(model))
         for name, layer in factorizable(model, layers)[0].items():
-            shape = tuple(int(size) for size in layer.kernel.shape)
-            kind = resolve_decomposition(shape, decomposition)
+            shape = kernel_of(layer).shape
+            kind = layer_decomposition(layer, decomposition)
             if obstacle(layer, OWN_KIND[kind]) is not None:
                 continue
             self._kernels[name], self._kinds[name] = shape, kind
+            if isinstance(layer, RECURRENT):
+                self._recurrent.add(name)
             self._places[name] = [
-                (call.positions, call.repeats) for call in calls if call.layer is layer
+                (map_sizes(call), call.repeats) for call in calls if call.layer is layer
             ]
             ranks = self._worth(name)
             if ranks:
@@ -139,7 +146,9 @@ class JointCosts:
 
     def _saved(self, name: str, rank: int, at: tuple[int, int] | None) -> dict[str, float]:
         *window, reads, makes = self._kernels[name]
-        reads, makes = at or (reads, makes)
+        if at is not None:
+            # A recurrent layer makes its gates of what it reads, and all its units stay.
+            reads, makes = at[0], makes if name in self._recurrent else at[1]
         kernel = (*window, reads, makes)
         if rank >= full_rank(kernel, self._kinds[name]):
             return {}
@@ -157,7 +166,7 @@ class JointCosts:
             )
             # The map between the stages; the first one strides along all axes but the last.
             saved["activations"] = -sum(
-                float(repeats * rank * _between(self._kinds[name], *places))
+                float(repeats * rank * _between(self._kinds[name], places))
                 for places, repeats in known
             )
         if self._latency is not None:
@@ -172,8 +181,9 @@ class JointCosts:
         return saved
 
 
-def _between(kind: str, before: tuple[int, ...], after: tuple[int, ...]) -> int:
+def _between(kind: str, sizes: MapSizes) -> int:
     """Positions of the map between two stages."""
     if kind == "separable":
-        return math.prod(after[:-1]) * before[-1]
-    return math.prod(after)
+        return math.prod(sizes.after[:-1]) * sizes.before[-1]
+    # A transposed window comes first, and makes the map as long as it gets.
+    return math.prod(sizes.after)

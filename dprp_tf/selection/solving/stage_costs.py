@@ -11,8 +11,9 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from dprp_tf.decomposition import resolve_decomposition
 from dprp_tf.keras_internals.layer_calls import LayerCall
+from dprp_tf.layers.kernels import kernel_of
+from dprp_tf.layers.layer_decomposition import layer_decomposition
 
 __all__ = ["StageCosts"]
 
@@ -58,10 +59,9 @@ class StageCosts:
         decomposition: str,
         calls: Sequence[LayerCall],
     ) -> None:
-        shapes = [tuple(int(size) for size in layer.kernel.shape) for layer in layers.values()]
+        shapes = [kernel_of(layer).shape for layer in layers.values()]
         self.decompositions = {
-            key: resolve_decomposition(shape, decomposition)
-            for key, shape in zip(layers, shapes, strict=True)
+            key: layer_decomposition(layer, decomposition) for key, layer in layers.items()
         }
         # (layers,) each.
         pairs = np.array([kind == "tucker" for kind in self.decompositions.values()], dtype=bool)

@@ -219,11 +219,12 @@ def channel_weights(record: LayerChannels) -> list[ChannelWeights]:
     found = []
     for weight in layer.trainable_weights:
         bias = weight.name.endswith("bias")
+        recurrent = weight.name == "recurrent_kernel"
         depthwise = "depthwise" in weight.name and record.produces
         found.append(
             ChannelWeights(
                 entries=float(np.prod(weight.shape)),
-                by_reads=record.produces and not bias,
+                by_reads=record.produces and not bias and not recurrent,
                 by_makes=not depthwise,
                 multiplies=not bias,
             )

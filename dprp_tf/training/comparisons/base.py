@@ -15,6 +15,8 @@ from dprp_tf.decomposition.threads import threads_for
 from dprp_tf.files.arguments import check_choice
 from dprp_tf.keras_internals.compiled import sync
 from dprp_tf.keras_internals.strategies import strategy_scope
+from dprp_tf.layers.kernels import kernel_of
+from dprp_tf.layers.layer_decomposition import layer_decomposition
 from dprp_tf.training.added_loss import AddedLoss, assign_copy
 from dprp_tf.training.guarded_callback import GuardedCallback
 from dprp_tf.training.trained_kernels import kernel_values, trained_kernels
@@ -121,7 +123,7 @@ class LowRankTraining(GuardedCallback):
     def matrix(self, key: str) -> NDArray[np.floating]:
         """Return a layer's matricized kernel (h, w) as it is now, float32."""
         kernel = kernel_values(key, self._layers[key])
-        matrix: NDArray[np.floating] = matricize(kernel, self.decomposition)
+        matrix: NDArray[np.floating] = matricize(kernel, self._kind(key))
         return matrix
 
     def decomposed(self, key: str) -> Factors:
@@ -132,10 +134,14 @@ class LowRankTraining(GuardedCallback):
 
     def folded(self, key: str, matrix: NDArray[np.floating]) -> NDArray[np.floating]:
         """Return a matrix (h, w) in the shape of a layer's kernel."""
-        shape = tuple(self._layers[key].kernel.shape)
-        kernel: NDArray[np.floating] = dematricize(matrix, shape, self.decomposition)
+        shape = kernel_of(self._layers[key]).shape
+        kernel: NDArray[np.floating] = dematricize(matrix, shape, self._kind(key))
         return kernel
+
+    def _kind(self, key: str) -> str:
+        return layer_decomposition(self._layers[key], self.decomposition)
 
     def put(self, key: str, matrix: NDArray[np.floating]) -> None:
         """Set a layer's kernel, given as its matricized form (h, w)."""
-        assign_copy(self._layers[key].kernel, self.folded(key, matrix))
+        kernel = kernel_of(self._layers[key])
+        assign_copy(kernel.held, kernel.as_held(self.folded(key, matrix)))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dprp_tf.costs.rank_space import RankSpace
 from dprp_tf.files.arguments import check_integer
 from dprp_tf.keras_internals.compiled import sync
+from dprp_tf.layers.kernels import kernel_of
 from dprp_tf.training.added_loss import AddedLoss, WeightLoss, assign_copy
 from dprp_tf.training.comparisons.base import LowRankTraining
 
@@ -170,7 +171,7 @@ class _Distance(WeightLoss):
 
     def __init__(self, layers: list[keras.layers.Layer]) -> None:
         super().__init__("distance_loss", "mu")
-        held = [self.hold(np.zeros(layer.kernel.shape)) for layer in layers]
+        held = [self.hold(np.zeros(kernel_of(layer).shape)) for layer in layers]
         # Pairs in objects: Keras takes every variable in a list or tuple of a metric for its own.
         self.pulls = tuple(map(_Pull, layers, held))
 
@@ -184,7 +185,7 @@ class _Pull:
     target: keras.Variable
 
     def distance(self) -> Any:
-        kernel = ops.cast(self.layer.kernel, "float32")
+        kernel = ops.cast(kernel_of(self.layer).tensor, "float32")
         return ops.sum(ops.square(kernel - ops.cast(self.target, "float32")))
 
 

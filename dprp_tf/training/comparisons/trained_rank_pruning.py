@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dprp_tf.decomposition import energy_rank
 from dprp_tf.files.arguments import check_integer, check_number
 from dprp_tf.keras_internals.compiled import sync
+from dprp_tf.layers.kernels import kernel_of
 from dprp_tf.training.added_loss import AddedLoss, WeightLoss, assign_copy
 from dprp_tf.training.comparisons.base import LowRankTraining
 
@@ -111,7 +112,7 @@ class _Nuclear(WeightLoss):
 
     def __init__(self, layers: list[keras.layers.Layer]) -> None:
         super().__init__("nuclear_loss")
-        held = [self.hold(np.zeros(layer.kernel.shape)) for layer in layers]
+        held = [self.hold(np.zeros(kernel_of(layer).shape)) for layer in layers]
         # Pairs in objects: Keras takes every variable in a list or tuple of a metric for its own.
         self.slopes = tuple(map(_Slope, layers, held))
 
@@ -125,5 +126,5 @@ class _Slope:
     direction: keras.Variable
 
     def product(self) -> Any:
-        kernel = ops.cast(self.layer.kernel, "float32")
+        kernel = ops.cast(kernel_of(self.layer).tensor, "float32")
         return ops.sum(kernel * ops.cast(self.direction, "float32"))
