@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--std", type=float, nargs="*")
     parser.add_argument("--time", type=float, required=True, help="the share")
     parser.add_argument("--ways", nargs="*", default=["both"], help="what to tune, as cut there")
+    parser.add_argument(
+        "--only", nargs="*", help="rows to tune now: dense, narrow, a way, or one as 'both, taught'"
+    )
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
@@ -79,21 +82,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=chosen.seed,
     )
     taught = replace(plain, teacher=in_bfloat16(dense))
+
+    def wanted(row: str) -> bool:
+        return chosen.only is None or row in chosen.only
+
     models = {}
     for way in chosen.ways:
-        small = load_model(share / f"{way}.keras")
-        models[f"{way}, taught"] = _tuned(share / own / f"{way} taught", small, dataset, taught)
-    # What the dense network is tuned to serves all shares.
+        if wanted(f"{way}, taught"):
+            small = load_model(share / f"{way}.keras")
+            models[f"{way}, taught"] = _tuned(share / own / f"{way} taught", small, dataset, taught)
+    # What the dense network is tuned to serves all shares, and all files are compared with its own.
     models = {"dense": _tuned(chosen.work / own / "dense", dense, dataset, plain), **models}
-    for way in chosen.ways:
+    for way in filter(wanted, chosen.ways):
         small = load_model(share / f"{way}.keras")
         models[way] = _tuned(share / own / way, small, dataset, plain)
-    widths = narrow_widths(WidthTable.load(place / "widths.json"), chosen.time)
-    epochs = chosen.trained + chosen.epochs
-    name = "_".join(map(str, widths))
-    models[f"narrow {name}"] = trained_narrow(
-        chosen.work / f"narrow_{name}_{epochs}_{chosen.seed}", dataset, widths, epochs, chosen.seed
-    )
+    if wanted("narrow"):
+        widths = narrow_widths(WidthTable.load(place / "widths.json"), chosen.time)
+        epochs = chosen.trained + chosen.epochs
+        name = "_".join(map(str, widths))
+        models[f"narrow {name}"] = trained_narrow(
+            chosen.work / f"narrow_{name}_{epochs}_{chosen.seed}",
+            dataset,
+            widths,
+            epochs,
+            chosen.seed,
+        )
     folder = share / own
     with Display(quiet=True) as display:
         files = timed_files(
@@ -112,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     path = chosen.results / f"{chosen.model.stem}_{target}_tuned.json"
     known = dict(read_json(path)) if path.exists() else {}
-    known.setdefault(str(chosen.time), {})[f"{chosen.epochs} epochs, seed {chosen.seed}"] = rows
+    told = f"{chosen.epochs} epochs, seed {chosen.seed}"
+    known.setdefault(str(chosen.time), {}).setdefault(told, {}).update(rows)
     write_json(path, known)
     for row, values in rows.items():
         print(f"{chosen.time} {row}: {values}")

@@ -11,6 +11,8 @@ import numpy as np
 
 from dprp_tf.deploy.targets import Target, resolve_target
 
+_COUNTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+
 
 class CountingTarget(Target):
     """A target with exact costs: MACs of a file's kernels, weighted by kind."""
@@ -58,10 +60,12 @@ class CountingTarget(Target):
         tensors = {entry["index"]: entry for entry in interpreter.get_tensor_details()}
         total = 0.0
         for operator in interpreter._get_ops_details():
-            if operator["op_name"] not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+            if operator["op_name"] not in _COUNTED:
                 continue
             weights = tensors[operator["inputs"][1]]["shape"]
-            output = tensors[operator["outputs"][0]]["shape"]
-            cost = math.prod(weights) * math.prod(output[1:-1])
+            # A transposed window meets each place of the input once.
+            transposed = operator["op_name"] == "TRANSPOSE_CONV"
+            at = operator["inputs"][2] if transposed else operator["outputs"][0]
+            cost = math.prod(weights) * math.prod(tensors[at]["shape"][1:-1])
             total += cost * (self.depthwise if "DEPTHWISE" in operator["op_name"] else 1.0)
         return total

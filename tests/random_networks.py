@@ -114,6 +114,16 @@ class Dense(_Record):
 
 
 @dataclass(frozen=True, repr=False)
+class Recurrent(_Record):
+    """A recurrent layer along a sequence, which gives what it has at each step."""
+
+    kind: str = "LSTM"
+    units: int = 1
+    backwards: bool = False
+    bias: bool = False
+
+
+@dataclass(frozen=True, repr=False)
 class Pool(_Record):
     """Pooling by `size`."""
 
@@ -340,6 +350,14 @@ def _steps(ndim: int, nested: bool) -> st.SearchStrategy[Any]:
         ),
         "again": st.builds(Again, back=st.integers(1, 3)),
     }
+    if ndim == 1:
+        choices["recurrent"] = st.builds(
+            Recurrent,
+            kind=st.sampled_from(["LSTM", "GRU", "SimpleRNN"]),
+            units=st.integers(1, 5),
+            backwards=_flags,
+            bias=_flags,
+        )
     if nested:
         inner = st.lists(_steps(ndim, False), min_size=1, max_size=3).map(tuple)
         choices["nested"] = st.builds(Nested, steps=inner, sequential=_flags, twice=_flags)
@@ -409,6 +427,16 @@ class _Builder:
                 step.units, use_bias=step.bias, activation=step.activation, name=name
             )
             return self.layer(dense, x)
+        if isinstance(step, Recurrent):
+            recurrent = getattr(layers, step.kind)(
+                step.units,
+                use_bias=step.bias,
+                go_backwards=step.backwards,
+                return_sequences=True,
+                unroll=True,
+                name=self.name("recurrent"),
+            )
+            return self.layer(recurrent, x)
         if isinstance(step, Pool):
             return self._pool(step, x)
         if isinstance(step, Resize):

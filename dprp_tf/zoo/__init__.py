@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from dprp_tf.zoo.alexnet import alexnet, alexnet_cifar
+from dprp_tf.zoo.conv_mixer import conv_mixer, conv_mixer_1536_20, conv_mixer_cifar
 from dprp_tf.zoo.densenet import densenet40, densenet121, densenet_bc100, densenet_cifar
 from dprp_tf.zoo.googlenet import googlenet
 from dprp_tf.zoo.lenet import lenet5
@@ -18,6 +19,7 @@ from dprp_tf.zoo.resnet_imagenet import resnet18, resnet34, resnet50, resnet_ima
 from dprp_tf.zoo.resnet_small import resnet_small
 from dprp_tf.zoo.squeezenet import squeezenet, squeezenet1_0, squeezenet1_1
 from dprp_tf.zoo.traffic_sign import traffic_sign
+from dprp_tf.zoo.unet import unet
 from dprp_tf.zoo.vgg import (
     vgg,
     vgg11,
@@ -28,6 +30,7 @@ from dprp_tf.zoo.vgg import (
     vgg19_cifar,
     vgg_cifar,
 )
+from dprp_tf.zoo.vision_transformer import vision_transformer, vit_cifar, vit_s16
 from dprp_tf.zoo.voxnet import voxnet
 
 __all__ = [
@@ -36,6 +39,9 @@ __all__ = [
     "alexnet",
     "alexnet_cifar",
     "build",
+    "conv_mixer",
+    "conv_mixer_1536_20",
+    "conv_mixer_cifar",
     "densenet40",
     "densenet121",
     "densenet_bc100",
@@ -57,6 +63,7 @@ __all__ = [
     "squeezenet1_0",
     "squeezenet1_1",
     "traffic_sign",
+    "unet",
     "vgg",
     "vgg11",
     "vgg11_cifar",
@@ -65,6 +72,9 @@ __all__ = [
     "vgg19",
     "vgg19_cifar",
     "vgg_cifar",
+    "vision_transformer",
+    "vit_cifar",
+    "vit_s16",
     "voxnet",
 ]
 
@@ -73,6 +83,8 @@ ZOO: dict[str, Callable[..., keras.Model]] = {
     for builder in (
         alexnet,
         alexnet_cifar,
+        conv_mixer_1536_20,
+        conv_mixer_cifar,
         densenet121,
         densenet40,
         densenet_bc100,
@@ -96,6 +108,8 @@ ZOO: dict[str, Callable[..., keras.Model]] = {
         vgg16_cifar,
         vgg19,
         vgg19_cifar,
+        vit_cifar,
+        vit_s16,
         voxnet,
     )
 }

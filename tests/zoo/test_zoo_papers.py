@@ -95,6 +95,12 @@ def test_imagenet_networks_have_the_published_sizes(
         ("densenet_bc100", {}, 769_162),
         ("googlenet", {"auxiliary": True}, 13_004_888),
         ("googlenet", {"form": "paper"}, 6_998_552),
+        # timm's 22,050,664 of ViT-S/16 less its class token and its 197 positions of 384.
+        ("vit_s16", {}, 22_050_664 - 384 - 197 * 384),
+        ("vit_cifar", {}, 676_906),
+        # Table 1 has 51.6 million; this is timm's count.
+        ("conv_mixer_1536_20", {}, 51_625_960),
+        ("conv_mixer_cifar", {}, 99_946),
     ],
     ids=_identity,
 )
@@ -255,6 +261,7 @@ def test_networks_compute_what_keras_applications_compute(
 _SMALL: dict[str, dict[str, Any]] = {
     "alexnet": {"input_shape": (63, 63, 3), "alpha": 1 / 16},
     "alexnet_cifar": {"input_shape": (29, 29, 3), "alpha": 1 / 16},
+    "conv_mixer_cifar": {"input_shape": (8, 8, 3)},
     "densenet121": {"input_shape": (29, 29, 3), "growth_rate": 2},
     "densenet40": {"input_shape": (4, 4, 3), "growth_rate": 2},
     "densenet_bc100": {"input_shape": (4, 4, 3), "growth_rate": 2},
@@ -271,6 +278,7 @@ _SMALL: dict[str, dict[str, Any]] = {
     "vgg16_cifar": {"input_shape": (32, 32, 3), "alpha": 1 / 16},
     "vgg19": {"input_shape": (32, 32, 3), "alpha": 1 / 16},
     "vgg19_cifar": {"input_shape": (32, 32, 3), "alpha": 1 / 16},
+    "vit_cifar": {"input_shape": (8, 8, 3)},
     "voxnet": {"input_shape": (11, 11, 11, 1)},
 }
 # What CI trains; the others are deeper forms of these.
@@ -286,7 +294,7 @@ _TRAINED = {
     "vgg16_cifar",
     "voxnet",
 }
-_SKIPPED = {"mobilenet_v2": 17, "mobilenet_v2_cifar": 17}
+_SKIPPED = {"mobilenet_v2": 17, "mobilenet_v2_cifar": 17, "conv_mixer_cifar": 8, "vit_cifar": 6}
 
 
 def _samples(shape: tuple[int, ...], count: int) -> np.ndarray:
@@ -309,7 +317,9 @@ def _settle(model: keras.Model, x: np.ndarray) -> None:
 
 
 def test_every_network_of_the_papers_has_a_small_form_here() -> None:
-    assert set(_SMALL) == {name for name in zoo.ZOO if not name.startswith("resnet")}
+    # Of these the small form is another network of the zoo.
+    large = {"conv_mixer_1536_20", "vit_s16"}
+    assert set(_SMALL) == {name for name in zoo.ZOO if not name.startswith("resnet")} - large
 
 
 @pytest.mark.slow
@@ -337,7 +347,7 @@ def test_every_network_factorizes_trains_and_folds(name: str) -> None:
     np.testing.assert_allclose(lowrank(x), expected, rtol=1e-3, atol=1e-3 * scale)
     skipped = dprp.summarize(lowrank).skipped
     assert len(skipped) == _SKIPPED.get(name, 0)
-    assert all(str(row.skipped).startswith("depthwise") for row in skipped)
+    assert all(str(row.skipped).startswith(("depthwise", "attention")) for row in skipped)
 
     lowrank.compile(
         keras.optimizers.SGD(1e-3),
@@ -592,3 +602,23 @@ def test_bad_arguments_are_named(name: str, arguments: dict[str, Any], message: 
 def test_compression_outside_its_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`compression`.*compression=0"):
         zoo.densenet_cifar(10, bottleneck=True, compression=0)
+
+
+def test_a_unet_has_the_weights_of_its_levels_and_ends_as_it_began() -> None:
+    model = zoo.unet((32, 16, 3), classes=5, width=4, depth=2)
+    assert model.output_shape == (None, 32, 16, 5)
+    # Two 3x3 convolutions and normalizations a level, down and up; 2x2 transposed ones up.
+    down = [(3, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
+    up = [(16, 8), (8, 8), (8, 4), (4, 4)]
+    twice = sum(9 * reads * makes + 2 * makes for reads, makes in down + up)
+    longer = 4 * 16 * 8 + 8 + 4 * 8 * 4 + 4
+    assert model_cost(model).parameters == twice + longer + (4 * 5 + 5)
+    with pytest.raises(ValueError, match=r"`input_shape`.*multiples of 8.*\(20, 16, 3\)"):
+        zoo.unet((20, 16, 3))
+
+
+def test_a_transformer_may_not_have_parts_of_patches_or_heads() -> None:
+    with pytest.raises(ValueError, match=r"`input_shape`.*patch=4.*\(30, 32, 3\)"):
+        zoo.vit_cifar((30, 32, 3))
+    with pytest.raises(ValueError, match=r"`width`.*width=12, heads=5"):
+        zoo.vision_transformer((8, 8, 3), 4, patch=4, width=12, heads=5)

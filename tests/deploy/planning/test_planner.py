@@ -108,6 +108,58 @@ def test_exact_counts_choose_what_counts_least(lowrank: keras.Model, tmp_path: P
     np.testing.assert_allclose(np.asarray(folded(x)), expected, atol=2e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("decomposition", ["channel", "separable"])
+def test_transposed_convolutions_are_planned_by_what_their_stages_count(
+    decomposition: str, tmp_path: Path
+) -> None:
+    inputs = keras.Input((6, 5, 24))
+    x = layers.Conv2DTranspose(32, 3, strides=2, padding="same", name="up")(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Conv2DTranspose(16, (4, 2), strides=(2, 1), name="on")(x)
+    model = keras.Model(inputs, layers.Conv2D(4, 1, name="out")(x))
+    low = dprp.factorize(model, decomposition=decomposition, ranks=3, layers=["up", "on"])
+    plan = deploy.plan_fold(low, target=CountingTarget(), cache=tmp_path)
+    for planned in plan.layers:
+        assert planned.form != Form("dense")
+        assert planned.chosen.cost == pytest.approx(planned.chosen.macs, abs=2)
+        assert planned.dense.cost == pytest.approx(planned.dense.macs, abs=2)
+    folded = dprp.fold(low, plan=plan)
+    assert model_cost(folded).macs == plan.planned_macs
+    x = np.random.default_rng(0).standard_normal((3, 6, 5, 24)).astype("float32")
+    expected = np.asarray(low(x))
+    np.testing.assert_allclose(np.asarray(folded(x)), expected, atol=2e-5 * np.abs(expected).max())
+    # The same of the table by widths, whose stages are measured one by one.
+    table = deploy.measure_widths(
+        model, target=CountingTarget(), decomposition=decomposition, groups=[], multiple=1
+    )
+    told = table.by_rank({})
+    assert {row.name for row in told.layers} == {"up", "on", "out"}
+    assert table.dense == pytest.approx(100 + model_cost(model).macs, abs=5)
+    ranks = {row.name: row.ranks[0] for row in told.layers if row.name != "out"}
+    low = dprp.factorize(model, decomposition=decomposition, ranks=ranks, layers=list(ranks))
+    stages = model_cost(dprp.fold(low, form="two_stage")).macs
+    saved = sum(row.dense - row.cost(ranks[row.name]) for row in told.layers if row.name in ranks)
+    assert saved == pytest.approx(model_cost(model).macs - stages, rel=1e-3)
+
+
+def test_a_recurrent_layer_is_measured_with_what_stands_before_it(tmp_path: Path) -> None:
+    inputs = keras.Input((4, 24))
+    x = layers.LSTM(8, return_sequences=True, name="each")(inputs)
+    x = layers.GRU(6, name="last")(x)
+    model = keras.Model(inputs, layers.Dense(3, name="out")(x))
+    low = dprp.factorize(model, ranks=2, layers=["each", "last"])
+    each, last = (site.geometries[0] for site in layer_sites(low))
+    assert each.kernel_shape == (24, 32)
+    assert last.macs(Form("dense")) == 4 * 8 * 18
+    assert last.macs(Form("channel", (2,))) == 4 * (8 * 2 + 2 * 18)
+    for geometry, form in ((each, Form("channel", (2,))), (last, Form("dense"))):
+        assert [type(at).__name__ for at in probe(geometry, form).layers][-1] in ("LSTM", "GRU")
+    plan = deploy.plan_fold(low, target="local", cache=tmp_path, rounds=3)
+    folded = dprp.fold(low, plan=plan)
+    given = np.random.default_rng(0).standard_normal((3, 4, 24)).astype("float32")
+    np.testing.assert_allclose(np.asarray(folded(given)), np.asarray(low(given)), atol=1e-5)
+
+
 def test_what_is_known_is_not_measured_again(lowrank: keras.Model, tmp_path: Path) -> None:
     first, second = CountingTarget(), CountingTarget()
     before = deploy.plan_fold(lowrank, target=first, cache=tmp_path)
