@@ -85,8 +85,8 @@ class _Task:
 
     def __init__(self, network: str, dataset: Dataset, canvases: int) -> None:
         self.network = network
-        x, y = dataset.x_train, np.ravel(dataset.y_train)
-        x_test, y_test = dataset.x_test, np.ravel(dataset.y_test)
+        x, y = np.asarray(dataset.x_train), np.ravel(dataset.y_train)
+        x_test, y_test = np.asarray(dataset.x_test), np.ravel(dataset.y_test)
         self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         if network == "unet":
             self.train: Any = composed(x, y, canvases, seed=0)
@@ -94,7 +94,7 @@ class _Task:
             self.score = "mean_iou"
             self.build: Callable[[], keras.Model] = partial(zoo.unet, (_CANVAS, _CANVAS, 3), 3)
         else:
-            mean, std = x.mean((0, 1, 2)), x.std((0, 1, 2))
+            mean, std = x.mean(axis=(0, 1, 2)), x.std(axis=(0, 1, 2))
             self.train = dataset.normalized(mean, std)
             normal = self.train
             self.test = normal.x_test, np.ravel(normal.y_test)
