@@ -45,8 +45,9 @@ def write_out(model: keras.Model) -> keras.Model:
     what `TimeDistributed` applies to each step is applied to all steps at once. Layers of one's own
     that hold layers, such as the blocks of a transformer, become nested models of what they hold,
     where their `call` is made of layers and `keras.ops`. Every function of this package then
-    reaches their kernels: ranks, quantization, export. The model trains as before; regularizers,
-    dropout and what is frozen stay.
+    reaches their kernels: ranks, quantization, export. The model trains as before, but that a batch
+    normalization inside `TimeDistributed` sees all steps of a batch together; regularizers, dropout
+    and what is frozen stay.
 
     Args:
         model: A built Functional or Sequential model; it stays as it is.

@@ -7,14 +7,22 @@ from typing import Any
 import keras
 from keras import ops
 
-from dprp_tf.keras_internals.graphs import graph_of, layers_inside, mask_of
+from dprp_tf.keras_internals.graphs import graph_of, mask_of
 from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
 from dprp_tf.keras_internals.rewriting import rewrite
 from dprp_tf.keras_internals.same_settings import is_of_keras
 
 __all__ = ["WrittenOverTime", "unwritten_over_time"]
 
-_APPLIED = (keras.layers.Dense, *CONVOLUTIONS, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
+_APPLIED = (
+    keras.layers.Dense,
+    keras.layers.BatchNormalization,
+    keras.layers.LayerNormalization,
+    *CONVOLUTIONS,
+    *TRANSPOSED,
+    *DEPTHWISE,
+    *SEPARABLE,
+)
 
 
 def unwritten_over_time(layer: keras.layers.TimeDistributed, node: Any) -> str | None:
@@ -40,18 +48,13 @@ def unwritten_over_time(layer: keras.layers.TimeDistributed, node: Any) -> str |
         return "its steps are of unknown number or size"
     if graph_of(inner) is not None and len(graph_of(inner).outputs) > 1:
         return "it applies a model of several outputs to each step"
-    batchwise = (
-        part
-        for part in layers_inside(inner)
-        if isinstance(part, keras.layers.BatchNormalization) and part.trainable
-    )
-    if any(True for _ in batchwise):
-        return "it normalizes each step by statistics of its own while it trains"
     return None
 
 
 class WrittenOverTime:
     """What a wrapper applies to each step, applied to all of them as to a larger batch.
+
+    A batch normalization inside then goes, while it trains, by the statistics of all steps at once.
 
     Args:
         layer: The `TimeDistributed` layer, built; see `unwritten_over_time`.
