@@ -46,7 +46,6 @@ _KEPT = (
     "recurrent_activation",
     "reset_after",
     "return_sequences",
-    "return_state",
     "go_backwards",
     "unroll",
 )

@@ -83,7 +83,7 @@ def repeated_along(operation: Any, before: list[LabelArray]) -> list[LabelArray]
     if axis is None or not isinstance(operation.repeats, int):
         return None
     axis = axis - 1 if axis > 0 else array.ndim + axis
-    if axis < 0:
+    if not 0 <= axis < array.ndim:
         return None
     return [array if array.shape[axis] == 1 else np.repeat(array, operation.repeats, axis=axis)]
 
@@ -102,6 +102,10 @@ def _tied_heads(
     for array, axis in tensors:
         # (n, all else of a head)
         rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+        if count % len(rows):
+            return None
+        # A head of keys may serve several of queries.
+        rows = np.repeat(rows, count // len(rows) if len(rows) > 1 else 1, axis=0)
         rows = np.broadcast_to(rows, (count, rows.shape[1]))
         heads = np.array(rows[:, 0]) if heads is None else heads
         labels.tie(heads[:, None], rows)

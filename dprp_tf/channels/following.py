@@ -287,6 +287,8 @@ def _rule(operation: Any) -> _Rule | None:
     if isinstance(operation, keras.layers.Layer):
         if not computes_as_keras(operation) or getattr(operation, "quantization_mode", None):
             return None
+        if getattr(operation, "stateful", False):
+            return None  # its state would have to follow
         if type(operation).__name__ == "CustomScaleLayer":
             return _joined  # of keras.applications: one input plus a share of the other
         return next((rule for kinds, rule in _LAYER_RULES if isinstance(operation, kinds)), None)
@@ -353,16 +355,26 @@ def _softmax(
     axes = [axes] if isinstance(axes, int) else list(axes)
     if any(before[0].shape[axis if axis < 0 else axis - 1] > 1 for axis in axes):
         return _across(followed, step, before[:1], shapes)
-    if any(max(mask.shape) > 1 for mask in before[1:]):
+    # A mask that differs along an axis of channels would have to lose as many.
+    varying = [at for at, size in enumerate(before[0].shape) if size > 1]
+    if any(_differs(shape, before[0].ndim, varying) for shape in shapes[1:]):
+        return None
+    if any(_differs(np.shape(x), before[0].ndim, varying) for x in step.constants):
         return None
     return before[:1]
+
+
+def _differs(shape: tuple[int | None, ...], ndim: int, axes: list[int]) -> bool:
+    """Whether a tensor that is broadcast to one of `ndim` axes has sizes along some of them."""
+    own = [at - ndim + len(shape) for at in axes]
+    return any(at >= 0 and shape[at] != 1 for at in own)
 
 
 def _attended(
     followed: Followed, step: Step, before: list[LabelArray], shapes: _Shapes
 ) -> list[LabelArray] | None:
     # A mask that is no tensor of the graph may differ by head.
-    if any(np.ndim(x) == 4 and np.shape(x)[1] > 1 for x in step.constants):
+    if any(np.ndim(x) >= 3 and np.shape(x)[-3] > 1 for x in step.constants):
         return None
     return attended(followed.labels, before, shapes)
 
@@ -550,14 +562,14 @@ def _reshaped(
     if all(size == 1 for size in labels.shape):
         return [labels.reshape((1,) * len(after))]
     unknown = any(size is None for size in after)
-    full = None if unknown else _batched(labels, shapes[0], after)
-    if full is not None:
-        # Steps become rows of the batch, or rows of the batch steps.
-        placed = np.broadcast_to(full, after)
+    stays = None if unknown else _beside_places(labels, shapes[0], after)
+    if stays is not None:
+        # Places among each other, or into the batch and out of it, beside what has channels.
+        placed = np.broadcast_to(stays, after)
         followed.resized[id(step.operation)] = Resized(step.operation, labels, (placed,))
-        return [full]
+        return [stays]
     full = expanded(labels, shapes[0])
-    if full is None or unknown:
+    if full is None or unknown or full.size != np.prod(after):
         return None
     if isinstance(step.operation, _LAYERS.Flatten) and (
         step.operation.data_format == "channels_first" and full.ndim > 1
@@ -568,13 +580,16 @@ def _reshaped(
     return [collapsed(placed)]
 
 
-def _batched(
+def _beside_places(
     labels: LabelArray, before: tuple[int | None, ...], after: tuple[int | None, ...]
 ) -> LabelArray | None:
-    """Labels behind a reshape that moves the first axis into the batch, or out of it."""
-    if before[1:] == after and labels.shape[0] == 1:
-        return labels[0]
-    return labels[None] if before == after[1:] else None
+    """Labels behind a reshape that leaves the last axes, all that have channels, as they are."""
+    varying = [at for at, size in enumerate(labels.shape) if size > 1]
+    kept = labels.ndim - min(varying, default=labels.ndim - 1)
+    if not 0 < kept <= len(after) or before[-kept:] != after[-kept:]:
+        return None
+    own = labels.reshape(labels.shape[-kept:])
+    return own.reshape((1,) * (len(after) - kept) + own.shape)
 
 
 def _permuted(

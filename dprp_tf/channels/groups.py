@@ -203,7 +203,9 @@ def channel_groups(model: keras.Model) -> ChannelGroups:
     A filter's channel lives on through normalization, activations, pooling and depthwise
     convolutions. `Add` and other joins tie their inputs; `Concatenate` and splits shift places;
     `Flatten` makes a channel several columns of the dense layer behind it; grouped convolutions tie
-    the same place of every group. What a layer does that is not known to treat each channel by
+    the same place of every group. Attention, once `write_out` wrote it out, ties all that queries,
+    keys and values have of a head. Recurrent layers read channels; their units feed each other, and
+    stay. What a layer does that is not known to treat each channel by
     itself keeps the channels it reads, as do the model's inputs and outputs.
 
     Args:
@@ -303,6 +305,11 @@ def groups_of(model: keras.Model, followed: Followed) -> ChannelGroups:
                 held[root].append(at)
             filters[one] = tuple(map(tuple, held.values()))
         reading = tuple(one for one, read in readers.items() if read & set(places))
-        reasons = tuple(map(labels.reason, places))
-        found.append(ChannelGroup(name, filters, reading, reasons))
+        reasons: list[str | None] = list(map(labels.reason, places))
+        for one, by_place in filters.items():
+            own = [place for place, tied in enumerate(by_place) if tied]
+            # The others of the group could stay and leave this layer without a filter.
+            if len(own) < len(places) and all(reasons[place] is None for place in own):
+                reasons[own[0]] = f"one filter of {one!r} must stay"
+        found.append(ChannelGroup(name, filters, reading, tuple(reasons)))
     return ChannelGroups(tuple(found))

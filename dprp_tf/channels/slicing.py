@@ -160,6 +160,11 @@ def filter_rows(layer: Any) -> NDArray[np.float64]:
     >>> layer.build((None, 3)); filter_rows(layer).shape
     (2, 3)
     """
+    if isinstance(layer, (*RECURRENT, SVDRecurrent)):
+        # (D, gates * units) -> (D, gates, units) -> (units, D * gates)
+        parts = kernel_of(layer).array.astype(np.float64)
+        parts = parts.reshape(len(parts), -1, layer.units)
+        return parts.reshape(-1, layer.units).T
     separable = isinstance(layer, SEPARABLE)
     kernel = _array(layer.pointwise_kernel) if separable else kernel_of(layer).array
     kernel = kernel.astype(np.float64)

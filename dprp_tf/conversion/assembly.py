@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from dprp_tf.conversion.form_weights import FormWeights, form_weights
 from dprp_tf.costs.form import Form
 from dprp_tf.decomposition import Factors, TuckerFactors
+from dprp_tf.keras_internals.free_names import free_name
+from dprp_tf.keras_internals.given_kernels import copy_unnamed_settings
 from dprp_tf.keras_internals.quick_building import quick_build
 from dprp_tf.layers import (
-    OBJECT_ARGUMENTS,
     FactorizedLayer,
     SVDDense,
     SVDRecurrent,
@@ -51,11 +52,8 @@ class _Chain:
         steps = [*self._head, *(step for branch in self._branches for step in branch), *self._tail]
         layers = [layer for layer, _ in steps] + ([] if self._join is None else [self._join])
         for layer in layers:
-            if layer.name != own and layer.name in names:
-                count = 1
-                while f"{layer.name}_{count}" in names:
-                    count += 1
-                layer.name = f"{layer.name}_{count}"
+            if layer.name != own:
+                layer.name = free_name(layer.name, names)
 
     def __call__(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         # What a call of a convolution may be given; none of these layers makes use of it.
@@ -122,6 +120,8 @@ def assemble(layer: Any, form: Form, weights: FormWeights) -> _Chain:
     """
     if form.kind == "dense":
         plain = layer.stands_for.from_config(_plain_config(layer))
+        if isinstance(layer, SVDRecurrent):
+            copy_unnamed_settings(layer.recurrent, plain)
         kernel = layer.as_held(np.asarray(weights), np)
         return _chain_of(layer)([(plain, [kernel, *layer.other_weights()])])
     if isinstance(weights, TuckerFactors):
@@ -135,6 +135,7 @@ def assemble(layer: Any, form: Form, weights: FormWeights) -> _Chain:
         mixing = (weights.u * weights.s).T
         if isinstance(layer, SVDRecurrent):
             second = layer.stands_for.from_config(_plain_config(layer, without_kernel=True))
+            copy_unnamed_settings(layer.recurrent, second)
         else:
             second = keras.layers.Dense(layer.units, name=layer.name, **_last(layer), **options)
         stages = [(first, [weights.v]), (second, [mixing, *layer.other_weights()])]
@@ -146,7 +147,7 @@ def _plain_config(layer: Any, *, without_kernel: bool = False) -> dict[str, Any]
     """The configuration of the layer of Keras that a low-rank one stands for."""
     config = {k: v for k, v in layer.get_config().items() if k not in _FACTOR_ARGUMENTS}
     # The objects themselves, which may be functions that their names alone don't find.
-    config |= {name: getattr(layer, name) for name in OBJECT_ARGUMENTS}
+    config |= {name: getattr(layer, name) for name in layer.object_arguments}
     if without_kernel:
         # What they say is of the whole kernel, which its second factor is not.
         config |= {"kernel_regularizer": None, "kernel_constraint": None}

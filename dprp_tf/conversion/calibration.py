@@ -113,9 +113,16 @@ def input_moments(
         check_integer("positions", positions)
     graph = FlatGraph(model)
     sources = {
-        key: [step.inputs[0] for step in graph.calls(layer)] for key, layer in wanted.items()
+        key: [(step.inputs[0], _mask_of_steps(graph, step)) for step in graph.calls(layer)]
+        for key, layer in wanted.items()
     }
-    numbers = {number for found in sources.values() for number in found}
+    numbers = {
+        number
+        for found in sources.values()
+        for pair in found
+        for number in pair
+        if number is not None
+    }
     quota = None if positions is None else max(1, math.ceil(positions / count))
     rng = np.random.default_rng(seed)
     sums: dict[str, NDArray[np.float64]] = {}
@@ -127,8 +134,9 @@ def input_moments(
             n: np.asarray(ops.convert_to_numpy(ops.cast(v, "float32"))) for n, v in values.items()
         }
         for key, layer in wanted.items():
-            for number in sources[key]:
-                for rows in _rows(layer, maps[number], quota, rng):
+            for number, mask in sources[key]:
+                heeded = None if mask is None else maps[mask] > 0
+                for rows in _rows(layer, maps[number], quota, rng, heeded):
                     seen[key] += len(rows)
                     sums[key] = sums.get(key, 0.0) + rows.T @ rows
     return {key: sums[key] / seen[key] for key in wanted}
@@ -267,10 +275,32 @@ def _spread(layer: Any, inputs: NDArray[Any], outputs: tuple[int, ...]) -> NDArr
     return spread
 
 
+def _mask_of_steps(graph: Any, step: Any) -> int | None:
+    """The number of the mask (b, t) by which a recurrent layer leaves steps out; None for none."""
+    if not isinstance(step.operation, RECURRENT):
+        return None
+    masks = [
+        number
+        for number in step.inputs[1:]
+        if str(graph.symbols[number].dtype) == "bool" and len(graph.symbols[number].shape) == 2
+    ]
+    return masks[0] if masks else None
+
+
 def _rows(
-    layer: keras.layers.Layer, inputs: NDArray[Any], quota: int | None, rng: np.random.Generator
+    layer: keras.layers.Layer,
+    inputs: NDArray[Any],
+    quota: int | None,
+    rng: np.random.Generator,
+    heeded: NDArray[np.bool_] | None = None,
 ) -> Iterator[NDArray[np.float64]]:
     """Yield the patches of a batch as rows (n, C*L), in blocks of limited size."""
+    if heeded is not None:
+        # Steps that a mask leaves out meet no kernel: (b, t, d) -> (1, steps left, d)
+        inputs = inputs[heeded][None]
+        quota = None if quota is None else quota * len(heeded)
+        if not inputs.size:
+            return
     total = output_positions(layer, inputs.shape)
     width = math.prod(kernel_of(layer).shape[:-1])
     at = np.arange(total)

@@ -25,10 +25,7 @@ from dprp_tf.decomposition import (
 from dprp_tf.files.arguments import check_choice, is_integer
 from dprp_tf.keras_internals.graphs import layer_keys
 from dprp_tf.keras_internals.rewriting import require_graph, rewrite
-from dprp_tf.layers import (
-    OBJECT_ARGUMENTS,
-    FactorizedLayer,
-)
+from dprp_tf.layers import FactorizedLayer
 from dprp_tf.layers.factorizable import factorizable, holds_matrix
 from dprp_tf.layers.kernels import kernel_of
 from dprp_tf.layers.layer_decomposition import layer_decomposition, suited_decomposition
@@ -58,9 +55,10 @@ def factorize(
 ) -> DPRPModel:
     """Return a model that computes what `model` computes and trains the factors of its kernels.
 
-    Every convolution and dense layer is replaced by its SVD layer, started from the SVD of its
-    weights, so a trained model keeps its function and a fresh one its initialization. Layers
-    keep their names and every argument; `model` itself is untouched.
+    Every convolution, transposed or not, every dense layer and every LSTM, GRU and SimpleRNN is
+    replaced by its SVD layer, started from the SVD of its (input) kernel, so a trained model keeps
+    its function and a fresh one its initialization. Layers keep their names and every argument;
+    `model` itself is untouched.
 
     With `"tucker"` convolutions of more than one position become Tucker layers, started from the
     Tucker-2 decomposition of their kernels, and the others and dense layers SVD layers in
@@ -70,7 +68,9 @@ def factorize(
     Args:
         model: A built Functional or Sequential model; nested models and shared layers are fine.
         decomposition: `"spatial"` (filters x channels against positions, the paper's),
-            `"channel"`, `"separable"` or `"tucker"`. Default `"spatial"`, or the plan's.
+            `"channel"`, `"separable"` or `"tucker"`. Asked for `"spatial"`, layers that no
+            depthwise convolution can stand for, transposed and three-dimensional ones, take
+            `"channel"`. Default `"spatial"`, or the plan's.
         ranks: Rank to start from: one for all (cut to each layer's full rank), or by layer name;
             by path, such as "backbone/conv", where layers of nested models share a name. A
             Tucker layer takes a pair (r_in, r_out), or one number for both; a pair for all gives
@@ -294,16 +294,15 @@ def _factorized_layer(
 ) -> FactorizedLayer:
     config = {key: value for key, value in layer.get_config().items() if key not in _LEFT_OUT}
     # The objects themselves, which may be functions that their names alone don't find.
-    config |= {name: getattr(layer, name) for name in OBJECT_ARGUMENTS}
+    kind = layer_class(type(layer), "tucker" if len(ranks) == 2 else "svd")
+    config |= {name: getattr(layer, name) for name in kind.object_arguments}
     if len(ranks) == 2:
-        tucker = layer_class(type(layer), "tucker").from_config({**config, "ranks": ranks})
+        tucker = kind.from_config({**config, "ranks": ranks})
         tucker.start_from(tucker2(kernel, (ranks[0], ranks[1])))
         return tucker
     decomposition = suited_decomposition(layer, decomposition)
     decomposition = "channel" if decomposition == "tucker" else decomposition
-    svd = layer_class(type(layer)).from_config(
-        {**config, "matricization": decomposition, "rank": ranks[0]}
-    )
+    svd = kind.from_config({**config, "matricization": decomposition, "rank": ranks[0]})
     matrix = matricize(kernel, decomposition)
     svd.start_from(decompose(matrix, ranks[0]))
     return svd

@@ -66,8 +66,9 @@ def refit_in_sequence(
 
     Returns:
         Names of the layers that were fitted. Layers called more than once and those of other kinds
-        than convolutions without groups and dense layers stay as they are, and so does what lies
-        behind an operation that makes other rows of samples, such as a reshape of the batch.
+        than dense layers and convolutions without groups, transposed or not, stay as they are, and
+        so does what lies behind an operation that makes other rows of samples, such as a reshape of
+        the batch.
 
     Source: He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section
     3.2, which fits to the whole model's outputs; the bias, the ridge towards W_0 and stages of low

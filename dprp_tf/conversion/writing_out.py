@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -23,6 +23,7 @@ from dprp_tf.keras_internals.graphs import (
     layers_inside,
     mask_of,
     nodes,
+    walk_layers,
 )
 from dprp_tf.keras_internals.layer_kinds import SEPARABLE
 from dprp_tf.keras_internals.opening import opened, symbolic_inputs
@@ -136,6 +137,7 @@ def unwritten(model: keras.Model) -> dict[str, str]:
 def _answers(model: keras.Model, *, take_over: bool = False) -> dict[int, _Answer]:
     """By layer what stands for it, or why nothing does."""
     found: dict[int, _Answer] = {}
+    taken = {layer.name for layer in walk_layers(model)}
     containers = [model]
     while containers:
         container = containers.pop()
@@ -154,13 +156,15 @@ def _answers(model: keras.Model, *, take_over: bool = False) -> dict[int, _Answe
                     if not known.fits(node):
                         found[id(layer)] = "it is called in different ways"
                     continue
-                answer = _answer(layer, node, take_over)
+                answer = _answer(layer, node, taken, take_over)
                 if isinstance(answer, str) or known is None:
                     found[id(layer)] = answer
     return found
 
 
-def _answer(layer: keras.layers.Layer, node: Any, take_over: bool) -> _Answer:
+def _answer(
+    layer: keras.layers.Layer, node: Any, taken: Collection[str], take_over: bool
+) -> _Answer:
     if _holds_kernels(layer):
         try:
             told = node.arguments
@@ -173,12 +177,9 @@ def _answer(layer: keras.layers.Layer, node: Any, take_over: bool) -> _Answer:
     if type(layer) is keras.layers.TimeDistributed:
         return unwritten_over_time(layer, node) or WrittenOverTime(layer)
     if type(layer) is keras.layers.Bidirectional:
-        if any(mask_of(tensor) is not None for tensor in node.input_tensors):
-            return "its inputs carry masks, as behind a Masking layer"
-        reason = unwritten_bidirectional(layer, node.arguments.kwargs)
-        return reason or WrittenBidirectional(layer)
+        return unwritten_bidirectional(layer, node) or WrittenBidirectional(layer, taken)
     if type(layer) in SEPARABLE:
-        return WrittenSeparable(layer)
+        return WrittenSeparable(layer, taken)
     parts = attention_parts(layer)
     return None if parts is None else _attention(layer, parts, node)
 

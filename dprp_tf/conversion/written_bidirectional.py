@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
+from dprp_tf.keras_internals.free_names import free_name
+from dprp_tf.keras_internals.given_kernels import copy_unnamed_settings
+from dprp_tf.keras_internals.graphs import mask_of
+from dprp_tf.keras_internals.layer_copies import copy_state, own_objects
 from dprp_tf.keras_internals.layer_kinds import RECURRENT
 
 __all__ = ["WrittenBidirectional", "unwritten_bidirectional"]
@@ -20,28 +24,24 @@ _JOINS = {
 }
 
 
-def unwritten_bidirectional(layer: keras.layers.Bidirectional, kwargs: Any) -> str | None:
+def unwritten_bidirectional(layer: keras.layers.Bidirectional, node: Any) -> str | None:
     """Say why a bidirectional layer is not written out; None if it is.
 
     Args:
         layer: The layer, built.
-        kwargs: What it is called with by name.
+        node: A call of it.
 
     Returns:
         The reason.
-
-    Example:
-
-    >>> layer = keras.layers.Bidirectional(keras.layers.GRU(4, stateful=True))
-    >>> unwritten_bidirectional(layer, {})
-    'it keeps its state from batch to batch'
     """
     parts = (layer.forward_layer, layer.backward_layer)
     if any(type(part) not in RECURRENT for part in parts):
         return "it goes both ways with a layer that is no LSTM, GRU or SimpleRNN"
     if layer.stateful:
         return "it keeps its state from batch to batch"
-    if any(kwargs.get(name) is not None for name in ("initial_state", "mask")):
+    if mask_of(node.input_tensors[0]) is not None:
+        return "its inputs carry masks, as behind a Masking layer"
+    if len(node.input_tensors) > 1 or len(node.arguments.args) > 1:
         return "it is given a state or a mask"
     if layer.activity_regularizer is not None:
         return "its outputs are regularized as they are joined"
@@ -53,6 +53,7 @@ class WrittenBidirectional:
 
     Args:
         layer: The layer, built; see `unwritten_bidirectional`.
+        taken: Names that its parts must not have. Default: none.
 
     Example:
 
@@ -63,14 +64,16 @@ class WrittenBidirectional:
     (None, 8)
     """
 
-    def __init__(self, layer: keras.layers.Bidirectional) -> None:
+    def __init__(self, layer: keras.layers.Bidirectional, taken: Collection[str] = ()) -> None:
         self._layer = layer
-        self._parts = [
-            type(part).from_config({**part.get_config(), "name": f"{layer.name}_{way}"})
-            for way, part in (("forward", layer.forward_layer), ("backward", layer.backward_layer))
-        ]
-        for own, part in zip(self._parts, self._held(), strict=True):
-            own.trainable = part.trainable and layer.trainable
+        self._parts = []
+        # Its activations may be functions that their names alone don't find.
+        with keras.saving.custom_object_scope(own_objects(layer)):
+            for way, part in zip(("forward", "backward"), self._held(), strict=True):
+                name = free_name(f"{layer.name}_{way}", taken)
+                own = type(part).from_config({**part.get_config(), "name": name})
+                copy_unnamed_settings(part, own)
+                self._parts.append(own)
         self._calls = 0
 
     def _held(self) -> tuple[keras.layers.Layer, keras.layers.Layer]:
@@ -94,8 +97,7 @@ class WrittenBidirectional:
             fresh = not own.built
             found = own(sequences, training=training)
             if fresh:
-                values = part.get_weights()
-                own.set_weights([np.array(value) for value in values])
+                copy_state(part, own)
             found = found if layer.return_state else [found]
             outputs.append(found[0])
             states += found[1:]

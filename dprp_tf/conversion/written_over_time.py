@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from dprp_tf.keras_internals.graphs import graph_of, mask_of
+from dprp_tf.keras_internals.layer_copies import copy_state, own_objects
 from dprp_tf.keras_internals.layer_kinds import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
 from dprp_tf.keras_internals.rewriting import rewrite
 from dprp_tf.keras_internals.same_settings import is_of_keras
@@ -36,7 +37,9 @@ def unwritten_over_time(layer: keras.layers.TimeDistributed, node: Any) -> str |
         The reason.
     """
     inner = layer.layer
-    known = type(inner) in _APPLIED or (is_of_keras(inner) and not inner.weights)
+    # A function of someone's own may look at the batch.
+    plain = is_of_keras(inner) and not isinstance(inner, keras.layers.Lambda)
+    known = type(inner) in _APPLIED or (plain and not inner.weights)
     if not known and graph_of(inner) is None:
         return f"it applies a {type(inner).__name__} to each step"
     if type(inner) is keras.layers.Dense:
@@ -70,7 +73,6 @@ class WrittenOverTime:
 
     def __init__(self, layer: keras.layers.TimeDistributed) -> None:
         self._source, self._name = layer.layer, layer.name
-        self._trainable = layer.trainable
         self._own: Any = None
 
     def __call__(self, x: Any, **_: Any) -> Any:
@@ -96,9 +98,10 @@ class WrittenOverTime:
             # Its layers keep their names, by which the whole model knows them.
             self._own = rewrite(self._source, lambda operation: None)
             return self._own(x)
-        config = {**self._source.get_config(), "name": self._name}
-        self._own = type(self._source).from_config(config)
-        self._own.trainable = self._source.trainable and self._trainable
+        # Its activation may be a function that its name alone doesn't find.
+        with keras.saving.custom_object_scope(own_objects(self._source)):
+            config = {**self._source.get_config(), "name": self._name}
+            self._own = type(self._source).from_config(config)
         outputs = self._own(x)
-        self._own.set_weights(self._source.get_weights())
+        copy_state(self._source, self._own)
         return outputs

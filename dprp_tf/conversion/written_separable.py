@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import keras
 from keras import ops
+
+from dprp_tf.keras_internals.free_names import free_name
 
 __all__ = ["WrittenSeparable"]
 
@@ -20,6 +23,7 @@ class WrittenSeparable:
 
     Args:
         layer: The layer, built; the pointwise convolution gets its name.
+        taken: Names that the depthwise convolution must not have. Default: none.
 
     Example:
 
@@ -30,7 +34,7 @@ class WrittenSeparable:
     (None, 6, 6, 4)
     """
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, taken: Collection[str] = ()) -> None:
         depthwise, pointwise = _PARTS[type(layer)]
         options: dict[str, Any] = {
             "data_format": layer.data_format,
@@ -48,7 +52,7 @@ class WrittenSeparable:
             depthwise_initializer=layer.depthwise_initializer,
             depthwise_regularizer=layer.depthwise_regularizer,
             depthwise_constraint=layer.depthwise_constraint,
-            name=f"{layer.name}_depthwise",
+            name=free_name(f"{layer.name}_depthwise", taken),
             **options,
         )
         self._second = pointwise(
@@ -80,7 +84,10 @@ class WrittenSeparable:
         fresh = not self._second.built
         outputs = self._second(self._first(x))
         if fresh:
-            depthwise, pointwise, *bias = map(ops.convert_to_numpy, self._source.weights)
-            self._first.set_weights([depthwise])
-            self._second.set_weights([pointwise, *bias])
+            # The depthwise kernel, the pointwise one and the bias, if there is one.
+            for own, source in zip(
+                [*self._first.weights, *self._second.weights], self._source.weights, strict=True
+            ):
+                own.assign(ops.convert_to_numpy(source))
+                own.trainable = source.trainable
         return outputs

@@ -87,7 +87,8 @@ class Form:
         """Return the shapes of the kernels it stores, in the order they are applied.
 
         Args:
-            kernel_shape: Keras kernel shape of the layer, (*spatial, C, S) or (D_in, D_out).
+            kernel_shape: Shape of the layer's kernel, (*spatial, C, S) or (D_in, D_out); of a
+                transposed convolution too.
 
         Returns:
             One shape per stage; the branches of a stage count as one kernel.

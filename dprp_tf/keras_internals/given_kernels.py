@@ -8,14 +8,14 @@ from typing import Any
 
 import keras
 
-__all__ = ["kernel_given", "without_kernel"]
+__all__ = ["copy_unnamed_settings", "kernel_given", "without_kernel"]
 
 
 def without_kernel(layer: Any) -> Any:
     """Take the input kernel away from a recurrent layer of Keras that is not built yet.
 
-    Its cell is replaced by one of the same settings that makes every weight but the kernel;
-    `kernel_given` says what the kernel is while the layer is called.
+    Its cell then makes every weight but the kernel; `kernel_given` says what the kernel is while
+    the layer is called.
 
     Args:
         layer: A `SimpleRNN`, `GRU` or `LSTM`, not built.
@@ -29,10 +29,28 @@ def without_kernel(layer: Any) -> Any:
     >>> layer.build((None, 5, 3)); [weight.name for weight in layer.weights]
     ['recurrent_kernel', 'bias']
     """
-    cell = layer.cell
-    del layer.cell
-    layer.cell = _CELLS[type(cell)].from_config(cell.get_config())
+    # Of the cell itself and not of a copy, whose settings might be functions without a name.
+    layer.cell.__class__ = _CELLS[type(layer.cell)]
     return layer
+
+
+def copy_unnamed_settings(layer: Any, into: Any) -> None:
+    """Copy what a recurrent layer of Keras is told and leaves out of its configuration.
+
+    Args:
+        layer: The layer.
+        into: Another of its kind.
+
+    Example:
+
+    >>> one, other = (keras.layers.LSTM(2, use_cudnn=use) for use in (False, "auto"))
+    >>> copy_unnamed_settings(one, other); other.use_cudnn
+    False
+    """
+    if hasattr(layer, "use_cudnn"):
+        into.use_cudnn = layer.use_cudnn
+    if hasattr(layer.cell, "implementation"):
+        into.cell.implementation = layer.cell.implementation
 
 
 @contextlib.contextmanager

@@ -58,6 +58,7 @@ class FactorizedLayer(keras.layers.Layer):
     """
 
     stands_for: ClassVar[type[keras.layers.Layer]]
+    object_arguments: ClassVar[tuple[str, ...]] = OBJECT_ARGUMENTS
     kernel_shape: tuple[int, ...]
     decomposition: str
     bias: keras.Variable | None

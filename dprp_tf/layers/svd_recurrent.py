@@ -10,7 +10,12 @@ from keras import ops
 from numpy.typing import NDArray
 
 from dprp_tf.files.arguments import check_integer
-from dprp_tf.keras_internals.given_kernels import kernel_given, without_kernel
+from dprp_tf.keras_internals.given_kernels import (
+    copy_unnamed_settings,
+    kernel_given,
+    without_kernel,
+)
+from dprp_tf.layers.factorized import OBJECT_ARGUMENTS
 from dprp_tf.layers.registry import low_rank_layer
 from dprp_tf.layers.svd_layer import SVDLayer
 
@@ -61,6 +66,12 @@ class SVDRecurrent(SVDLayer):
     """
 
     gates: ClassVar[int]
+    object_arguments: ClassVar[tuple[str, ...]] = (
+        *OBJECT_ARGUMENTS,
+        "recurrent_initializer",
+        "recurrent_regularizer",
+        "recurrent_constraint",
+    )
     # Settings of one kind of layer alone.
     own: ClassVar[tuple[str, ...]] = ()
 
@@ -111,6 +122,7 @@ class SVDRecurrent(SVDLayer):
                 unroll=unroll,
                 zero_output_for_mask=zero_output_for_mask,
                 dtype=self.dtype_policy,
+                trainable=self.trainable,
                 name="recurrent",
                 **own,
             )
@@ -125,6 +137,26 @@ class SVDRecurrent(SVDLayer):
     def recurrent_kernel(self) -> keras.Variable:
         """What multiplies the state, (units, gates * units)."""
         return self.recurrent.cell.recurrent_kernel
+
+    @property
+    def recurrent_initializer(self) -> Any:
+        """Initializer of the recurrent kernel."""
+        return self.recurrent.recurrent_initializer
+
+    @property
+    def recurrent_regularizer(self) -> Any:
+        """Regularizer of the recurrent kernel."""
+        return self.recurrent.recurrent_regularizer
+
+    @property
+    def recurrent_constraint(self) -> Any:
+        """Constraint of the recurrent kernel."""
+        return self.recurrent.recurrent_constraint
+
+    @property
+    def recurrent_activation(self) -> Any:
+        """Activation of the gates, where there are such."""
+        return self.recurrent.recurrent_activation
 
     def build(self, sequences_shape: Any, initial_state_shape: Any = None) -> None:
         features = sequences_shape[-1]
@@ -162,6 +194,7 @@ class SVDRecurrent(SVDLayer):
         Args:
             dense: A built layer of the kind that this one stands for.
         """
+        copy_unnamed_settings(dense, self.recurrent)
         self.recurrent_kernel.assign(np.array(ops.convert_to_numpy(dense.cell.recurrent_kernel)))
         if self.bias is not None:
             self.bias.assign(np.array(ops.convert_to_numpy(dense.cell.bias)))
@@ -231,6 +264,7 @@ class SVDGRU(SVDRecurrent):
     )
     gates = 3
     own = ("recurrent_activation", "reset_after")
+    object_arguments = (*SVDRecurrent.object_arguments, "recurrent_activation")
 
     def __init__(
         self,
@@ -258,6 +292,7 @@ class SVDLSTM(SVDRecurrent):
     )
     gates = 4
     own = ("recurrent_activation", "unit_forget_bias")
+    object_arguments = (*SVDRecurrent.object_arguments, "recurrent_activation")
 
     def __init__(
         self,

@@ -220,15 +220,19 @@ def _problem(
         except ValueError:
             if layers is not None or not found:
                 raise
+    # Their stages see maps of other sizes than the costs here tell.
+    odd = [key for key, layer in names.items() if isinstance(layer, (*RECURRENT, *TRANSPOSED))]
+    if layers is not None and odd:
+        raise ValueError(
+            "`layers` must name convolutions and dense layers, whose thresholds can be learned. "
+            f"Received: {odd}; `select_ranks` chooses ranks of transposed and recurrent ones."
+        )
     places = places_of(model, followed, found)
     # Those that `RankSpace` passes over, and whose weights count as nobody's.
     able = {
         key
         for key, layer in names.items()
-        if layer.kernel_constraint is None
-        # Their stages see maps of other sizes than the costs here tell.
-        and not isinstance(layer, (*RECURRENT, *TRANSPOSED))
-        and kernel_of(layer).held.trainable
+        if layer.kernel_constraint is None and key not in odd and kernel_of(layer).held.trainable
     }
     if latency is not None:
         WidthCosts(model, followed, [], latency)  # refuses a table of another model

@@ -121,3 +121,90 @@ def test_recurrent_layers_read_channels_and_keep_their_units(kind: Any) -> None:
     plan = dprp.select_channels(model, method="activation", budget=0.9, data=given, multiple=1)
     fitted = dprp.cut(model, plan, calibration_data=given)
     assert fitted.count_params() < model.count_params()
+
+
+def _constant(*shape: int) -> np.ndarray:
+    return np.tril(np.ones(shape, "float32"))
+
+
+@pytest.mark.parametrize(
+    ("mixing", "prunable"),
+    [
+        (lambda q, k, v: ops.dot_product_attention(q, k, v), 4),
+        (lambda q, k, v: ops.dot_product_attention(q, k, v, bias=_constant(4, 6, 6)), 0),
+        (lambda q, k, v: ops.dot_product_attention(q, k, v, bias=_constant(1, 6, 6)), 4),
+        (lambda q, k, v: ops.dot_product_attention(q, k[:, :, :2], v[:, :, :2]), 0),
+        (lambda q, k, v: _scored(q, k, v, None), 4),
+        (lambda q, k, v: _scored(q, k, v, _constant(1, 4, 6, 6) > 0), 0),
+        (lambda q, k, v: _scored(q, k, v, _constant(1, 1, 6, 6) > 0), 4),
+    ],
+)
+def test_what_differs_by_head_keeps_the_heads(mixing: Any, prunable: int) -> None:
+    x = keras.Input((6, 8))
+    parts = [layers.Reshape((6, 4, 3))(layers.Dense(12, name=name)(x)) for name in ("q", "k", "v")]
+    attended = layers.Reshape((6, 12))(mixing(*parts))
+    model = keras.Model(x, layers.Dense(2, name="out")(attended))
+    group = next(one for one in channel_groups(model).values() if "q" in one.layers)
+    assert group.prunable == prunable
+    if prunable:
+        given = np.random.default_rng(0).normal(size=(2, 6, 8)).astype("float32")
+        removed = draw_removal(channel_groups(model), np.random.default_rng(1))
+        (expected,) = masked_outputs(model, [given], removed)
+        small = dprp.remove_channels(model, removed)
+        np.testing.assert_allclose(ops.convert_to_numpy(small(given)), expected, atol=1e-5)
+
+
+def _scored(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    scores = ops.einsum("btnh,bsnh->bnts", q, k)
+    weights = layers.Softmax()(scores) if mask is None else layers.Softmax()(scores, mask=mask)
+    return ops.einsum("bnts,bsnv->btnv", weights, v)
+
+
+def test_fewer_heads_of_keys_than_of_queries_go_with_them() -> None:
+    x = keras.Input((6, 8))
+    q = layers.Reshape((6, 6, 2))(layers.Dense(12, name="q")(x))
+    k, v = (layers.Reshape((6, 3, 2))(layers.Dense(6, name=name)(x)) for name in ("k", "v"))
+    attended = layers.Reshape((6, 12))(ops.dot_product_attention(q, k, v))
+    model = keras.Model(x, layers.Dense(2, name="out")(attended))
+    group = next(one for one in channel_groups(model).values() if "q" in one.layers)
+    assert (group.size, group.prunable) == (3, 3)
+    given = np.random.default_rng(0).normal(size=(2, 6, 8)).astype("float32")
+    removed = {"k": [2, 3]}
+    (expected,) = masked_outputs(model, [given], removed)
+    found = dprp.remove_channels(model, removed)(given)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_reshapes_into_the_batch_and_repeats_of_it_are_followed_or_keep_all(kept: bool) -> None:
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(6, 3, padding="same", name="a")(x)
+    if kept:
+        # Windows of 4x4 as rows of the batch, and back.
+        y = ops.reshape(y, (-1, 2, 4, 2, 4, 6))
+        y = ops.transpose(y, (0, 1, 3, 2, 4, 5))
+        y = layers.Dense(5, "relu", name="b")(ops.reshape(y, (-1, 16, 6)))
+        y = ops.reshape(y, (-1, 2, 2, 16, 5))
+    else:
+        y = ops.repeat(y, 2, axis=0)
+    model = keras.Model(x, layers.Dense(2, name="out")(y))
+    groups = channel_groups(model)
+    assert groups["a"].prunable == (6 if kept else 0)
+    if kept:
+        given = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+        removed = {"a": [0, 3], "b": [1]}
+        (expected,) = masked_outputs(model, [given], removed)
+        found = dprp.remove_channels(model, removed)(given)
+        np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
+
+
+def test_no_plan_leaves_a_layer_without_a_filter() -> None:
+    x = keras.Input((5,))
+    a = layers.Dense(6, name="a")(x)
+    joined = layers.Add()([layers.Concatenate()([x, a]), layers.Dense(11, name="c")(x)])
+    model = keras.Model(x, layers.Dense(2, name="out")(joined))
+    group = channel_groups(model).of_layer("a")
+    assert group.prunable == 5
+    plan = dprp.select_channels(model, method="l1", budget=0.7, multiple=1)
+    small = dprp.cut(model, plan)
+    assert small.get_layer("a").units >= 1

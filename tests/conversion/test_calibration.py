@@ -266,3 +266,21 @@ def test_unusable_arguments_are_named() -> None:
         input_moments(model, ["head"], data, positions=0)
     with pytest.raises(ValueError, match="`arrays`"):
         input_moments(model, ["head"], [data, data])
+
+
+def test_steps_that_a_mask_leaves_out_count_for_nothing() -> None:
+    inputs = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True)(inputs)
+    x = layers.LSTM(5, return_sequences=True, name="a")(x)
+    model = keras.Model(inputs, layers.GRU(3, name="b")(x))
+    rng = np.random.default_rng(0)
+    words = rng.integers(1, 9, (40, 6))
+    words[:, 4:] = 0
+    moments = input_moments(model, ["a", "b"], words, positions=None)
+    table = _np(model.layers[1].embeddings)
+    rows = table[words[:, :4]].reshape(-1, 4)
+    np.testing.assert_allclose(moments["a"], rows.T @ rows / len(rows), rtol=1e-4)
+    padded = table[words].reshape(-1, 4)
+    assert np.abs(moments["a"] - padded.T @ padded / len(padded)).max() > 1e-5
+    some = input_moments(model, ["a"], words, positions=60)
+    assert np.abs(some["a"] - moments["a"]).max() < 0.5 * np.abs(moments["a"]).max()

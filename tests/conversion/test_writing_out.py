@@ -440,3 +440,39 @@ def test_a_transformer_goes_through_selection_and_search_by_the_command_line(
                 "--samples", 64, "--minutes", 1.2, "--max-drop", 5)  # fmt: skip
     assert best.exit_code == 0, best.output
     assert (tmp_path / "best" / "best.tflite").exists()
+
+
+def test_what_a_bidirectional_layer_is_given_besides_keeps_it() -> None:
+    x, state, other = keras.Input((_LONG, _WIDE)), keras.Input((5,)), keras.Input((5,))
+    both = layers.Bidirectional(layers.GRU(5), name="it")
+    model = _filled(keras.Model([x, state, other], both(x, [state, other])))
+    assert "a state or a mask" in unwritten(model)["it"]
+    _assert_same(model, dprp.write_out(model))
+
+
+def test_names_flags_and_functions_of_what_is_written_out() -> None:
+    def own(x: Any) -> Any:
+        return ops.tanh(x) * 0.5
+
+    x = keras.Input((_LONG, _WIDE))
+    y = layers.Dense(_WIDE, name="both_forward")(x)
+    both = layers.Bidirectional(layers.LSTM(3, return_sequences=True, use_cudnn=False), name="both")
+    y = both(y)
+    y = layers.TimeDistributed(layers.Dense(4, activation=own), name="each")(y)
+    y = layers.Reshape((_LONG, 2, 2))(y)
+    y = layers.TimeDistributed(layers.Conv1D(3, 2, activation=own), name="windows")(y)
+    y = layers.Reshape((_LONG, 3))(y)
+    separable = layers.SeparableConv1D(4, 2, activation=own, name="apart")
+    y = separable(layers.Dense(3, name="apart_depthwise")(y))
+    model = _filled(keras.Model(x, y))
+    both.backward_layer.cell.kernel.trainable = False
+    separable.depthwise_kernel.trainable = False
+    plain = dprp.write_out(model)
+    _assert_same(model, plain)
+    names = [layer.name for layer in plain.layers]
+    assert len(set(names)) == len(names)
+    assert {"both_forward", "both_forward_1", "both_backward", "apart_depthwise_1"} <= set(names)
+    assert len(plain.trainable_variables) == len(model.trainable_variables)
+    assert not plain.get_layer("both_backward").cell.kernel.trainable
+    assert plain.get_layer("both_forward_1").use_cudnn is False
+    assert not unwritten(model)

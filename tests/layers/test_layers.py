@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import dprp_tf as dprp
 from dprp_tf import decomposition
 from dprp_tf.decomposition import Factors
 from dprp_tf.keras_internals.graphs import walk_layers
@@ -557,3 +558,34 @@ def test_factors_of_the_wrong_shape_are_refused() -> None:
     layer.start_from(Factors(np.zeros((5, 2)), np.zeros(2), np.zeros((6, 2))))
     with pytest.raises(ValueError, match=r"factors of layer 'd'.*u \(5, 2\).*v \(6, 2\)"):
         layer.build((None, 7))
+
+
+@pytest.mark.parametrize("kind", [SVDLSTM, SVDGRU, SVDSimpleRNN])
+def test_recurrent_layers_stay_frozen_and_keep_functions_and_settings(kind: Any) -> None:
+    def own(x: Any) -> Any:
+        return ops.tanh(x) * 0.5
+
+    inputs = keras.Input((4, 6))
+    dense = kind.stands_for(
+        5, activation=own, recurrent_initializer=lambda shape, dtype: ops.ones(shape, dtype) * 0.1,
+        trainable=False, dropout=0.2, name="it",
+    )  # fmt: skip
+    if kind is not SVDSimpleRNN:
+        dense.use_cudnn = False
+    dense.cell.implementation = 1
+    model = keras.Model(inputs, dense(inputs))
+    lowrank = dprp.factorize(model, ranks=2)
+    layer = lowrank.get_layer("it")
+    assert not layer.trainable_variables
+    assert layer.activation is own
+    assert layer.recurrent.cell.implementation == 1
+    assert getattr(layer.recurrent, "use_cudnn", False) is False
+    # One cell, and one seed of its dropout.
+    cells = [part for part in layer._flatten_layers() if "cell" in part.name]
+    assert len(cells) == 1
+    x = np.random.default_rng(0).standard_normal((2, 4, 6)).astype("float32")
+    for form in ("two_stage", "dense"):
+        folded = dprp.fold(lowrank, form=form)
+        np.testing.assert_allclose(_np(folded(x)), _np(lowrank(x)), atol=1e-6)
+        assert not folded.get_layer("it").trainable_variables
+        assert folded.get_layer("it").cell.implementation == 1
