@@ -582,14 +582,13 @@ def _reasons() -> dict[str, tuple[layers.Layer, str]]:
     low_rank_adapted.enable_lora(2)
     return {
         "grouped": (layers.Conv2D(4, 3, groups=2), "groups=2"),
-        "transposed 1": (layers.Conv1DTranspose(4, 3), "Conv1DTranspose"),
-        "transposed 3": (layers.Conv3DTranspose(4, 3), "Conv3DTranspose"),
         "depthwise": (layers.DepthwiseConv1D(3), "depthwise"),
         "separable": (layers.SeparableConv1D(4, 3), "separable"),
         "embedding": (layers.Embedding(4, 3), "looked up"),
-        "recurrent": (layers.LSTM(4), "recurrent"),
+        "recurrent": (layers.RNN(layers.LSTMCell(4)), "recurrent"),
+        "stateful": (layers.LSTM(4, stateful=True), "from batch to batch"),
         "convolutional recurrent": (layers.ConvLSTM1D(4, 3), "recurrent"),
-        "wrapped recurrent": (layers.Bidirectional(layers.GRU(3)), "recurrent"),
+        "wrapped recurrent": (layers.Bidirectional(layers.GRU(3)), "writes both out"),
         "wrapped": (layers.TimeDistributed(layers.Dense(3)), "TimeDistributed wrapper"),
         "attention": (layers.MultiHeadAttention(2, 3), "attention"),
         "einsum": (layers.EinsumDense("abc,cd->abd", (None, 4)), "makes a Dense layer of it"),

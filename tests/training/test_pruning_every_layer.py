@@ -50,6 +50,7 @@ def _trained() -> tuple[dprp.DPRPModel, np.ndarray]:
     return lowrank, x
 
 
+@pytest.mark.slow
 def test_ranks_of_transposed_and_recurrent_layers_fall(tmp_path: Path) -> None:
     lowrank, x = _trained()
     full = {key: lowrank.get_layer(key).full_rank for key in lowrank.ranks}
