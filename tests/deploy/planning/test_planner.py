@@ -142,6 +142,7 @@ def test_transposed_convolutions_are_planned_by_what_their_stages_count(
     assert saved == pytest.approx(model_cost(model).macs - stages, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_recurrent_layer_is_measured_with_what_stands_before_it(tmp_path: Path) -> None:
     inputs = keras.Input((4, 24))
     x = layers.LSTM(8, return_sequences=True, name="each")(inputs)
