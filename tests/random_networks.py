@@ -47,6 +47,7 @@ _STEP = 1e-3
 _MATRICIZATIONS = ("spatial", "channel", "separable")
 _CONV = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}
 _TRANSPOSED = {1: layers.Conv1DTranspose, 2: layers.Conv2DTranspose, 3: layers.Conv3DTranspose}
+_RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
 _DEPTHWISE = {1: layers.DepthwiseConv1D, 2: layers.DepthwiseConv2D}
 _SEPARABLE = {1: layers.SeparableConv1D, 2: layers.SeparableConv2D}
 _MAX_POOL = {1: layers.MaxPooling1D, 2: layers.MaxPooling2D, 3: layers.MaxPooling3D}
@@ -653,13 +654,13 @@ def check(program: Program) -> Outcome:
     }
     low = dprp.factorize(model, decomposition=program.matricization, ranks=ranks)
     assert low.ranks == ranks
-    before = [np.array(layer.kernel) for layer in kernels]
+    before = [np.array(_kernel(layer)) for layer in kernels]
     after = [
-        _truncated(kernel, program.matricization, ranks[name])
-        for kernel, name in zip(before, names, strict=True)
+        _cut(layer, program.matricization, ranks[name])
+        for layer, name in zip(kernels, names, strict=True)
     ]
     for layer, kernel in zip(kernels, after, strict=True):
-        layer.kernel.assign(kernel)
+        _kernel(layer).assign(kernel)
     truncated = _call(model, x)
     compare = _Comparison(outcome, truncated, _sensitivity(model, x, truncated, rng))
     reduced = _call(low, x)
@@ -757,8 +758,25 @@ def _call(model: keras.Model, x: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _factorizable(layer: keras.layers.Layer) -> bool:
-    plain = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense)
+    plain = (*_CONV.values(), *_TRANSPOSED.values(), *_RECURRENT, layers.Dense)
     return type(layer) in plain and getattr(layer, "groups", 1) == 1
+
+
+def _kernel(layer: Any) -> Any:
+    """The variable that ranks are cut of: of a recurrent layer what its inputs meet."""
+    return layer.cell.kernel if type(layer) in _RECURRENT else layer.kernel
+
+
+def _cut(layer: Any, matricization: str, rank: int) -> np.ndarray:
+    """A layer's kernel at a rank, in the order in which the layer holds its axes."""
+    transposed = type(layer) in _TRANSPOSED.values()
+    kernel = np.array(_kernel(layer))
+    kernel = np.swapaxes(kernel, -1, -2) if transposed else kernel
+    if matricization == "spatial" and (transposed or isinstance(layer, layers.Conv3D)):
+        # No depthwise convolution could stand for it.
+        matricization = "channel"
+    kernel = _truncated(kernel, matricization, rank)
+    return np.swapaxes(kernel, -1, -2) if transposed else kernel
 
 
 def _truncated(kernel: np.ndarray, matricization: str, rank: int) -> np.ndarray:
