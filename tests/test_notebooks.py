@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ from dprp_tf import data, deploy
 from dprp_tf.files.atomic import write_text
 
 _FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-_NAMES = ("quickstart", "deploy_to_raspberry_pi", "latency_study")
+_NAMES = (
+    "quickstart",
+    "deploy_to_raspberry_pi",
+    "latency_study",
+    "segmentation",
+    "detection",
+)
 _WRITE = os.environ.get("DPRP_NOTEBOOK_WRITE") == "1"
 _LARGEST_BYTES = 1_000_000
 # `(/home/me/`, `"C:\Users\`; not `</span>`, `../x/` or `https://x/`.
@@ -198,3 +205,139 @@ def test_latency_study(tmp_path: Path) -> None:
     assert facts["high"] <= 1
     expected = np.asarray(facts["low_rank"])
     np.testing.assert_allclose(facts["folded"], expected, atol=1e-4 * np.abs(expected).max())
+
+
+# What the notebooks of whole tasks tell of every way to make the network smaller.
+_TASK_FACTS = (
+    "{'shares': shares, 'before': before, 'after': after, 'best': best, 'files': score_of,"
+    " 'ranks': lowrank.ranks, 'full': {layer.name: layer.full_rank for layer in"
+    " lowrank.low_rank_layers}, 'images': x_test[:8].tolist()}"
+)
+_WAYS = {"ranks", "channels", "channels and ranks", "DPRP training"}
+
+
+def _macs(model: keras.Model) -> int:
+    """Multiply-accumulates of a network's convolutions, counted by their shapes."""
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2DTranspose):
+            total += int(np.prod(layer.input.shape[1:3]) * np.prod(layer.kernel.shape))
+        elif isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
+            total += int(np.prod(layer.output.shape[1:3]) * np.prod(layer.kernel.shape))
+    return total
+
+
+def _require_half_and_its_files(facts: dict[str, Any], made: Path) -> None:
+    """Judge what a notebook left behind from outside: the small network and its two files."""
+    assert set(facts["shares"]) == set(facts["before"]) == set(facts["after"]) == {"dense", *_WAYS}
+    assert all(facts["shares"][name] <= 0.505 for name in _WAYS - {"DPRP training"})
+    assert facts["shares"]["DPRP training"] < 1
+    assert all(1 <= rank < facts["full"][name] for name, rank in facts["ranks"].items())
+    if _WRITE:  # cut short, nothing has learned anything
+        assert facts["shares"]["DPRP training"] <= 0.505
+        assert min(facts["before"]["dense"], *facts["after"].values()) > 0.8
+    # The losses are the notebook's own.
+    dense, small = (
+        keras.saving.load_model(made / f"{name}.keras", compile=False)
+        for name in ("dense", "small")
+    )
+    assert all(type(layer).__module__.startswith("keras.") for layer in small._flatten_layers())
+    assert _macs(small) <= 0.505 * _macs(dense)
+    assert _macs(small) / _macs(dense) == pytest.approx(facts["shares"][facts["best"]], abs=1e-3)
+    images = np.asarray(facts["images"], "float32")
+    whole, expected = (_by_name(model.predict(images, verbose=0)) for model in (dense, small))
+    exact, rounded = (
+        _by_name(deploy.run_file(made / f"small_{kind}.tflite", images))
+        for kind in ("float32", "int8")
+    )
+    assert set(exact) == set(rounded) == set(expected) == set(whole)
+    for name, array in expected.items():
+        scale = np.abs(array).max()
+        np.testing.assert_allclose(exact[name], array, atol=1e-4 * scale)
+        assert 1e-4 < np.abs(rounded[name] - array).max() / scale < 0.25
+        assert np.abs(whole[name] - array).max() > 1e-2 * scale
+    scores = facts["files"]
+    assert scores["small_float32.tflite"] == pytest.approx(facts["after"][facts["best"]], abs=2e-3)
+    assert scores["small_int8.tflite"] == pytest.approx(facts["after"][facts["best"]], abs=0.03)
+    sizes = [(made / f"small_{kind}.tflite").stat().st_size for kind in ("int8", "float32")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def _by_name(outputs: Any) -> dict[str, np.ndarray]:
+    return outputs if isinstance(outputs, dict) else {"": outputs}
+
+
+@pytest.mark.slow
+def test_segmentation(tmp_path: Path) -> None:
+    notebook, facts = _execute("segmentation", tmp_path, _TASK_FACTS)
+    _require_clean(notebook)
+    _require_half_and_its_files(facts, tmp_path / "runs" / "segmentation")
+
+
+@pytest.mark.slow
+def test_detection(tmp_path: Path) -> None:
+    notebook, facts = _execute("detection", tmp_path, _TASK_FACTS)
+    _require_clean(notebook)
+    made = tmp_path / "runs" / "detection"
+    _require_half_and_its_files(facts, made)
+    found = deploy.run_file(made / "small_int8.tflite", np.asarray(facts["images"], "float32"))
+    assert {name: array.shape for name, array in found.items()} == {
+        "heatmap": (8, 12, 12, 3),
+        "boxes": (8, 12, 12, 4),
+    }
+
+
+@pytest.fixture(scope="module")
+def detector_score(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The functions of the detector's score, as the notebook has them, on 6x6 cells of 4 pixels."""
+    path = tmp_path_factory.mktemp("cells") / "score.py"
+    cells = {cell["id"]: cell.source for cell in _read("detection").cells}
+    path.write_text(cells["score"], encoding="utf-8")
+    given = {"np": np, "CELL": 4, "MIDDLES": 4 * (np.arange(6) + 0.5)}
+    return runpy.run_path(str(path), init_globals=given)
+
+
+def _maps(canvases: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Labels without a digit, and outputs that find nothing."""
+    y = {"heatmap": np.zeros((canvases, 6, 6, 2)), "boxes": np.zeros((canvases, 6, 6, 5))}
+    found = {"heatmap": np.full((canvases, 6, 6, 2), -9.0), "boxes": np.ones((canvases, 6, 6, 4))}
+    return y, found
+
+
+def test_boxes_that_overlap_share_what_they_share(detector_score: dict[str, Any]) -> None:
+    box = np.array([0.0, 0.0, 4.0, 4.0])
+    others = np.array([[0, 0, 4, 4], [2, 0, 6, 4], [2, 2, 6, 6], [4, 0, 8, 4]], float)
+    shares = detector_score["overlap"](box, others)
+    np.testing.assert_allclose(shares, [1, 8 / 24, 4 / 28, 0])
+
+
+def test_average_precision_of_a_case_by_hand(detector_score: dict[str, Any]) -> None:
+    y, found = _maps(2)
+    # Two digits of class 0 on the first canvas, one of class 1 on the second: 8 by 8 pixels.
+    for canvas, row, column, kind in ((0, 1, 1, 0), (0, 4, 4, 0), (1, 2, 2, 1)):
+        y["heatmap"][canvas, row, column, kind] = 1
+        y["boxes"][canvas, row, column] = [1, 1, 1, 1, 1]
+    assert detector_score["average_precision"](y, found) == 0
+    found["heatmap"][0, 1, 1, 0] = 4  # right
+    found["heatmap"][1, 4, 4, 0] = 3  # wrong: nothing lies there
+    found["heatmap"][0, 4, 4, 0] = 2  # right: 8 by 4 of 8 by 8 is half of the union
+    found["boxes"][0, 4, 4] = [1, 0, 1, 1]
+    # Of class 1: the right place with too small a box, then the same digit right, then once more.
+    found["heatmap"][1, 2, 2, 1] = 5
+    found["boxes"][1, 2, 2] = [1, 0, 1, 0.9]
+    found["heatmap"][1, 2, 4, 1] = 3
+    found["boxes"][1, 2, 4] = [3, 1, -1, 1]
+    found["heatmap"][1, 4, 2, 1] = 1
+    found["boxes"][1, 4, 2] = [1, 3, 1, -1]
+    of = detector_score["average_precision_of"]
+    assert of(0, y, found) == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
+    assert of(1, y, found) == pytest.approx(1 / 2)
+    assert detector_score["average_precision"](y, found) == pytest.approx((5 / 6 + 1 / 2) / 2)
+
+
+def test_a_detection_is_the_largest_of_its_neighbours(detector_score: dict[str, Any]) -> None:
+    _, found = _maps(1)
+    found["heatmap"][0, 2, 2, 0], found["heatmap"][0, 2, 3, 0] = 2, 1
+    scores, boxes = detector_score["detections"](found["heatmap"][0], found["boxes"][0], 0)
+    np.testing.assert_allclose(scores, [1 / (1 + np.exp(-2))])
+    np.testing.assert_allclose(boxes, [[6, 6, 14, 14]])
