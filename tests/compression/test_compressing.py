@@ -337,6 +337,7 @@ def test_killed_three_times_at_random_moments_it_goes_on_and_nothing_is_lost(
     place, moments = tmp_path / "phone", random.Random(3)
     words = ["compress", tmp_path / "dense.keras", "--data", "digits", "--image-size", 8]
     words += ["--folder", place, "--samples", 64, "--minutes", 1.2, "--max-drop", 3]
+    words += ["--smallest"]
     command = [sys.executable, "-m", "dprp_tf.cli", *map(str, words)]
     complete: list[dict[str, Any]] = []
     for _ in range(3):
