@@ -31,7 +31,8 @@ def attended(
     if len(before) < 3 or any(array.ndim != 3 for array in before[:3]):
         return None
     # (n or 1, t, s): what differs by head would have to lose heads too.
-    if any(shape[0] != 1 or max(array.shape) > 1 for array, shape in _beside(before, shapes)):
+    beside = zip(before[3:], shapes[3:], strict=True)
+    if any(shape[0] != 1 or max(array.shape) > 1 for array, shape in beside):
         return None
     heads = _tied_heads(labels, [(array, 1) for array in before[:3]], shapes[0][1])
     return None if heads is None else [heads[None, :, None]]
@@ -86,10 +87,6 @@ def repeated_along(operation: Any, before: list[LabelArray]) -> list[LabelArray]
     if not 0 <= axis < array.ndim:
         return None
     return [array if array.shape[axis] == 1 else np.repeat(array, operation.repeats, axis=axis)]
-
-
-def _beside(before: list[LabelArray], shapes: list[_Shape]) -> list[tuple[LabelArray, _Shape]]:
-    return list(zip(before[3:], shapes[3:], strict=True))
 
 
 def _tied_heads(

@@ -21,7 +21,13 @@ from dprp_tf.keras_internals.layer_kinds import (
     TRANSPOSED,
 )
 from dprp_tf.keras_internals.quick_building import quick_build
-from dprp_tf.layers import FactorizedConvolution, FactorizedLayer, SVDLayer, SVDRecurrent
+from dprp_tf.layers import (
+    FactorizedConvolution,
+    FactorizedLayer,
+    FactorizedTransposedConvolution,
+    SVDLayer,
+    SVDRecurrent,
+)
 from dprp_tf.layers.kernels import kernel_of
 
 __all__ = ["SlicedLayer", "WeightCut", "filter_rows", "weight_cuts"]
@@ -103,7 +109,7 @@ class SlicedLayer:
             for name, cut in self._slice.cuts.items()
         }
         if isinstance(original, FactorizedLayer):
-            kernel = kernel_of(original).as_held(weights.pop("kernel"))
+            kernel = original.as_held(weights.pop("kernel"), np)
             self.layer.start_from(_factors(original, kernel, config))
         outputs = quick_build(self.layer)(*args, **kwargs)
         for name, value in weights.items():
@@ -261,7 +267,7 @@ def _factorized(layer: Any, reads: Mask, makes: Mask) -> _Slice:
             min(rank, int(kept.sum()))
             for rank, kept in zip(layer.ranks, (reads, makes), strict=True)
         )
-    turned = kernel_of(layer).turned
+    turned = isinstance(layer, FactorizedTransposedConvolution)
     kernel = WeightCut({-1: reads, -2: makes} if turned else {-2: reads, -1: makes})
     return _Slice(settings, {"kernel": kernel, **_bias(layer, makes)})
 

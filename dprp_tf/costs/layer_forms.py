@@ -10,7 +10,7 @@ from dprp_tf.costs.form import KINDS, OWN_KIND, Form
 from dprp_tf.files.arguments import check_choice
 from dprp_tf.keras_internals.layer_kinds import TRANSPOSED
 from dprp_tf.layers import FactorizedLayer
-from dprp_tf.layers.kernels import kernel_of
+from dprp_tf.layers.kernels import dense_class, kernel_of
 
 __all__ = ["obstacle", "own_form", "same_factors", "smallest_form"]
 
@@ -41,7 +41,7 @@ def obstacle(layer: Any, kind: str) -> str | None:
         return "its kernel has one position: only the channel form applies"
     if kind in ("separable", "tucker"):
         return None
-    if issubclass(getattr(type(layer), "stands_for", type(layer)), TRANSPOSED):
+    if issubclass(dense_class(layer), TRANSPOSED):
         return "Keras has no depthwise transposed convolution"
     if len(spatial) == 3:
         return "Keras has no three-dimensional depthwise convolution"

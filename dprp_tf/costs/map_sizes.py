@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from dprp_tf.keras_internals.layer_calls import LayerCall
 from dprp_tf.keras_internals.layer_kinds import RECURRENT, TRANSPOSED
+from dprp_tf.layers.kernels import dense_class
 
 __all__ = ["MapSizes", "map_sizes"]
 
@@ -41,7 +42,7 @@ def map_sizes(call: LayerCall) -> MapSizes | None:
     >>> map_sizes(LayerCall(layer, (1, 8, 8, 3), (1, 16, 16, 4)))
     MapSizes(before=(8, 8), after=(16, 16), transposed=True)
     """
-    kind = getattr(type(call.layer), "stands_for", type(call.layer))
+    kind = dense_class(call.layer)
     if issubclass(kind, RECURRENT):
         steps = call.input_shape[1]
         return None if steps is None else MapSizes((int(steps),), (int(steps),))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dprp_tf.keras_internals.layer_kinds import RECURRENT, TRANSPOSED
 
-__all__ = ["Kernel", "kernel_of"]
+__all__ = ["Kernel", "dense_class", "kernel_of"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,24 @@ def kernel_of(layer: keras.layers.Layer) -> Kernel:
     >>> tuple(layer.kernel.shape), kernel_of(layer).shape
     ((3, 3, 4, 2), (3, 3, 2, 4))
     """
-    kind = getattr(type(layer), "stands_for", type(layer))
     if isinstance(layer, RECURRENT):
         return Kernel(layer.cell.kernel, False)
-    return Kernel(layer.kernel, issubclass(kind, TRANSPOSED))
+    return Kernel(layer.kernel, issubclass(dense_class(layer), TRANSPOSED))
+
+
+def dense_class(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
+    """Return the Keras layer that a low-rank layer stands for, or the class of another layer.
+
+    Args:
+        layer: Any layer.
+
+    Returns:
+        The class.
+
+    Example:
+
+    >>> dense_class(keras.layers.ReLU()).__name__
+    'ReLU'
+    """
+    found: type[keras.layers.Layer] = getattr(type(layer), "stands_for", type(layer))
+    return found
