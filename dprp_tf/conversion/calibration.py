@@ -175,15 +175,7 @@ def patches(
         offsets = np.array(layer.kernel_size) - 1 - offsets
         strides = (1,) * len(outputs)
     else:
-        axes = zip(
-            inputs.shape[1:-1],
-            outputs,
-            layer.kernel_size,
-            layer.strides,
-            layer.dilation_rate,
-            strict=True,
-        )
-        pads = [_padding(layer.padding, *axis) for axis in axes]
+        pads = [_padding(layer.padding, *axis) for axis in _axes(layer, inputs, outputs)]
         padded = np.pad(inputs, ((0, 0), *pads, (0, 0)))
         strides = layer.strides
     if at is None:
@@ -231,6 +223,14 @@ def _output_sizes(layer: Any, sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(size) for size in found)
 
 
+def _axes(
+    layer: Any, inputs: NDArray[Any], outputs: tuple[int, ...]
+) -> list[tuple[int, int, int, int, int]]:
+    """By axis the sizes of inputs and outputs, the window's, its step and its spacing."""
+    settings = (layer.kernel_size, layer.strides, layer.dilation_rate)
+    return list(zip(inputs.shape[1:-1], outputs, *settings, strict=True))
+
+
 def _padding(
     padding: str, size: int, output: int, kernel: int, stride: int, dilation: int
 ) -> tuple[int, int]:
@@ -246,16 +246,7 @@ def _padding(
 
 def _spread(layer: Any, inputs: NDArray[Any], outputs: tuple[int, ...]) -> NDArray[Any]:
     """Inputs with zeros between them and around, of which a convolution makes these outputs."""
-    axes = list(
-        zip(
-            inputs.shape[1:-1],
-            outputs,
-            layer.kernel_size,
-            layer.strides,
-            layer.dilation_rate,
-            strict=True,
-        )
-    )
+    axes = _axes(layer, inputs, outputs)
     # Long enough for the window at the last output, whatever its padding.
     lengths = [output + dilation * (kernel - 1) for _, output, kernel, _, dilation in axes]
     spread = np.zeros((len(inputs), *lengths, inputs.shape[-1]), inputs.dtype)
